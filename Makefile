@@ -1,0 +1,47 @@
+# adapter-foundry: `make demo` runs the main job, `make test` passes the tests.
+# Both set everything up themselves; all they need is Python 3.11 or newer with venv.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+STAMP  := $(VENV)/.installed
+RECIPE ?= trainer/recipes/pixelsmile-portraits.yaml
+JOBS   ?= 2
+
+# One thread a process: the pictures are small, and the tests run $(JOBS) processes.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lock clean
+
+help:  ## show these lines
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(STAMP)  ## create .venv and install everything at the locked versions
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys, venv; sys.exit("adapter-foundry needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned: whatever needs it later finds it there and fetches no other build
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, offline
+	$(BIN)/python -m flows.pipeline $(RECIPE)
+
+test: setup  ## static checks and the whole test suite
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+check: setup  ## ruff, mypy and the walls between the floors
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: setup  ## write constraints.txt from what is installed now
+	$(PIP) freeze --exclude adapter-foundry | sed -E 's/\+cpu$$//' > constraints.txt
+
+clean:  ## remove the environment, builds and caches (data folders stay)
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
