@@ -1,0 +1,271 @@
+"""`evaluate`: edits held-out people through the engine that production serves, judges them, writes the report.
+
+Edits are made only through `serving.engine.EditEngine`, with adapters that passed admission's scan and licence
+check. The judge is trained apart from the one that labelled the training data; its own error on true renders of
+the same people stands beside every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from registry.digest import Digest, digest_bytes
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, canonical_json
+from trainer.errors import BaseModelError, DataError
+from trainer.evaluation import measure, metrics, pictures
+from trainer.evaluation.measure import Gallery, Judge, Key, Measured
+from trainer.evaluation.plan import NEUTRAL, Ask, Plan, Subject, plan_of, vector
+from trainer.evaluation.report import Digests, EvaluationReport, Value, build_metrics, judge
+from trainer.evaluation.sheets import Portrait
+from trainer.portraits.renderer import render
+from trainer.progress import Progress, silent
+from trainer.recipe import Recipe
+from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+
+if TYPE_CHECKING:
+    from registry.admission import VerifiedAdapter
+    from serving.engine import EditEngine
+
+REPORT_NAME = "evaluation.json"
+WORST_CASES = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judges:
+    """Who judges: expressions [N, 12], identities [N, D] unit rows, and the digests of their files."""
+
+    expression: Judge
+    identity: Judge
+    digests: dict[str, Digest]
+
+
+def load_judges() -> Judges:
+    """The shipped evaluation judge and identity encoder."""
+    from trainer.portraits import judges
+
+    paths = {"expression": judges.path("evaluation"), "identity": judges.path("identity")}
+    return Judges(
+        expression=judges.ExpressionJudge.load("evaluation"),
+        identity=judges.IdentityEncoder.load(),
+        digests={name: digest_bytes(path.read_bytes()) for name, path in paths.items()},
+    )
+
+
+def evaluate(
+    recipe: Recipe,
+    adapter_dir: Path,
+    base_path: Path,
+    out: Path,
+    raw_dir: Path | None = None,
+    progress: Progress = silent,
+    judges: Judges | None = None,
+) -> EvaluationReport:
+    """Judge an adapter on people that training has never seen; nothing to do where the same report lies in `out`.
+
+    Args:
+        recipe: its evaluation section decides people, intensities, steps and thresholds.
+        adapter_dir: folder of the adapter to be judged (the EMA weights).
+        base_path: folder of the base model.
+        out: becomes a folder with evaluation.json, report.html and the sheets, all at once.
+        raw_dir: the same training's weights without EMA, for comparison.
+        progress: takes notice of the people that are done.
+        judges: None loads the shipped ones.
+
+    Raises:
+        RecipeError: the recipe's evaluation asks for something that this suite cannot do.
+        DataError: an adapter folder is incomplete.
+        BaseModelError: there is no base model.
+        RegistryError: an adapter does not pass the scan or the licence check.
+    """
+    plan = plan_of(recipe)
+    judges = judges or load_judges()
+    adapter = candidate(adapter_dir)
+    raw = candidate(raw_dir) if raw_dir is not None else None
+    digests = Digests(
+        adapter=digest_bytes(adapter.weights),
+        raw=digest_bytes(raw.weights) if raw else None,
+        base=folder_digest(base_path),
+        judges=judges.digests,
+        suite=plan.digest(),
+    )
+    code = code_version()
+    key = stage_key(
+        "evaluate",
+        digests=digests.model_dump(mode="json"),
+        thresholds=recipe.evaluation.thresholds,
+        code=code,
+    )
+    if finished(out, key):
+        return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
+
+    truth = Gallery.of(render_truth(plan), judges.expression, judges.identity)
+    galleries = _edit(plan, _engine(base_path), adapter, raw, truth, judges, progress)
+    report = _report(plan, galleries, truth, recipe.evaluation.thresholds, digests, code)
+    with new_folder(out) as folder:
+        data = report.model_dump_json(indent=1).encode()
+        (folder / REPORT_NAME).write_bytes(data)
+        pictures.write(folder, report, plan, galleries["adapter"], truth, subject=recipe.release.adapter)
+        facts = {"verdict": "passed" if report.verdict.passed else "refused", **report.scalars()}
+        write_result(
+            folder, StageResult(stage="evaluate", folder=out, key=key, digest=digest_bytes(data), facts=facts)
+        )
+    return report
+
+
+def candidate(folder: Path) -> VerifiedAdapter:
+    """The unsigned adapter in a folder, scanned and licence-checked; production engines refuse it.
+
+    Raises:
+        DataError: a file is missing.
+        RegistryError: refused by the scan or the licence policy.
+    """
+    from registry.admission import admit_candidate
+
+    try:
+        files = {name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)}
+    except OSError as error:
+        raise DataError(
+            f"{folder} is no adapter folder: {error.filename} cannot be read",
+            f"give a folder with {WEIGHTS_NAME} and {CARD_NAME}, as training writes it",
+        ) from None
+    return admit_candidate(files)
+
+
+def folder_digest(folder: Path) -> Digest:
+    """Digest over the names and contents of a base model's files.
+
+    Raises:
+        BaseModelError: there is no such folder.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise BaseModelError(
+            f"{folder} holds no base model: model_index.json is missing", "give a folder in diffusers layout"
+        )
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {path.relative_to(folder).as_posix(): str(digest_bytes(path.read_bytes())) for path in files}
+    return digest_bytes(canonical_json(entries))
+
+
+def code_version() -> str:
+    """Version of the installed distribution, or "unknown" in a bare source tree."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("adapter-foundry")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def render_truth(plan: Plan) -> dict[Key, Portrait]:
+    """True renders of everything that the adapter is asked for, and the neutral sources."""
+    return {
+        (index, ask): render(subject.person, vector(ask), place=subject.place)
+        for index, subject in enumerate(plan.subjects)
+        for ask in plan.everything(index)
+    }
+
+
+def _engine(base_path: Path) -> EditEngine:
+    from serving.engine import EditEngine
+    from serving.pipelines.qwen_image_edit import QwenImageEdit
+
+    return EditEngine(QwenImageEdit.load(base_path), allow_candidates=True)
+
+
+def _edit(
+    plan: Plan,
+    engine: EditEngine,
+    adapter: VerifiedAdapter,
+    raw: VerifiedAdapter | None,
+    truth: Gallery,
+    judges: Judges,
+    progress: Progress,
+) -> dict[str, Gallery]:
+    """Galleries of the adapter, of the raw weights where given, and of the base (the adapter at strength 0)."""
+    editors = [("adapter", adapter, 1.0), ("base", adapter, 0.0)]
+    if raw is not None:
+        editors.append(("raw", raw, 1.0))
+    galleries, done, total = {}, 0, len(editors) * len(plan.subjects)
+    for name, weights, strength in editors:
+        images: dict[Key, Portrait] = {}
+        for index, subject in enumerate(plan.subjects):
+            progress("evaluate", done, total, f"{name}, {subject.name}")
+            asks = plan.everything(index) if name == "adapter" else plan.full_strength()
+            edits = _sweep(engine, weights, strength, truth.images[index, NEUTRAL], asks, subject, plan)
+            images |= zip([(index, ask) for ask in asks], edits, strict=True)
+            done += 1
+        galleries[name] = Gallery.of(images, judges.expression, judges.identity)
+    progress("evaluate", total, total, "judged")
+    return galleries
+
+
+def _sweep(
+    engine: EditEngine,
+    adapter: VerifiedAdapter,
+    strength: float,
+    source: Portrait,
+    asks: Sequence[Ask],
+    subject: Subject,
+    plan: Plan,
+) -> list[Portrait]:
+    from PIL import Image
+
+    results = engine.sweep(
+        Image.fromarray(source),
+        adapter,
+        [dict(ask) for ask in asks],
+        strength=strength,
+        seed=subject.seed,
+        steps=plan.steps,
+    )
+    return [np.asarray(result.image.convert("RGB"), np.uint8) for result in results]
+
+
+def _report(
+    plan: Plan,
+    galleries: dict[str, Gallery],
+    truth: Gallery,
+    thresholds: dict[str, float],
+    digests: Digests,
+    code: str,
+) -> EvaluationReport:
+    edits = galleries["adapter"]
+    measured = {name: measure.full_strength(plan, gallery, truth) for name, gallery in galleries.items()}
+    measured["renders"] = measure.full_strength(plan, truth, truth) | measure.control(plan, truth)
+    del measured["renders"]["paired_psnr"]  # of a picture with itself
+    ceiling = measured["renders"]["identity_similarity"]
+    for values in measured.values():
+        similarity = values["identity_similarity"]
+        ratio = metrics.identity_ratio(similarity.values, ceiling.values)
+        values["identity_ratio"] = Measured(values=ratio, samples=similarity.samples)
+    base = measured["base"]
+    for name in ("adapter", "raw"):
+        if name in measured:
+            paired = measured[name]["paired_psnr"]
+            gain = paired.values - base["paired_psnr"].values
+            measured[name]["psnr_gain"] = Measured(values=gain, samples=paired.samples)
+    measured["adapter"] |= measure.control(plan, edits) | {
+        "base_top1_accuracy": base["top1_accuracy"],
+        "identity_ceiling": ceiling,
+    }
+    values = {name: measure.value(item, plan) for name, item in measured.pop("adapter").items()}
+    references: dict[str, dict[str, Value]] = {}
+    for which, items in measured.items():
+        for name, item in items.items():
+            references.setdefault(name, {})[which] = measure.value(item, plan)
+    rows = build_metrics(values, references, thresholds)
+    return EvaluationReport(
+        code_version=code,
+        digests=digests,
+        suite=plan.describe(),
+        metrics=rows,
+        verdict=judge(rows),
+        confusion=measure.confusion(plan, edits),
+        curves=measure.response_curves(plan, edits),
+        worst=tuple(case for _, case in measure.cases(plan, edits, truth)[:WORST_CASES]),
+    )
