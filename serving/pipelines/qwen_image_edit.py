@@ -1,0 +1,256 @@
+"""Qwen-Image-Edit (the Plus pipeline of 2509 and 2511), of any size, through diffusers' own classes.
+
+`QwenImageEditPlusPipeline.__call__` edits one prompt at a time at a fixed megapixel; training and sweeps need
+batches at the size that the base was made for. This file therefore calls the pipeline's parts in the same order
+with the same arithmetic. A folder may hold `resolution.json` with ``{"pixels": side, "condition_pixels": side}``;
+the published weights have none and get `DEFAULT_PIXELS`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from serving.pipelines.base import OnStep, PromptEmbeds
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageEditPlusPipeline
+
+FAMILY = "qwen-image-edit"
+DEFAULT_PIXELS = 512  # PixelSmile trains at 512 x 512
+DEFAULT_CONDITION_PIXELS = 384
+_IMAGE_PROMPT = "Picture 1: <|vision_start|><|image_pad|><|vision_end|>"
+
+
+def _processor(folder: str, revision: str | None, subfolder: str = "processor") -> Any:
+    """The vision-language processor; without torchvision, one that has no video part."""
+    from transformers import Qwen2Tokenizer, Qwen2VLProcessor
+
+    if importlib.util.find_spec("torchvision") is not None:
+        return Qwen2VLProcessor.from_pretrained(folder, revision=revision, subfolder=subfolder)
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder, revision=revision, subfolder="tokenizer")
+    images = Qwen2VLImageProcessorPil.from_pretrained(folder, revision=revision, subfolder=subfolder)
+    return image_only_processor(images, tokenizer)
+
+
+def image_only_processor(image_processor: Any, tokenizer: Any) -> Any:
+    """A `Qwen2VLProcessor` for text and images; the full class insists on a video part, which needs torchvision."""
+    from transformers import Qwen2VLProcessor
+
+    class ImageOnlyProcessor(Qwen2VLProcessor):
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+        def __init__(self, image_processor: Any, tokenizer: Any):
+            self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+            self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+                [self.image_token, self.video_token]
+            )
+            super(Qwen2VLProcessor, self).__init__(image_processor, tokenizer)
+
+    return ImageOnlyProcessor(image_processor, tokenizer)
+
+
+def single_frame(vae: Any) -> None:
+    """Let the video VAE's causal convolutions see one frame as a picture.
+
+    Before the first frame they pad with zeros, so only the last temporal slice of a kernel meets data: a 2D
+    convolution gives the same numbers for a third of the work.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
+
+    def bind(conv: Any) -> Any:
+        whole, (left, _, top, *_rest) = conv.forward, conv._padding
+
+        def forward(x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
+            if x.shape[2] != 1 or cache_x is not None:
+                return whole(x, cache_x)
+            flat = torch.nn.functional.conv2d(
+                x[:, :, 0], conv.weight[:, :, -1], conv.bias, conv.stride[1:], (top, left)
+            )
+            return flat.unsqueeze(2)
+
+        return forward
+
+    for module in vae.modules():
+        if isinstance(module, QwenImageCausalConv3d):
+            module.forward = bind(module)
+
+
+class QwenImageEdit:
+    """`EditPipeline` on a loaded `QwenImageEditPlusPipeline`; images are square, `pixels` a side."""
+
+    family = FAMILY
+
+    def __init__(self, pipe: QwenImageEditPlusPipeline, pixels: int, condition_pixels: int):
+        self.pipe, self.pixels, self.condition_pixels = pipe, pixels, condition_pixels
+        self.transformer: torch.nn.Module = pipe.transformer
+        for module in (pipe.transformer, pipe.vae, pipe.text_encoder):
+            module.requires_grad_(False).eval()
+        single_frame(pipe.vae)
+        self._side = pixels // pipe.vae_scale_factor
+        vae = pipe.vae.config
+        self._mean = torch.tensor(vae.latents_mean).view(1, -1, 1, 1, 1)
+        self._std = torch.tensor(vae.latents_std).view(1, -1, 1, 1, 1)
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> QwenImageEdit:
+        """Load a base from a local folder or from a hub id at `revision`.
+
+        Args:
+            dtype: of the weights; None means float32 on a CPU and bfloat16 elsewhere.
+
+        Raises:
+            OSError: the folder or id holds no such pipeline.
+        """
+        from diffusers import QwenImageEditPlusPipeline
+
+        folder = str(base)
+        local = Path(folder) / "resolution.json"
+        sides = json.loads(local.read_text()) if local.is_file() else {}
+        weights = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        pipe = QwenImageEditPlusPipeline.from_pretrained(
+            folder, revision=revision, processor=_processor(folder, revision), torch_dtype=weights
+        ).to(device)
+        return cls(
+            pipe, sides.get("pixels", DEFAULT_PIXELS), sides.get("condition_pixels", DEFAULT_CONDITION_PIXELS)
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.pipe.vae.parameters()).dtype
+
+    @torch.no_grad()
+    def encode_prompts(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptEmbeds:
+        """See `EditPipeline`; the template's system part is dropped as the pipeline does."""
+        pipe = self.pipe
+        side = self.condition_pixels
+        texts = [pipe.prompt_template_encode.format(_IMAGE_PROMPT + prompt) for prompt in prompts]
+        inputs = pipe.processor(
+            text=texts,
+            images=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.device)
+        hidden = pipe.text_encoder.model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            pixel_values=inputs["pixel_values"],
+            image_grid_thw=inputs["image_grid_thw"],
+        ).last_hidden_state
+        rows = [
+            row[real.bool()][pipe.prompt_template_encode_start_idx :]
+            for row, real in zip(hidden, inputs["attention_mask"], strict=True)
+        ]
+        embeds = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows], device=embeds.device)
+        mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
+        return PromptEmbeds(embeds=embeds, mask=mask)
+
+    def pixels_of(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """Pixels [N, 3, H, W] in [-1, 1], resized to the base's side as training and serving both do."""
+        side = (self.pixels, self.pixels)
+        arrays = [
+            np.asarray(
+                image if image.size == side and image.mode == "RGB"
+                else image.convert("RGB").resize(side, Image.Resampling.LANCZOS)
+            )
+            for image in images
+        ]  # fmt: skip
+        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        """See `EditPipeline`; the VAE's mean (argmax) as in the pipeline's control latents."""
+        pixels = self.pixels_of(images).to(self.device, self.dtype)
+        latents = self.pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
+        return self.pack((latents - self._mean.to(latents)) / self._std.to(latents))
+
+    def pack(self, latents: torch.Tensor) -> torch.Tensor:
+        """[N, z, 1, h, w] -> [N, h/2 * w/2, 4 z]."""
+        n, channels, _, height, width = latents.shape
+        return self.pipe._pack_latents(latents, n, channels, height, width)
+
+    def velocity(
+        self, latents: torch.Tensor, image_latents: torch.Tensor, prompts: PromptEmbeds, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        """See `EditPipeline`."""
+        grid = (1, self._side // 2, self._side // 2)
+        mask = None if bool(prompts.mask.all()) else prompts.mask
+        predicted = self.transformer(
+            hidden_states=torch.cat([latents, image_latents], 1),
+            timestep=sigma,
+            encoder_hidden_states=prompts.embeds,
+            encoder_hidden_states_mask=mask,
+            img_shapes=[[grid, grid]] * len(latents),
+            return_dict=False,
+        )[0]
+        return predicted[:, : latents.shape[1]]
+
+    def noise(self, seeds: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """Starting noise [N, T, C]; a row depends on its own seed alone, on every device."""
+        rows = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(rows).to(like)
+
+    def sigmas(self, steps: int, tokens: int) -> list[float]:
+        """The scheduler's noise levels from 1 to 0, ``steps + 1`` of them."""
+        from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
+
+        scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
+        mu = calculate_shift(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        return [float(level) for level in scheduler.sigmas]
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        image_latents: torch.Tensor,
+        prompts: PromptEmbeds,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        on_step: OnStep | None = None,
+    ) -> torch.Tensor:
+        """See `EditPipeline`; Euler steps over the scheduler's noise levels, no classifier-free guidance."""
+        latents = self.noise(seeds, image_latents)
+        levels = self.sigmas(steps, latents.shape[1])
+        for step, (high, low) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+            sigma = latents.new_full((len(latents),), high)
+            latents = latents + (low - high) * self.velocity(latents, image_latents, prompts, sigma)
+            if on_step is not None and not on_step(step, latents):
+                break
+        return latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `EditPipeline`."""
+        pipe = self.pipe
+        unpacked = pipe._unpack_latents(latents.to(self.dtype), self.pixels, self.pixels, pipe.vae_scale_factor)
+        scaled = unpacked * self._std.to(unpacked) + self._mean.to(unpacked)
+        return pipe.vae.decode(scaled, return_dict=False)[0][:, :, 0]
