@@ -1,8 +1,8 @@
 """The adapter card that a trainer writes, and the manifest: the signed unit of the registry.
 
-A manifest is stored as canonical JSON: keys sorted, no spaces, ASCII only, one line without a line break. Its
-sha256 is the digest that every signature names. Parsing is strict: what does not give the very same bytes when
-written again is refused, so that one digest has one meaning.
+A manifest is stored as canonical JSON: keys sorted, no spaces, ASCII only, one line without a line break.
+Its sha256 is the digest that every signature names. Parsing is strict: what does not give the very same bytes
+when written again is refused, so that one digest has one meaning.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def canonical_json(value: Any) -> bytes:
     ).encode("ascii")
 
 
-def strict_json(data: bytes, what: str, limit: int) -> Any:
+def strict_json(data: bytes, what: str, limit: int, max_depth: int = _MAX_DEPTH) -> Any:
     """Return the JSON value in ``data``.
 
     Raises:
@@ -254,8 +254,8 @@ def strict_json(data: bytes, what: str, limit: int) -> Any:
         raise InvalidDocument(f"{what} has {len(data)} bytes; at most {limit} are allowed", mend)
     try:
         text = data.decode("utf-8")
-        if _depth(text) > _MAX_DEPTH:
-            raise InvalidDocument(f"{what} is nested deeper than {_MAX_DEPTH} levels", mend)
+        if _depth(text) > max_depth:
+            raise InvalidDocument(f"{what} is nested deeper than {max_depth} levels", mend)
         return json.loads(
             text, object_pairs_hook=_unique_keys, parse_constant=_no_constant, parse_int=_short_int
         )

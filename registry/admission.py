@@ -1,0 +1,383 @@
+"""Admission: hostile bytes in, a VerifiedAdapter out. The only maker of verified adapters; no IO.
+
+The steps are those of docs/threat-model.md, in its order; each has an attack in tests/attacks that succeeds
+when the step is removed. A step may rely on the ones before it and on nothing else.
+
+``VerifiedAdapter`` is the proof that the steps were taken. Python cannot stop code inside the process that
+wants to cheat; the guard stops code that forgets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NoReturn, Protocol
+
+from registry import families, licenses
+from registry.attestation import KINDS, ROLE_OF, Kind, Statement, materials_match, parse_statement
+from registry.digest import Digest, digest_bytes, file_entry
+from registry.errors import (
+    BadSignature,
+    DigestMismatch,
+    IdentityMismatch,
+    InvalidDocument,
+    NeedsReview,
+    PolicyRefused,
+    Revoked,
+    ScanRefused,
+    Unsigned,
+    shown,
+)
+from registry.formats import MAX_WEIGHTS_BYTES, read_header, serialise
+from registry.manifest import (
+    CARD_NAME,
+    MAX_CARD_BYTES,
+    MAX_MANIFEST_BYTES,
+    WEIGHTS_NAME,
+    AdapterCard,
+    AdapterManifest,
+)
+from registry.reference import Reference
+from registry.signing import envelope
+
+if TYPE_CHECKING:
+    from registry.families import BaseFacts
+    from registry.scanning.report import ScanReport
+
+MAX_STATEMENTS: Final = 64
+
+_TOKEN: Final = object()
+_FILE_LIMITS: Final[Mapping[str, int]] = {WEIGHTS_NAME: MAX_WEIGHTS_BYTES, CARD_NAME: MAX_CARD_BYTES}
+
+
+class Origin(Enum):
+    """Where a verified adapter comes from."""
+
+    REGISTRY = "registry"
+    """Signed, approved by the policy and pulled by reference."""
+    CANDIDATE = "candidate"
+    """A folder that was only scanned: good for evaluation before signing, refused by production engines."""
+
+
+class TrustView(Protocol):
+    """What admission asks of the trust root; a plain view without IO."""
+
+    def keys(self, role: str) -> Sequence[envelope.PublicKey]:
+        """Return the keys of a role; none for an unknown role."""
+        ...
+
+    def threshold(self, role: str) -> int:
+        """Return how many keys of a role must sign; at least 1."""
+        ...
+
+    def is_revoked(self, digest: Digest) -> str | None:
+        """Return the signed reason why a manifest or a weights file was revoked, or None."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What has to hold beyond genuine bytes.
+
+    Attributes:
+        required: the kinds of statements that must be there.
+        bases: the base models that adapters may be made for.
+        allow_review: load adapters with findings that ask for a review.
+    """
+
+    required: tuple[Kind, ...] = KINDS
+    bases: Mapping[str, BaseFacts] = field(default_factory=lambda: families.KNOWN_BASES)
+    allow_review: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedAdapter:
+    """An adapter that passed admission; the only thing that serving and trainer load.
+
+    Attributes:
+        manifest: the signed manifest; None for a candidate.
+        card: what the adapter is.
+        digest: the digest of the manifest, or of the canonical weights for a candidate.
+        weights: canonical safetensors bytes, read by our own parser before any library sees them.
+        origin: where it comes from.
+        reference: ``name:version``; None for a candidate.
+        scan: the report of the scan that just ran over the weights.
+    """
+
+    manifest: AdapterManifest | None
+    card: AdapterCard
+    digest: Digest
+    weights: bytes = field(repr=False)
+    origin: Origin
+    reference: str | None
+    scan: ScanReport = field(repr=False)
+    token: InitVar[object] = None
+
+    def __post_init__(self, token: object) -> None:
+        if token is not _TOKEN:
+            raise TypeError("only registry.admission makes a VerifiedAdapter; use admit or admit_candidate")
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled or copied: a proof does not travel, the bytes are admitted again."""
+        raise TypeError("a VerifiedAdapter cannot be pickled or copied; admit its bytes again")
+
+
+def admit(
+    manifest_bytes: bytes,
+    files: Mapping[str, bytes],
+    statements: Sequence[bytes],
+    trust: TrustView,
+    policy: Policy,
+    expected: Digest,
+    reference: Reference,
+) -> VerifiedAdapter:
+    """Return the verified adapter in hostile bytes.
+
+    Args:
+        manifest_bytes: the manifest as it was stored.
+        files: file name -> bytes, everything that was fetched for the adapter.
+        statements: DSSE envelopes; each one must hold, not only the required ones, so that a signed refusal
+            is never outvoted.
+        trust: keys, thresholds and revocations, already verified.
+        policy: what has to hold.
+        expected: the manifest's digest, from trusted metadata or from the user.
+        reference: what the user asked for.
+
+    Raises:
+        Unsigned, BadSignature, DigestMismatch, PolicyRefused, Revoked, NeedsReview, InvalidDocument: a step
+            refuses; docs/threat-model.md tells which.
+    """
+    # 1. Sizes: nothing is parsed or hashed that is larger than its limit.
+    _check_sizes(manifest_bytes, files, statements)
+    # 2. The manifest is the one that was named.
+    _check_manifest_digest(manifest_bytes, expected)
+    # 3. The manifest has one reading.
+    manifest = AdapterManifest.parse(manifest_bytes)
+    # 4. The manifest is what the user asked for: name, version, digest.
+    _check_identity(manifest, expected, reference)
+    # 5. Neither the manifest nor its weights are revoked.
+    _check_revocation(manifest, expected, trust)
+    # 6. Every required kind of statement is there.
+    by_kind = _sort_statements(statements, policy)
+    # 7. Every statement is signed by enough keys of its kind's role.
+    read = _verify_signatures(by_kind, trust)
+    # 8. Every statement is about this manifest.
+    _check_subjects(read, manifest, expected)
+    # 9. Every statement says yes.
+    _check_outcomes(read, manifest, policy)
+    # 10. The licences permit the adapter.
+    _check_licences(manifest.card, policy)
+    # 11. The files are those of the manifest: no more, no fewer, the same bytes.
+    _check_files(manifest, files)
+    # 12. The card beside the weights says what the manifest says.
+    _check_card(manifest, files)
+    # 13. The scanner of today finds nothing.
+    report = _scan(files[WEIGHTS_NAME], manifest.card, policy)
+    # 14. Only tensors are left: what is loaded is written anew.
+    return VerifiedAdapter(
+        manifest=manifest,
+        card=manifest.card,
+        digest=expected,
+        weights=_canonical_weights(files[WEIGHTS_NAME]),
+        origin=Origin.REGISTRY,
+        reference=f"{manifest.name}:{manifest.version}",
+        scan=report,
+        token=_TOKEN,
+    )
+
+
+def admit_candidate(files: Mapping[str, bytes], policy: Policy | None = None) -> VerifiedAdapter:
+    """Return an adapter folder that was scanned but not signed, for evaluation before the push.
+
+    It takes the steps that need no signature: sizes, the set of files, licences, scan and canonical weights.
+
+    Args:
+        files: file name -> bytes of the adapter folder.
+        policy: only its bases and ``allow_review`` count.
+
+    Raises:
+        DigestMismatch: a file is missing or too much.
+        InvalidDocument, PolicyRefused, NeedsReview: a step refuses.
+    """
+    policy = Policy() if policy is None else policy
+    _check_sizes(b"", files, ())
+    _check_file_set(files)
+    card = AdapterCard.parse(files[CARD_NAME])
+    _check_licences(card, policy)
+    report = _scan(files[WEIGHTS_NAME], card, policy)
+    weights = _canonical_weights(files[WEIGHTS_NAME])
+    return VerifiedAdapter(
+        manifest=None,
+        card=card,
+        digest=digest_bytes(weights),
+        weights=weights,
+        origin=Origin.CANDIDATE,
+        reference=None,
+        scan=report,
+        token=_TOKEN,
+    )
+
+
+def _check_sizes(manifest_bytes: bytes, files: Mapping[str, bytes], statements: Sequence[bytes]) -> None:
+    mend = "this is not what the trainer exports; ask who published it"
+    sizes = [
+        ("the manifest", len(manifest_bytes), MAX_MANIFEST_BYTES),
+        ("the statements", len(statements), MAX_STATEMENTS),
+    ]
+    sizes += [("a statement", len(data), envelope.MAX_ENVELOPE_BYTES) for data in statements]
+    sizes += [
+        (shown(name), len(data), _FILE_LIMITS.get(name, MAX_CARD_BYTES)) for name, data in files.items()
+    ]
+    for what, size, limit in sizes:
+        if size > limit:
+            raise PolicyRefused(f"{what}: {size} is more than the limit of {limit}", mend)
+
+
+def _check_manifest_digest(manifest_bytes: bytes, expected: Digest) -> None:
+    found = digest_bytes(manifest_bytes)
+    if found != expected:
+        raise DigestMismatch(
+            f"the manifest has the digest {found}, expected was {expected}",
+            "the store or the way to it changed the bytes; report it, and pull from another mirror",
+        )
+
+
+def _check_identity(manifest: AdapterManifest, expected: Digest, reference: Reference) -> None:
+    wrong = (
+        manifest.name != reference.name
+        or (reference.version is not None and manifest.version != reference.version)
+        or (reference.digest is not None and expected != reference.digest)
+    )
+    if wrong:
+        raise IdentityMismatch(
+            f"asked for {reference}, got {manifest.name}:{manifest.version} ({expected})",
+            "the index was changed or is confused; report it to who runs the registry",
+        )
+
+
+def _check_revocation(manifest: AdapterManifest, expected: Digest, trust: TrustView) -> None:
+    for what, digest in (("the adapter", expected), ("its weights file", manifest.file(WEIGHTS_NAME).sha256)):
+        reason = trust.is_revoked(digest)
+        if reason is not None:
+            raise Revoked(
+                f"{what} of {manifest.name}:{manifest.version} was revoked: {shown(reason)}",
+                "use another version; `registry list` shows them",
+            )
+
+
+def _sort_statements(statements: Sequence[bytes], policy: Policy) -> list[tuple[Kind, bytes]]:
+    """Return each envelope with its claimed kind, which so far only decides whose keys are asked."""
+    sorted_: list[tuple[Kind, bytes]] = []
+    for data in statements:
+        try:
+            sorted_.append((parse_statement(envelope.unverified_payload(data)).kind, data))
+        except InvalidDocument as error:
+            raise BadSignature(error.message, error.mend) from None
+    missing = [kind for kind in policy.required if kind not in {kind for kind, _ in sorted_}]
+    if missing:
+        raise Unsigned(
+            "the adapter lacks signed statements: " + ", ".join(missing),
+            "`registry push` signs training, licence and scan, `registry approve` the approval",
+        )
+    return sorted_
+
+
+def _verify_signatures(statements: Sequence[tuple[Kind, bytes]], trust: TrustView) -> list[Statement]:
+    read = []
+    for kind, data in statements:
+        role = ROLE_OF[kind]
+        try:
+            payload = envelope.verify(data, trust.keys(role), trust.threshold(role))
+        except BadSignature as error:
+            message = f"the {kind} statement needs the role {role}: {error.message}"
+            raise BadSignature(message, error.mend) from None
+        read.append(parse_statement(payload))
+    return read
+
+
+def _check_subjects(statements: Sequence[Statement], manifest: AdapterManifest, expected: Digest) -> None:
+    name = f"{manifest.name}:{manifest.version}"
+    for found in statements:
+        if found.digest != expected or found.subject_name != name:
+            raise BadSignature(
+                f"the {found.kind} statement is about {shown(found.subject_name)} ({found.digest[:23]}), not {name}",
+                "a statement of another adapter was put here; report it to who runs the registry",
+            )
+
+
+def _check_outcomes(statements: Sequence[Statement], manifest: AdapterManifest, policy: Policy) -> None:
+    name = f"{manifest.name}:{manifest.version}"
+    for found in statements:
+        if found.kind == "training" and not materials_match(found, manifest):
+            raise PolicyRefused(
+                f"the training statement of {name} names other materials than its manifest",
+                "push the adapter again with the card that its training wrote",
+            )
+        if found.outcome == "review" and not policy.allow_review:
+            raise NeedsReview(
+                f"the {found.kind} statement of {name} asks for a review",
+                "read the findings with `registry show`; allow reviewed adapters or push a corrected one",
+            )
+        if found.outcome == "fail":
+            raise PolicyRefused(
+                f"the {found.kind} statement of {name} says that it failed",
+                "push a corrected version; a signed refusal cannot be outvoted",
+            )
+
+
+def _check_licences(card: AdapterCard, policy: Policy) -> None:
+    base = policy.bases.get(card.base.id)
+    licenses.require(licenses.judge(card, None if base is None else base.license))
+
+
+def _check_file_set(files: Mapping[str, bytes]) -> None:
+    missing, extra = sorted(set(_FILE_LIMITS) - set(files)), sorted(set(files) - set(_FILE_LIMITS))
+    if missing:
+        raise DigestMismatch(f"the adapter lacks {', '.join(missing)}", "fetch it again")
+    if extra:
+        raise DigestMismatch(
+            f"the adapter has files that no manifest names: {', '.join(shown(name) for name in extra)}",
+            f"an adapter is exactly {CARD_NAME} and {WEIGHTS_NAME}; remove everything else",
+        )
+
+
+def _check_files(manifest: AdapterManifest, files: Mapping[str, bytes]) -> None:
+    _check_file_set(files)
+    for entry in manifest.files:
+        found = file_entry(entry.path, files[entry.path])
+        if found != entry:
+            raise DigestMismatch(
+                f"{entry.path} of {manifest.name}:{manifest.version} has {found.size} bytes, {found.sha256}; "
+                f"the manifest says {entry.size} bytes, {entry.sha256}",
+                "the store or the way to it changed the bytes; report it, and pull from another mirror",
+            )
+
+
+def _check_card(manifest: AdapterManifest, files: Mapping[str, bytes]) -> None:
+    if AdapterCard.parse(files[CARD_NAME]) != manifest.card:
+        raise IdentityMismatch(
+            f"{CARD_NAME} of {manifest.name}:{manifest.version} says something else than the manifest",
+            "push the adapter again; the manifest is made from the card",
+        )
+
+
+def _scan(weights: bytes, card: AdapterCard, policy: Policy) -> ScanReport:
+    from registry.scanning import scan
+
+    report = scan(weights, card, bases=policy.bases)
+    if report.verdict == "block":
+        raise ScanRefused(
+            "the scanner blocks the file:\n" + report.text().rstrip(),
+            "export the adapter again from its training",
+        )
+    if report.verdict == "review" and not policy.allow_review:
+        raise NeedsReview(
+            "the scanner asks for a review:\n" + report.text().rstrip(),
+            "look at the findings; allow reviewed adapters when they are explained",
+        )
+    return report
+
+
+def _canonical_weights(weights: bytes) -> bytes:
+    return serialise(read_header(weights), weights)

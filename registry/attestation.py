@@ -1,0 +1,259 @@
+"""Statements about adapters: in-toto Statement v1, one predicate a kind.
+
+The subject of every statement is the manifest: its name is ``name:version`` and its digest the manifest's
+sha256, which covers the weights, the card and the name itself. So a statement cannot be moved to another
+adapter, to another version or to other bytes.
+
+| kind       | predicate                 | signed by | passes when                                  |
+| ---------- | ------------------------- | --------- | -------------------------------------------- |
+| training   | SLSA provenance v1        | publisher | its materials are those of the manifest      |
+| licence    | our licence/v1            | publisher | verdict is "pass"                            |
+| scan       | in-toto test-result v0.1  | scanner   | result is PASSED (WARNED asks for a review)  |
+| evaluation | our evaluation/v1         | evaluator | verdict is "pass"                            |
+| approval   | our approval/v1           | approver  | verdict is "pass"                            |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from registry.digest import Digest
+from registry.errors import InvalidDocument, UsageError, shown
+from registry.manifest import canonical_json, strict_json
+
+if TYPE_CHECKING:
+    from registry.licenses import LicenseVerdict
+    from registry.manifest import AdapterCard, AdapterManifest
+    from registry.scanning.report import ScanReport
+
+Kind = Literal["training", "evaluation", "scan", "licence", "approval"]
+Role = Literal["publisher", "scanner", "evaluator", "approver"]
+Outcome = Literal["pass", "review", "fail"]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
+MAX_STATEMENT_BYTES: Final = 3 << 20
+
+_OURS = "https://adapter-foundry.dev/attestation"
+PREDICATE_TYPES: Final[Mapping[Kind, str]] = MappingProxyType(
+    {
+        "training": "https://slsa.dev/provenance/v1",
+        "evaluation": f"{_OURS}/evaluation/v1",
+        "scan": "https://in-toto.io/attestation/test-result/v0.1",
+        "licence": f"{_OURS}/licence/v1",
+        "approval": f"{_OURS}/approval/v1",
+    }
+)
+_KIND_OF: Final[Mapping[str, Kind]] = MappingProxyType({uri: kind for kind, uri in PREDICATE_TYPES.items()})
+
+ROLE_OF: Final[Mapping[Kind, Role]] = MappingProxyType(
+    {
+        "training": "publisher",
+        "evaluation": "evaluator",
+        "scan": "scanner",
+        "licence": "publisher",
+        "approval": "approver",
+    }
+)
+_TEST_RESULTS: Final[Mapping[str, Outcome]] = MappingProxyType(
+    {"PASSED": "pass", "WARNED": "review", "FAILED": "fail"}
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Sha256(_Model):
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Subject(_Model):
+    name: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+    digest: _Sha256
+
+
+class _Document(_Model):
+    type_: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
+    # Exactly one: a statement about two things could be shown for the wrong one.
+    subject: Annotated[list[_Subject], Field(min_length=1, max_length=1)]
+    predicate_type: Annotated[str, Field(alias="predicateType", max_length=300)]
+    predicate: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Statement:
+    """A statement that was read: who signed it is not part of it."""
+
+    kind: Kind
+    subject_name: str
+    digest: Digest
+    predicate: Mapping[str, Any]
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the statement says about its subject; anything but a clear word is a failure."""
+        if self.kind == "training":
+            return "pass"  # provenance judges nothing; `materials_match` compares it
+        if self.kind == "scan":
+            return _TEST_RESULTS.get(str(self.predicate.get("result")), "fail")
+        return "pass" if self.predicate.get("verdict") == "pass" else "fail"
+
+
+def statement(kind: Kind, subject_name: str, digest: Digest, predicate: Mapping[str, Any]) -> bytes:
+    """Return a statement as canonical JSON: the payload of a DSSE envelope.
+
+    Args:
+        kind: what is attested; decides the predicate type and the role that has to sign.
+        subject_name: ``name:version`` of the adapter.
+        digest: the digest of its manifest.
+        predicate: what is attested, as JSON values; the functions below build them.
+
+    Raises:
+        UsageError: the predicate is not JSON, is too large, or lacks the verdict that its kind needs.
+    """
+    if kind not in PREDICATE_TYPES:
+        raise UsageError(f"there is no kind of statement {shown(kind)!r}", "choose from: " + ", ".join(KINDS))
+    if kind in ("evaluation", "licence", "approval") and predicate.get("verdict") not in ("pass", "fail"):
+        raise UsageError(f'the {kind} statement has no "verdict"', 'set it to "pass" or "fail"')
+    content = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": subject_name, "digest": {"sha256": digest.hex}}],
+        "predicateType": PREDICATE_TYPES[kind],
+        "predicate": dict(predicate),
+    }
+    try:
+        payload = canonical_json(content)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"the {kind} statement is not JSON: {shown(error)}", "use finite numbers and text"
+        ) from None
+    if len(payload) > MAX_STATEMENT_BYTES:
+        raise UsageError(
+            f"the {kind} statement has {len(payload)} bytes; at most {MAX_STATEMENT_BYTES} are allowed",
+            "keep pictures and samples out of it and name them by digest",
+        )
+    return payload
+
+
+def parse_statement(payload: bytes) -> Statement:
+    """Return the statement in a payload.
+
+    Raises:
+        InvalidDocument: the payload is no statement of a known kind about exactly one subject.
+    """
+    content = strict_json(payload, "the statement", MAX_STATEMENT_BYTES, max_depth=32)
+    try:
+        document = _Document.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(shown(part, 60) for part in first["loc"])
+        raise InvalidDocument(f"the statement is not valid: {where}: {shown(first['msg'])}") from None
+    kind = _KIND_OF.get(document.predicate_type)
+    if kind is None:
+        raise InvalidDocument(
+            f"the statement is of an unknown kind, {shown(document.predicate_type)!r}",
+            "a newer version may have written it; upgrade adapter-foundry",
+        )
+    subject = document.subject[0]
+    return Statement(
+        kind=kind,
+        subject_name=subject.name,
+        digest=Digest("sha256:" + subject.digest.sha256),
+        predicate=document.predicate,
+    )
+
+
+def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> dict[str, Any]:
+    """Return SLSA v1 provenance: which recipe, dataset, base and code made the weights.
+
+    Args:
+        card: the adapter's card or manifest.
+        builder: URI of who ran the training.
+    """
+    lineage = card.training
+    return {
+        "buildDefinition": {
+            "buildType": f"{_OURS}/lora-training/v1",
+            "externalParameters": {
+                "recipe": str(lineage.recipe),
+                "seed": lineage.seed,
+                "steps": lineage.steps,
+            },
+            "internalParameters": {"codeVersion": lineage.code_version},
+            "resolvedDependencies": [
+                {"name": "dataset", "digest": {"sha256": lineage.dataset.hex}},
+                {"name": card.base.id, "annotations": {"revision": card.base.revision}},
+            ],
+        },
+        "runDetails": {"builder": {"id": builder}, "metadata": {"invocationId": lineage.run_id or ""}},
+    }
+
+
+def materials_match(found: Statement, manifest: AdapterManifest) -> bool:
+    """Return whether a training statement names the materials that the manifest names."""
+    builder = ""
+    try:
+        builder = str(found.predicate["runDetails"]["builder"]["id"])
+    except (KeyError, TypeError):
+        return False
+    return dict(found.predicate) == training_predicate(manifest, builder=builder)
+
+
+def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManifest) -> dict[str, Any]:
+    """Return the predicate of a licence check, with every ingredient that was judged."""
+    from registry.licenses import POLICY_VERSION
+
+    return {
+        "verdict": "pass" if verdict.allowed else "fail",
+        "policyVersion": POLICY_VERSION,
+        "license": verdict.license,
+        "commercial": verdict.commercial,
+        "problems": list(verdict.problems),
+        "ingredients": [
+            {"name": found.name, "kind": found.kind, "license": found.license} for found in card.ingredients
+        ],
+    }
+
+
+def scan_predicate(report: ScanReport) -> dict[str, Any]:
+    """Return the in-toto test-result of a scan: what was configured, and the rules that warned or failed."""
+    result = {"pass": "PASSED", "review": "WARNED", "block": "FAILED"}[report.verdict]
+    return {
+        "result": result,
+        "configuration": [
+            {"name": "scanner-rules", "annotations": {"version": report.rules_version}},
+            {"name": "weights", "digest": {"sha256": report.weights.hex}},
+        ],
+        "passedTests": list(report.passed_rules),
+        "warnedTests": sorted({found.rule for found in report.findings if found.severity == "review"}),
+        "failedTests": sorted({found.rule for found in report.findings if found.severity == "block"}),
+    }
+
+
+def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the predicate of an evaluation: the report as it is, which must hold a verdict.
+
+    Raises:
+        UsageError: ``report["verdict"]`` is neither "pass" nor "fail".
+    """
+    if report.get("verdict") not in ("pass", "fail"):
+        raise UsageError('the evaluation has no "verdict"', 'set it to "pass" or "fail" by its thresholds')
+    return dict(report)
+
+
+def approval_predicate(*, by: str, reason: str, at: str, automatic: bool = False) -> dict[str, Any]:
+    """Return the predicate of an approval.
+
+    Args:
+        by: who approves.
+        reason: why.
+        at: when, as an ISO 8601 time in UTC.
+        automatic: no person looked; a pipeline approved by its rules.
+    """
+    return {"verdict": "pass", "by": by, "reason": reason, "at": at, "automatic": automatic}

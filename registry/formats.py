@@ -1,0 +1,289 @@
+"""The file format of adapters: a safetensors container with diffusers' LoRA keys.
+
+The header is read by this module's own bounded, strict parser before any library sees the bytes: the
+reference reader accepts a repeated header key and lets the last one win, so that two readers may see two
+adapters in one file. The dialect is diffusers': ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
+(rank x in) and ``...lora_B.weight`` (out x rank), alpha folded into B. Other dialects are recognised only to
+explain a refusal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from registry.errors import InvalidDocument, shown
+
+MAX_WEIGHTS_BYTES: Final = 4 << 30
+MAX_HEADER_BYTES: Final = 4 << 20
+MAX_TENSORS: Final = 8192
+MAX_KEY_LENGTH: Final = 256
+MAX_METADATA_ENTRIES: Final = 64
+MAX_METADATA_BYTES: Final = 16 << 10
+DTYPE_BYTES: Final[Mapping[str, int]] = {"F16": 2, "BF16": 2, "F32": 4}
+
+_MAX_DIMENSIONS = 4
+_MAX_DIMENSION = 1 << 24
+_MAX_NESTING = 3
+_METADATA = "__metadata__"
+_KEY = re.compile(r"transformer\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_(A|B)\.weight", re.ASCII)
+_PRINTABLE = re.compile(r"[\x20-\x7e]*", re.ASCII)
+
+# Where a key of another dialect shows itself, and how that dialect is called.
+_FOREIGN: Final = (
+    (re.compile(r"^lora_unet_|\.lora_(down|up)\.weight$"), "kohya"),
+    (re.compile(r"^base_model\.model\."), "PEFT"),
+    (re.compile(r"^diffusion_model\."), "ComfyUI"),
+    (re.compile(r"\.lora_[AB]\.default\.weight$"), "DiffSynth"),
+    (re.compile(r"\.lora\.(down|up)\.weight$"), "old diffusers"),
+    (re.compile(r"^transformer_blocks\."), "bare module names"),
+)
+
+Problem = Literal[
+    "size",
+    "magic",
+    "header-length",
+    "json",
+    "duplicate-key",
+    "entry",
+    "dtype",
+    "offsets",
+    "layout",
+    "metadata",
+]
+
+
+class FormatError(InvalidDocument):
+    """A container is not what the format demands.
+
+    Attributes:
+        problem: which demand it breaks.
+    """
+
+    def __init__(self, problem: Problem, message: str) -> None:
+        super().__init__(message, "export the adapter again; the trainer writes this format")
+        self.problem: Problem = problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorInfo:
+    """A tensor in a container: its dtype, its shape and its bytes as a half-open range of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """A container's table of contents; ``tensors`` are in the order of their bytes."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraKey:
+    """A parsed key: the base's module, and which factor of B @ A it is."""
+
+    module: str
+    factor: Literal["A", "B"]
+
+    def __str__(self) -> str:
+        return f"transformer.{self.module}.lora_{self.factor}.weight"
+
+
+def parse_key(key: str) -> LoraKey | None:
+    """Return what a key names in the diffusers dialect, or None when it is none of its keys."""
+    match = _KEY.fullmatch(key)
+    if match is None:
+        return None
+    return LoraKey(module=match[1], factor="A" if match[2] == "A" else "B")
+
+
+def foreign_dialect(key: str) -> str | None:
+    """Return the name of the other dialect that ``key`` seems to be written in, or None."""
+    return next((name for pattern, name in _FOREIGN if pattern.search(key)), None)
+
+
+def read_header(data: bytes) -> Header:
+    """Return the table of contents of a safetensors container.
+
+    It is strict: what this returns has one reading. Nothing is allocated beyond the header, whose length is
+    bounded; the data is not read.
+
+    Raises:
+        FormatError: the container breaks one of the format's demands.
+    """
+    length = _header_length(data)
+    try:
+        text = data[8 : 8 + length].decode("ascii")
+    except UnicodeDecodeError:
+        raise FormatError("json", "the header is not ASCII") from None
+    content = _header_json(text)
+    metadata = _metadata(content.pop(_METADATA, {}))
+    if not 1 <= len(content) <= MAX_TENSORS:
+        raise FormatError("entry", f"the file has {len(content)} tensors; 1 to {MAX_TENSORS} are allowed")
+    origin = 8 + length
+    tensors = {key: _tensor(key, value, origin) for key, value in content.items()}
+    ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
+    _check_layout(ordered, origin, len(data))
+    return Header(tensors=ordered, metadata=metadata)
+
+
+def serialise(header: Header, data: bytes) -> bytes:
+    """Return the canonical container of the same tensors.
+
+    Tensors are sorted by key, the header holds no metadata beyond ``format`` and has one spelling, so that
+    two files with the same tensors become the same bytes and nothing but tensors is left of the file.
+    """
+    table: dict[str, Any] = {_METADATA: {"format": "pt"}}
+    pieces: list[bytes | memoryview] = []
+    view = memoryview(data)
+    offset = 0
+    for key in sorted(header.tensors):
+        info = header.tensors[key]
+        size = info.end - info.start
+        table[key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [offset, offset + size]}
+        pieces.append(view[info.start : info.end])
+        offset += size
+    text = json.dumps(table, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
+
+
+def _header_length(data: bytes) -> int:
+    if len(data) < 10:
+        raise FormatError("size", f"the file has {len(data)} bytes: too short for a safetensors file")
+    if len(data) > MAX_WEIGHTS_BYTES:
+        raise FormatError("size", f"the file has {len(data)} bytes; at most {MAX_WEIGHTS_BYTES} are allowed")
+    length = int.from_bytes(data[:8], "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+        raise FormatError(
+            "header-length",
+            f"the header claims {length} bytes; it needs 2 to {MAX_HEADER_BYTES}, within the file",
+        )
+    return length
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for index, key in enumerate(names) if key in names[:index])
+        raise _DuplicateKey(f"the header has the key {shown(twice)!r} twice")
+    return result
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 15:
+        raise ValueError("an integer has more than 15 digits")
+    return int(digits)
+
+
+def _refuse_number(text: str) -> Any:
+    raise ValueError(f"{shown(text, 40)} is not an integer")
+
+
+def _header_json(text: str) -> dict[str, Any]:
+    body = text.rstrip(" ")
+    if not (body.startswith("{") and body.endswith("}")):
+        raise FormatError("json", "the header is not one JSON object padded with spaces")
+    if _nesting(body) > _MAX_NESTING:
+        raise FormatError("json", f"the header is nested deeper than {_MAX_NESTING} levels")
+    try:
+        content = json.loads(
+            body,
+            object_pairs_hook=_pairs,
+            parse_int=_integer,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except _DuplicateKey as error:
+        raise FormatError("duplicate-key", str(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError("json", f"the header is not valid JSON: {shown(error)}") from None
+    assert isinstance(content, dict)  # it begins with a brace
+    return content
+
+
+def _nesting(text: str) -> int:
+    """Return the deepest nesting of brackets outside of strings, before a recursive parser runs."""
+    depth = deepest = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
+        first = token[0][0]
+        if first in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in "]}":
+            depth -= 1
+    return deepest
+
+
+def _metadata(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise FormatError("metadata", "the header's metadata must map strings to strings")
+    if len(value) > MAX_METADATA_ENTRIES:
+        raise FormatError(
+            "metadata", f"the header has {len(value)} metadata entries; at most {MAX_METADATA_ENTRIES}"
+        )
+    total = sum(len(key) + len(text) for key, text in value.items())
+    if total > MAX_METADATA_BYTES:
+        raise FormatError(
+            "metadata", f"the header's metadata has {total} characters; at most {MAX_METADATA_BYTES}"
+        )
+    for key, text in value.items():
+        if not (_PRINTABLE.fullmatch(key) and _PRINTABLE.fullmatch(text)):
+            raise FormatError("metadata", f"the metadata entry {shown(key)!r} is not printable ASCII")
+    return value
+
+
+def _tensor(key: str, value: Any, origin: int) -> TensorInfo:
+    label = shown(key, 120)
+    if not (1 <= len(key) <= MAX_KEY_LENGTH and _PRINTABLE.fullmatch(key)):
+        raise FormatError(
+            "entry", f"the tensor name {label!r} is not 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+        )
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise FormatError("entry", f"the entry of {label!r} must have exactly dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not (
+        isinstance(shape, list)
+        and 1 <= len(shape) <= _MAX_DIMENSIONS
+        and all(type(size) is int and 1 <= size <= _MAX_DIMENSION for size in shape)
+    ):
+        raise FormatError("entry", f"the shape of {label!r} is not 1 to {_MAX_DIMENSIONS} positive integers")
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)):
+        raise FormatError("entry", f"the offsets of {label!r} are not two integers")
+    if not (isinstance(dtype, str) and dtype in DTYPE_BYTES):
+        raise FormatError(
+            "dtype", f"{label!r} has dtype {shown(dtype, 20)}; allowed: {', '.join(DTYPE_BYTES)}"
+        )
+    begin, end = offsets
+    needed = math.prod(shape) * DTYPE_BYTES[dtype]
+    if begin < 0 or end - begin != needed:
+        raise FormatError(
+            "offsets", f"{label!r} has {end - begin} bytes at {begin}; shape and dtype need {needed}"
+        )
+    return TensorInfo(dtype=dtype, shape=tuple(shape), start=origin + begin, end=origin + end)
+
+
+def _check_layout(ordered: Mapping[str, TensorInfo], origin: int, total: int) -> None:
+    """Demand that the tensors cover the data without gap, overlap or rest."""
+    at = origin
+    for key, info in ordered.items():
+        if info.start != at:
+            what = "overlaps the tensor before it" if info.start < at else "leaves a gap before it"
+            raise FormatError("layout", f"{shown(key, 120)!r} {what} ({info.start} instead of {at})")
+        at = info.end
+    if at != total:
+        raise FormatError("layout", f"the tensors end at byte {at}, the file at {total}")

@@ -1,0 +1,132 @@
+"""A trust root and a publisher in memory: real keys, real envelopes, no files.
+
+``publish()`` gives everything that ``admission.admit`` takes for one clean adapter; an attack changes one
+field and calls ``admit()``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fakes.adapters import BASES, clean_adapter
+
+from registry import attestation, licenses
+from registry.admission import Policy, VerifiedAdapter, admit
+from registry.attestation import KINDS, ROLE_OF, Kind
+from registry.digest import Digest, file_entry
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest
+from registry.reference import Reference
+from registry.scanning import scan
+from registry.signing import envelope
+
+ROLES = ("publisher", "scanner", "evaluator", "approver")
+
+
+@functools.cache
+def signer(name: str) -> Any:
+    """The ed25519 signer called ``name``; the same one whenever it is asked for in a test run."""
+    from securesystemslib.signer import CryptoSigner
+
+    return CryptoSigner.generate_ed25519()
+
+
+def public_key(name: str) -> envelope.PublicKey:
+    """The public key of ``signer(name)``."""
+    return envelope.PublicKey.of(signer(name).public_key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeTrust:
+    """A TrustView in memory: role -> signers, role -> threshold, digest -> reason of a revocation."""
+
+    signers: Mapping[str, Sequence[str]] = field(default_factory=lambda: {role: (role,) for role in ROLES})
+    thresholds: Mapping[str, int] = field(default_factory=dict)
+    revoked: Mapping[Digest, str] = field(default_factory=dict)
+
+    def keys(self, role: str) -> Sequence[envelope.PublicKey]:
+        """The keys of a role."""
+        return [public_key(name) for name in self.signers.get(role, ())]
+
+    def threshold(self, role: str) -> int:
+        """How many of them must sign."""
+        return self.thresholds.get(role, 1)
+
+    def is_revoked(self, digest: Digest) -> str | None:
+        """Why a digest was revoked."""
+        return self.revoked.get(digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Everything that ``admit`` takes; ``dataclasses.replace`` changes one part."""
+
+    manifest: bytes
+    files: Mapping[str, bytes]
+    statements: tuple[bytes, ...]
+    trust: FakeTrust
+    policy: Policy
+    expected: Digest
+    reference: Reference
+
+    def admit(self) -> VerifiedAdapter:
+        """Run admission on it."""
+        return admit(
+            self.manifest, self.files, self.statements, self.trust, self.policy, self.expected, self.reference
+        )
+
+
+def predicate(kind: Kind, manifest: AdapterManifest, weights: bytes) -> dict[str, Any]:
+    """An honest predicate of each kind."""
+    card = manifest.card
+    if kind == "training":
+        return attestation.training_predicate(manifest, builder="https://example.org/trainer")
+    if kind == "licence":
+        return attestation.licence_predicate(licenses.judge(card), card)
+    if kind == "scan":
+        return attestation.scan_predicate(scan(weights, card, bases=BASES))
+    if kind == "evaluation":
+        return attestation.evaluation_predicate({"verdict": "pass", "metrics": {"top1": 0.93}})
+    return attestation.approval_predicate(by="a person", reason="looks right", at="2026-01-01T00:00:00Z")
+
+
+def signed(
+    kind: Kind,
+    name: str,
+    digest: Digest,
+    values: Mapping[str, Any],
+    signers: Sequence[str] | None = None,
+) -> bytes:
+    """An envelope around a statement, signed by its role or by ``signers``."""
+    payload = attestation.statement(kind, name, digest, values)
+    return envelope.sign(payload, [signer(who) for who in (signers or (ROLE_OF[kind],))])
+
+
+def publish(
+    files: Mapping[str, bytes] | None = None,
+    *,
+    name: str = "pixelsmile",
+    version: int = 3,
+    kinds: Sequence[Kind] = KINDS,
+) -> Published:
+    """A published adapter: manifest, files, all statements and the trust root that believes them."""
+    files = clean_adapter() if files is None else dict(files)
+    card = AdapterCard.parse(files[CARD_NAME])
+    manifest = AdapterManifest.make(
+        card, name=name, version=version, files=tuple(file_entry(path, data) for path, data in files.items())
+    )
+    statements = tuple(
+        signed(kind, f"{name}:{version}", manifest.digest, predicate(kind, manifest, files[WEIGHTS_NAME]))
+        for kind in kinds
+    )
+    return Published(
+        manifest=manifest.canonical_bytes(),
+        files=files,
+        statements=statements,
+        trust=FakeTrust(),
+        policy=Policy(bases=BASES),
+        expected=manifest.digest,
+        reference=Reference(name=name, alias="prod"),
+    )
