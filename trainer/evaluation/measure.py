@@ -1,4 +1,4 @@
-"""From judged pictures to the metrics' values: the same measurement for adapters, the base and true renders."""
+"""From judged pictures to values: the same measurement for adapters, the base and true renders."""
 
 from __future__ import annotations
 

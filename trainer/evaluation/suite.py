@@ -1,8 +1,8 @@
-"""`evaluate`: edits held-out people through the engine that production serves, judges them, writes the report.
+"""`evaluate`: edits held-out people through the engine that production serves, judges, writes the report.
 
-Edits are made only through `serving.engine.EditEngine`, with adapters that passed admission's scan and licence
-check. The judge is trained apart from the one that labelled the training data; its own error on true renders of
-the same people stands beside every value.
+Edits are made only through `serving.engine.EditEngine`, with adapters that passed admission's scan and
+licence check. The judge is trained apart from the one that labelled the training data; its own error on true
+renders of the same people stands beside every value.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def evaluate(
     progress: Progress = silent,
     judges: Judges | None = None,
 ) -> EvaluationReport:
-    """Judge an adapter on people that training has never seen; nothing to do where the same report lies in `out`.
+    """Judge an adapter on people that training has never seen.
+
+    Where `out` already holds the report of the very same evaluation, that one is returned.
 
     Args:
         recipe: its evaluation section decides people, intensities, steps and thresholds.
@@ -84,11 +86,11 @@ def evaluate(
     """
     plan = plan_of(recipe)
     judges = judges or load_judges()
-    adapter = candidate(adapter_dir)
-    raw = candidate(raw_dir) if raw_dir is not None else None
+    adapter, weights = candidate(adapter_dir)
+    raw, raw_weights = candidate(raw_dir) if raw_dir is not None else (None, None)
     digests = Digests(
-        adapter=digest_bytes(adapter.weights),
-        raw=digest_bytes(raw.weights) if raw else None,
+        adapter=weights,
+        raw=raw_weights,
         base=folder_digest(base_path),
         judges=judges.digests,
         suite=plan.digest(),
@@ -105,7 +107,7 @@ def evaluate(
 
     truth = Gallery.of(render_truth(plan), judges.expression, judges.identity)
     galleries = _edit(plan, _engine(base_path), adapter, raw, truth, judges, progress)
-    report = _report(plan, galleries, truth, recipe.evaluation.thresholds, digests, code)
+    report = build_report(plan, galleries, truth, recipe.evaluation.thresholds, digests, code)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
         (folder / REPORT_NAME).write_bytes(data)
@@ -117,8 +119,10 @@ def evaluate(
     return report
 
 
-def candidate(folder: Path) -> VerifiedAdapter:
-    """The unsigned adapter in a folder, scanned and licence-checked; production engines refuse it.
+def candidate(folder: Path) -> tuple[VerifiedAdapter, Digest]:
+    """The unsigned adapter in a folder, scanned and licence-checked, and the digest of its weights file.
+
+    Production engines refuse it; the digest is the one that a manifest will give the file.
 
     Raises:
         DataError: a file is missing.
@@ -133,7 +137,7 @@ def candidate(folder: Path) -> VerifiedAdapter:
             f"{folder} is no adapter folder: {error.filename} cannot be read",
             f"give a folder with {WEIGHTS_NAME} and {CARD_NAME}, as training writes it",
         ) from None
-    return admit_candidate(files)
+    return admit_candidate(files), digest_bytes(files[WEIGHTS_NAME])
 
 
 def folder_digest(folder: Path) -> Digest:
@@ -186,7 +190,7 @@ def _edit(
     judges: Judges,
     progress: Progress,
 ) -> dict[str, Gallery]:
-    """Galleries of the adapter, of the raw weights where given, and of the base (the adapter at strength 0)."""
+    """Galleries of the adapter, the base (the adapter at strength 0) and, where given, the raw weights."""
     editors = [("adapter", adapter, 1.0), ("base", adapter, 0.0)]
     if raw is not None:
         editors.append(("raw", raw, 1.0))
@@ -226,7 +230,7 @@ def _sweep(
     return [np.asarray(result.image.convert("RGB"), np.uint8) for result in results]
 
 
-def _report(
+def build_report(
     plan: Plan,
     galleries: dict[str, Gallery],
     truth: Gallery,
@@ -234,6 +238,16 @@ def _report(
     digests: Digests,
     code: str,
 ) -> EvaluationReport:
+    """Measure, compare and gate.
+
+    Args:
+        plan: what was asked.
+        galleries: "adapter" with everything in the plan, "base" and, where given, "raw" at full strength.
+        truth: sources and true renders.
+        thresholds: of the recipe.
+        digests: what was judged, on what, by what.
+        code: version of this code.
+    """
     edits = galleries["adapter"]
     measured = {name: measure.full_strength(plan, gallery, truth) for name, gallery in galleries.items()}
     measured["renders"] = measure.full_strength(plan, truth, truth) | measure.control(plan, truth)
