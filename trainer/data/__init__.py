@@ -1,0 +1,6 @@
+"""Training data: triplets of confusing pairs, and the cache of what a base model makes of them."""
+
+from trainer.data.cache import cache_dataset
+from trainer.data.triplets import Dataset, build_triplets
+
+__all__ = ["Dataset", "build_triplets", "cache_dataset"]

@@ -1,0 +1,63 @@
+"""How stages tell how far they are.
+
+A stage calls ``progress(stage, done, total, note)`` now and then. The flow turns that into its own display;
+`ConsoleProgress` prints it for the command line, `silent` drops it.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol, TextIO
+
+
+class Progress(Protocol):
+    """Takes notice of ``done`` of ``total`` pieces of ``stage``."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """Drop the news."""
+
+
+class ConsoleProgress:
+    """Prints progress with the estimated time to go; one rewritten line on a terminal, few lines elsewhere.
+
+    Args:
+        stream: where to write; stderr by default, because stdout is for data.
+        seconds: at least that long between two lines when the stream is not a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds: float = 15.0) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._seconds = 0.1 if self._live else seconds
+        self._stage = ""
+        self._started = self._shown = 0.0
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Show ``done`` of ``total`` pieces of ``stage``."""
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._started, self._shown = stage, now, 0.0
+        finished = done >= total
+        if not finished and now - self._shown < self._seconds:
+            return
+        self._shown = now
+        line = f"{stage:<12} {done}/{total}  {eta(now - self._started, done, total)}  {note}".rstrip()
+        if self._live:
+            self._stream.write("\r\x1b[2K" + line + ("\n" if finished else ""))
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def eta(elapsed: float, done: int, total: int) -> str:
+    """Return the time to go as text, from ``elapsed`` seconds for ``done`` of ``total`` equal pieces."""
+    if done >= total:
+        return f"done in {elapsed:.0f} s"
+    if done <= 0:
+        return "starting"
+    left = elapsed / done * (total - done)
+    return f"{left:.0f} s to go" if left < 120 else f"{left / 60:.0f} min to go"

@@ -1,0 +1,120 @@
+"""What every stage of a training has in common: a folder that appears at once, and a result that can be reused.
+
+A stage writes into a hidden folder beside its output and renames it when all is there, so a reader never sees half
+a stage. ``stage.json`` in the folder keeps the result and its key: the digest of everything that decides it. A
+stage that finds its own key in the output has nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from registry.digest import Digest, digest_bytes
+from registry.manifest import canonical_json
+
+STAGE_NAME = "stage.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageResult:
+    """What a stage made.
+
+    Attributes:
+        stage: name of the stage.
+        folder: where its output lies.
+        key: digest of everything that decided the output.
+        digest: digest of the output itself.
+        facts: counts and other plain JSON values, for tables and logs.
+        reused: the output was there already.
+    """
+
+    stage: str
+    folder: Path
+    key: Digest
+    digest: Digest
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the result as plain JSON values."""
+        return {
+            "stage": self.stage,
+            "folder": str(self.folder),
+            "key": str(self.key),
+            "digest": str(self.digest),
+            "facts": dict(self.facts),
+            "reused": self.reused,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StageResult:
+        """Return the result that `as_json` wrote."""
+        return cls(
+            stage=value["stage"],
+            folder=Path(value["folder"]),
+            key=Digest(value["key"]),
+            digest=Digest(value["digest"]),
+            facts=value["facts"],
+            reused=value["reused"],
+        )
+
+
+def stage_key(stage: str, **inputs: Any) -> Digest:
+    """Return the digest of a stage's name and of the JSON values that decide its output."""
+    return digest_bytes(canonical_json({"stage": stage, **inputs}))
+
+
+def finished(out: Path, key: Digest) -> StageResult | None:
+    """Return the result that lies in ``out``, or None unless it was made from the same ``key``."""
+    try:
+        value = json.loads((out / STAGE_NAME).read_text("utf-8"))
+        result = StageResult.from_json({**value, "folder": str(out)})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return replace(result, reused=True) if result.key == key else None
+
+
+def write_result(folder: Path, result: StageResult) -> None:
+    """Write ``result`` into ``folder``; the last thing that a stage does."""
+    write_atomically(folder / STAGE_NAME, json.dumps(result.as_json(), indent=1, sort_keys=True).encode())
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a temporary folder that becomes ``out`` (replacing an older one) if the block ends well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_folder(new: Path, out: Path) -> None:
+    """Rename ``new`` to ``out``; an older ``out`` is moved away first and removed afterwards."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is either absent, old or complete, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
