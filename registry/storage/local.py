@@ -1,0 +1,138 @@
+"""Objects in a folder: the store of the embedded default.
+
+A file appears under its key only when it is complete and flushed to the disk. Objects are read-only files,
+so that an accident does not change them; that is no protection against an attacker, and none is claimed:
+signatures are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from registry.errors import NotFound, RegistryError
+from registry.storage.base import check_key
+
+_OBJECT_MODE = 0o444
+
+
+class LocalObjects:
+    """An `ObjectStore` in a folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    @property
+    def uri(self) -> str:
+        """The folder as a ``file://`` URI."""
+        return self._folder.as_uri()
+
+    def path(self, key: str) -> Path:
+        """The file that holds an object."""
+        return self._folder / check_key(key)
+
+    def open(self, key: str) -> BinaryIO:
+        """See `ObjectStore.open`. Symbolic links are not followed: a store holds files only."""
+        try:
+            return os.fdopen(os.open(self.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(
+                f"the store has no object {key}", mend=f"is {self.uri} the right store, and is it complete?"
+            ) from None
+        except OSError as error:
+            raise _io_error(f"the object {key} cannot be read", error) from error
+
+    def put(self, key: str, chunks: Iterable[bytes]) -> bool:
+        """See `ObjectStore.put`."""
+        target = self.path(key)
+        if target.exists():
+            return False
+        with _temporary(target) as (temporary, stream):
+            for chunk in chunks:
+                stream.write(chunk)
+            _flush(stream)
+            try:
+                # A link fails if the name exists, where a rename would silently replace it.
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+        _flush_folder(target.parent)
+        return True
+
+    def replace(self, key: str, data: bytes) -> None:
+        """See `ObjectStore.replace`."""
+        target = self.path(key)
+        with _temporary(target) as (temporary, stream):
+            stream.write(data)
+            _flush(stream)
+            os.replace(temporary, target)
+        _flush_folder(target.parent)
+
+    def copy(self, source: str, key: str) -> bool:
+        """See `ObjectStore.copy`: a hard link, so that a change of one name is a change of the other."""
+        target = self.path(key)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(self.path(source), target, follow_symlinks=False)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            raise NotFound(f"the store has no object {source}", mend="push the adapter again") from None
+        except OSError as error:
+            raise _io_error(f"the object {key} cannot be written", error) from error
+        return True
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        """See `ObjectStore.keys`; files that are still being written are left out."""
+        # Only the folder that the prefix names is walked, not the whole store.
+        folder = self._folder / prefix.rpartition("/")[0]
+        found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+        for key in sorted(path.relative_to(self._folder).as_posix() for path in found):
+            if key.startswith(prefix):
+                yield key
+
+    def delete(self, key: str) -> None:
+        """See `ObjectStore.delete`."""
+        try:
+            self.path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise _io_error(f"the object {key} cannot be deleted", error) from error
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    """A hidden file beside the target that is gone afterwards, whatever happened."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".incoming-", delete=False) as stream:
+            try:
+                os.fchmod(stream.fileno(), _OBJECT_MODE)
+                yield stream.name, stream.file
+            finally:
+                Path(stream.name).unlink(missing_ok=True)
+    except OSError as error:
+        raise _io_error(f"{target} cannot be written", error) from error
+
+
+def _flush(stream: IO[bytes]) -> None:
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes a new name in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _io_error(what: str, error: OSError) -> RegistryError:
+    return RegistryError(
+        f"{what}: {error.strerror or error}", mend="check the disk and the permissions of the folder"
+    )
