@@ -198,7 +198,9 @@ def _metric_row(metric: Metric, references: Sequence[str]) -> str:
 
 def _value(value: Value, unit: str, *, counts: bool = False) -> str:
     sizes = f"<small>{value.n} people, {value.samples} images</small>" if counts else ""
-    return f"{show(value.value, unit)}<small>{show(value.low)} to {show(value.high)}</small>{sizes}"
+    return (
+        f"{show(value.value, unit)}<small>{show(value.low, unit)} to {show(value.high, unit)}</small>{sizes}"
+    )
 
 
 def _gallery(worst: Sequence[CasePictures]) -> str:

@@ -14,7 +14,6 @@ from trainer.evaluation.plan import (
     BLEND_INTENSITY,
     CONTACT_SUBJECTS,
     NEUTRAL,
-    STRIP_INTENSITIES,
     TRANSITION_WEIGHTS,
     Plan,
     mixed,
@@ -82,13 +81,13 @@ def intensity_strip(plan: Plan, edits: Gallery, subject: str) -> Image.Image:
     rows = [
         (
             f"{name}\n{plan.subjects[index].name}",
-            [edits.images[index, single(name, x)] for x in STRIP_INTENSITIES],
+            [edits.images[index, single(name, x)] for x in plan.strip],
         )
         for index, name in plan.strip_rows()
     ]
     return sheets.intensity_strip(
         rows,
-        STRIP_INTENSITIES,
+        plan.strip,
         title=f"{subject}: intensity",
         subtitle="Held-out people; from 0 to 1 as trained, and beyond.",
     )

@@ -58,6 +58,7 @@ class Plan:
         expressions: those of the adapter, E of them, in the judge's order.
         pairs: declared confusing pairs of these expressions.
         intensities: rising, from 0, with 1 among them.
+        strip: intensities of the intensity strip, up to what the adapter is signed for.
         blends: two expressions at `BLEND_INTENSITY`, asked of the first `BLEND_SUBJECTS` people.
         steps: sampling steps.
         seed: of the noise and of the bootstrap.
@@ -67,6 +68,7 @@ class Plan:
     expressions: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     intensities: tuple[float, ...]
+    strip: tuple[float, ...]
     blends: tuple[Ask, ...]
     steps: int
     seed: int
@@ -163,6 +165,13 @@ def plan_of(recipe: Recipe) -> Plan:
             f"evaluation.intensities are {list(levels)}",
             "let them rise from 0 and contain 1, for example [0, 0.25, 0.5, 0.75, 1]",
         )
+    strongest = recipe.conditioning.strength_max
+    if recipe.conditioning.strength_min > 0 or strongest < levels[-1]:
+        raise RecipeError(
+            f"evaluation.intensities reach from 0 to {levels[-1]:g}, the adapter is made for "
+            f"{recipe.conditioning.strength_min:g} to {strongest:g}",
+            "widen conditioning.strength_min and strength_max, or lower the intensities",
+        )
     for name, threshold in section.thresholds.items():
         try:
             gate(name, threshold)
@@ -174,6 +183,7 @@ def plan_of(recipe: Recipe) -> Plan:
         expressions=expressions,
         pairs=tuple(pair for pair in CONFUSING_PAIRS if set(pair) <= set(expressions)),
         intensities=levels,
+        strip=tuple(x for x in STRIP_INTENSITIES if x <= strongest),
         blends=tuple(
             mixed({a: BLEND_INTENSITY, b: BLEND_INTENSITY})
             for a, b in combinations([name for name in BASIC if name in expressions], 2)

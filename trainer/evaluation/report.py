@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -152,6 +152,16 @@ class EvaluationReport(_Frozen):
             if metric.name == name:
                 return metric
         raise KeyError(name)
+
+    def predicate(self) -> dict[str, Any]:
+        """What the registry signs as the evaluation statement: the report, with "pass" or "fail" as verdict."""
+        content = self.model_dump(mode="json", exclude={"verdict"})
+        return {
+            "verdict": "pass" if self.verdict.passed else "fail",
+            "failed": list(self.verdict.failed),
+            "reasons": list(self.verdict.reasons),
+            **content,
+        }
 
     def scalars(self) -> dict[str, float]:
         """Flat names and means, for experiment trackers: `top1_accuracy`, `top1_accuracy.raw`, …"""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, canonical_json
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, BaseModelRef, canonical_json
 from trainer.errors import BaseModelError, DataError
 from trainer.evaluation import measure, metrics, pictures
 from trainer.evaluation.measure import Gallery, Judge, Key, Measured
 from trainer.evaluation.plan import NEUTRAL, Ask, Plan, Subject, plan_of, vector
 from trainer.evaluation.report import Digests, EvaluationReport, Value, build_metrics, judge
 from trainer.evaluation.sheets import Portrait
+from trainer.export import code_version
 from trainer.portraits.renderer import render
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
@@ -83,6 +84,7 @@ def evaluate(
         DataError: an adapter folder is incomplete.
         BaseModelError: there is no base model.
         RegistryError: an adapter does not pass the scan or the licence check.
+        ServingError: an adapter does not fit the base.
     """
     plan = plan_of(recipe)
     judges = judges or load_judges()
@@ -106,7 +108,7 @@ def evaluate(
         return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
 
     truth = Gallery.of(render_truth(plan), judges.expression, judges.identity)
-    galleries = _edit(plan, _engine(base_path), adapter, raw, truth, judges, progress)
+    galleries = _edit(plan, _engine(recipe.base, base_path), adapter, raw, truth, judges, progress)
     report = build_report(plan, galleries, truth, recipe.evaluation.thresholds, digests, code)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
@@ -155,16 +157,6 @@ def folder_digest(folder: Path) -> Digest:
     return digest_bytes(canonical_json(entries))
 
 
-def code_version() -> str:
-    """Version of the installed distribution, or "unknown" in a bare source tree."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("adapter-foundry")
-    except PackageNotFoundError:
-        return "unknown"
-
-
 def render_truth(plan: Plan) -> dict[Key, Portrait]:
     """True renders of everything that the adapter is asked for, and the neutral sources."""
     return {
@@ -174,11 +166,12 @@ def render_truth(plan: Plan) -> dict[Key, Portrait]:
     }
 
 
-def _engine(base_path: Path) -> EditEngine:
+def _engine(base: BaseModelRef, folder: Path) -> EditEngine:
+    from serving import pipelines, settings
     from serving.engine import EditEngine
-    from serving.pipelines.qwen_image_edit import QwenImageEdit
 
-    return EditEngine(QwenImageEdit.load(base_path), allow_candidates=True)
+    device = settings.load().device
+    return EditEngine(pipelines.load(base.family, folder, device=device), base=base, allow_candidates=True)
 
 
 def _edit(
@@ -217,16 +210,22 @@ def _sweep(
     subject: Subject,
     plan: Plan,
 ) -> list[Portrait]:
+    """Edits of one person, in the order of `asks`; the picture is encoded once for each full batch."""
     from PIL import Image
 
-    results = engine.sweep(
-        Image.fromarray(source),
-        adapter,
-        [dict(ask) for ask in asks],
-        strength=strength,
-        seed=subject.seed,
-        steps=plan.steps,
-    )
+    from serving.schema import MAX_SWEEP
+
+    rows = [dict(ask) for ask in asks]
+    results = []
+    for start in range(0, len(rows), MAX_SWEEP):
+        results += engine.sweep(
+            Image.fromarray(source),
+            adapter,
+            rows[start : start + MAX_SWEEP],
+            strength=strength,
+            seed=subject.seed,
+            steps=plan.steps,
+        )
     return [np.asarray(result.image.convert("RGB"), np.uint8) for result in results]
 
 

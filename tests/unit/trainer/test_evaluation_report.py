@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from registry import attestation
 from registry.digest import digest_bytes
 from trainer.evaluation import charts, gates, sheets
 from trainer.evaluation.page import CasePictures, page
@@ -120,6 +121,16 @@ def test_a_report_refuses_unknown_keys_and_names_its_metrics() -> None:
     assert made.scalars() == {"top1_accuracy": 0.9, "top1_accuracy.base": 0.1}
     with pytest.raises(KeyError):
         made.metric("paired_psnr")
+
+
+@pytest.mark.parametrize(("top1", "verdict"), [(0.9, "pass"), (0.8, "fail")])
+def test_the_registry_can_sign_the_report(top1: float, verdict: str) -> None:
+    made = report(build_metrics({"top1_accuracy": value(top1)}, {}, {"top1_accuracy": 0.85}))
+    payload = attestation.statement("evaluation", "pixelsmile:1", digest_bytes(b"manifest"), made.predicate())
+    statement = attestation.parse_statement(payload)
+    assert statement.predicate["verdict"] == verdict
+    assert statement.predicate["failed"] == ([] if verdict == "pass" else ["top1_accuracy"])
+    assert statement.predicate["digests"]["adapter"] == made.digests.adapter
 
 
 # -- page ------------------------------------------------------------------------------------------------

@@ -160,6 +160,19 @@ def test_a_recipe_that_cannot_be_judged_is_explained(
         plan_of(recipe.model_copy(update={"evaluation": section}))
 
 
+@pytest.mark.parametrize("limits", [{"strength_max": 0.9}, {"strength_min": 0.1}])
+def test_intensities_beyond_the_signed_range_are_explained(recipe: Recipe, limits: dict[str, float]) -> None:
+    spec = recipe.conditioning.model_copy(update=limits)
+    with pytest.raises(RecipeError, match="the adapter is made for"):
+        plan_of(recipe.model_copy(update={"conditioning": spec}))
+
+
+def test_the_intensity_strip_ends_where_the_signed_range_does(recipe: Recipe, plan: Plan) -> None:
+    spec = recipe.conditioning.model_copy(update={"strength_max": 1.3})
+    assert plan.strip[-1] == 1.5
+    assert plan_of(recipe.model_copy(update={"conditioning": spec})).strip[-1] == 1.25
+
+
 def test_an_unknown_expression_is_explained(recipe: Recipe) -> None:
     spec = recipe.conditioning.model_copy(update={"expressions": ("happy", "furious")})
     with pytest.raises(RecipeError, match="furious"):
