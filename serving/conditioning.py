@@ -1,0 +1,125 @@
+"""Textual latent interpolation: how strong an expression is, and how several are mixed.
+
+PixelSmile (arXiv 2603.25728) steers an edit between a neutral and an expressive face by moving the text
+conditioning in a straight line from the embedding of the neutral prompt to that of the expression's:
+
+    E = E_neutral + sum_k a_k (E_k - E_neutral)
+
+with one intensity a_k an expression; 0 is neutral, 1 the expression as trained, above 1 exaggerates, and
+several at once blend. Training and serving use this one function, on all tokens or on the token window that
+was signed with the adapter; outside of the window the neutral embedding stays as it is.
+
+The sum is computed as (1 - sum_k a_k) E_neutral + sum_k a_k E_k, the same value in exact arithmetic: so a = 0
+gives the neutral embedding and a single a = 1 the expression's embedding bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from serving.errors import ConditioningError
+
+if TYPE_CHECKING:
+    import torch
+
+    from serving.pipelines.base import PromptEmbeds
+
+Window = tuple[int, int]
+
+
+def blend(
+    neutral: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, window: Window | None = None
+) -> torch.Tensor:
+    """Return ``neutral + sum_k weights[:, k] (targets[:, k] - neutral)``, row by row.
+
+    Args:
+        neutral: embeddings of the neutral prompt [N, L, D], or [1, L, D] for all rows.
+        targets: embeddings of K expressions [N, K, L, D], or [1, K, L, D] for all rows.
+        weights: intensities [N, K], on the device of the embeddings.
+        window: half-open range of tokens that moves; None is all of them.
+
+    Returns:
+        [N, L, D] in the dtype of ``neutral``; at least float32 inside.
+
+    Raises:
+        ConditioningError: shapes that do not belong together, or a window that the prompt does not have.
+    """
+    import torch
+
+    if targets.ndim != 4 or targets.shape[2:] != neutral.shape[1:] or targets.shape[1] != weights.shape[1]:
+        raise ConditioningError(
+            f"embeddings {list(neutral.shape)} (neutral), {list(targets.shape)} (expressions) and "
+            f"intensities {list(weights.shape)} do not belong together",
+            "encode all prompts of an image with the same encoder",
+        )
+    length = neutral.shape[1]
+    start, stop = window or (0, length)
+    if not 0 <= start < stop <= length:
+        raise ConditioningError(
+            f"the token window {start} to {stop} does not lie inside a prompt of {length} tokens",
+            "the adapter was made for longer prompts: use its own template and base model",
+        )
+    dtype = torch.promote_types(neutral.dtype, torch.float32)
+    share = weights.to(dtype)
+    moved = (1 - share.sum(1))[:, None, None] * neutral[:, start:stop].to(dtype)
+    for index in range(targets.shape[1]):
+        moved = moved + share[:, index, None, None] * targets[:, index, start:stop].to(dtype)
+    result = neutral.expand(len(weights), -1, -1).clone()
+    result[:, start:stop] = moved.to(neutral.dtype)
+    return result
+
+
+def interpolate(
+    neutral: PromptEmbeds,
+    targets: Mapping[str, PromptEmbeds],
+    intensities: Mapping[str, float],
+    window: Window | None = None,
+) -> PromptEmbeds:
+    """Return the conditioning of expressions at the given intensities.
+
+    Args:
+        neutral: N neutral prompts [N, L, D].
+        targets: expression -> its N prompts for the same images, [N, L, D].
+        intensities: expression -> intensity, one for all N rows; each has to be in ``targets``.
+        window: half-open range of tokens that moves; None is all of them.
+
+    Raises:
+        ConditioningError: an expression without an embedding, an intensity that is not finite, prompts of
+            different lengths, or a window outside of the prompt.
+    """
+    import torch
+
+    names = sorted(intensities)  # one order of summing, whatever the order of the mapping
+    for name in names:
+        if name not in targets:
+            raise ConditioningError(f"there is no embedding of {name!r}", "encode its prompt first")
+        if not math.isfinite(intensities[name]):
+            raise ConditioningError(
+                f"the intensity of {name!r} is not a finite number", "use for example 0.8"
+            )
+        require_equal_lengths(neutral, targets[name], name)
+    if not names:
+        return neutral
+    weights = torch.tensor(
+        [[float(intensities[name]) for name in names]] * len(neutral), device=neutral.embeds.device
+    )
+    stacked = torch.stack([targets[name].embeds for name in names], dim=1)
+    return type(neutral)(embeds=blend(neutral.embeds, stacked, weights, window), mask=neutral.mask)
+
+
+def require_equal_lengths(neutral: PromptEmbeds, target: PromptEmbeds, name: str) -> None:
+    """Refuse prompts whose tokens do not stand in the same places: a line between them has no meaning.
+
+    Raises:
+        ConditioningError: the lengths differ.
+    """
+    same = neutral.mask.shape == target.mask.shape and bool((neutral.mask == target.mask).all())
+    if not same or neutral.embeds.shape != target.embeds.shape:
+        lengths = [int(prompts.mask.sum(1).max()) for prompts in (neutral, target)]
+        raise ConditioningError(
+            f"the prompt of {name!r} has {lengths[1]} tokens, the neutral one {lengths[0]}; they cannot be "
+            "interpolated",
+            "choose words of equally many tokens, both for the neutral word and for the expressions",
+        )

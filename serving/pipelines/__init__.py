@@ -1,0 +1,48 @@
+"""Base-model families: one file each, behind the one protocol of `serving.pipelines.base`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from serving.errors import BaseNotFound, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from serving.pipelines.base import EditPipeline
+
+# Family -> module and class, as text: naming a family must not import torch.
+_CLASSES = {"qwen-image-edit": ("serving.pipelines.qwen_image_edit", "QwenImageEdit")}
+
+
+def load(
+    family: str,
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> EditPipeline:
+    """Load a base model of ``family`` from a local folder or from a hub id at ``revision``.
+
+    Raises:
+        UsageError: there is no pipeline for the family.
+        BaseNotFound: nothing that can be loaded is at ``source``.
+    """
+    if family not in _CLASSES:
+        raise UsageError(
+            f"no pipeline serves the family {family!r}", "families that can be served: " + ", ".join(_CLASSES)
+        )
+    module, name = _CLASSES[family]
+    loader = getattr(importlib.import_module(module), name)
+    try:
+        return cast("EditPipeline", loader.load(source, revision=revision, device=device, dtype=dtype))
+    except OSError as error:
+        # transformers and diffusers say with OSError that files are missing or the hub cannot be reached
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BaseNotFound(
+            f"the base model at {source} cannot be loaded: {first_line[:300]}",
+            "register a local copy of it with `serving register-base`, or check the network and try again",
+        ) from error
