@@ -1,0 +1,43 @@
+"""From a recipe to a dataset that a training can read: the first four stages as Prefect tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from trainer.progress import Progress
+from trainer.recipe import Recipe
+
+
+@task(name="synthesise", description="people, neutral and with each expression at each intensity")
+def synthesise(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `trainer.synthesis.synthesise`."""
+    from trainer.synthesis import synthesise as work
+
+    return work(recipe, out, progress).as_json()
+
+
+@task(name="score", description="what the labelling judge sees in each picture, twelve numbers")
+def score(recipe: Recipe, images: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `trainer.scoring.score`."""
+    from trainer.scoring import score as work
+
+    return work(recipe, images, out, progress).as_json()
+
+
+@task(name="triplets", description="a person, and the same person with two expressions that look alike")
+def triplets(recipe: Recipe, images: Path, scored: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `trainer.data.build_triplets`."""
+    from trainer.data import build_triplets
+
+    return build_triplets(recipe, images, scored, out, progress).as_json()
+
+
+@task(name="cache", description="latents of the pictures and embeddings of the prompts, once and for all")
+def cache(recipe: Recipe, dataset: Path, base: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `trainer.data.cache_dataset`."""
+    from trainer.data import cache_dataset
+
+    return cache_dataset(recipe, dataset, base, out, progress).as_json()

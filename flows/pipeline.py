@@ -1,0 +1,109 @@
+"""The command of the main job.
+
+``python -m flows.pipeline trainer/recipes/pixelsmile-portraits.yaml`` does every stage against a Prefect
+server of this machine's own, shows how far it is, and ends with a table. Run again unchanged, it reuses what is
+there. The flow itself is in `flows.job`; it is imported late, for Prefect reads its settings when imported.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.display import table
+from flows.errors import FlowError
+from flows.folder import PORTRAIT
+from flows.server import Server, managed_server
+from flows.settings import client_settings, prepare
+from registry.errors import RegistryError
+from registry.settings import home as default_home
+from serving.errors import ServingError
+from trainer.errors import TrainerError
+from trainer.recipe import Recipe, load
+
+
+def run(recipe: Recipe, home: Path) -> dict[str, Any]:
+    """Run the flow on a server of its own and return the summary; every task run is recorded afterwards.
+
+    Raises:
+        RegistryError, ServingError, TrainerError, FlowError: a stage refused, with the reason.
+    """
+    prepare(home)
+    click.echo("Prefect's server on this machine starts …", err=True)
+    with managed_server(home) as server:
+        from prefect.settings import temporary_settings
+
+        from flows.job import pipeline
+
+        click.echo(f"… at {server.page} as long as this runs", err=True)
+        with temporary_settings(client_settings(home, server.url)):
+            summary = pipeline(recipe, home)
+        return {**summary, "peak_memory_mb": peak_memory(server)}
+
+
+def peak_memory(server: Server) -> dict[str, int]:
+    """Return the highest resident memory so far in MB: this process, its largest child, and the server."""
+    kilobytes = {
+        "run": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+    }
+    status = Path(f"/proc/{server.pid}/status")
+    if server.pid is not None and status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        kilobytes["server"] = int(lines["VmHWM"].split()[0])
+    return {name: value * 1024 // 1_000_000 for name, value in kilobytes.items()}
+
+
+def closing_table(summary: dict[str, Any], seconds: float) -> str:
+    """Return the last word of a run: stages, times, figures, and where to look."""
+    rows = [
+        (row["stage"], "reused" if row["reused"] else f"{row['seconds']:.1f} s", row["facts"], row["folder"])
+        for row in summary["stages"]
+    ]
+    folder, memory = summary["folder"], summary["peak_memory_mb"]
+    reused = [row["stage"] for row in summary["stages"] if row["reused"]]
+    notes = [
+        ("adapter", f"{summary['adapter']} is {summary['version']}, {summary['digest']}"),
+        ("whole run", f"{seconds:.1f} s; reused: {', '.join(reused) or 'nothing'}"),
+        ("peak memory", ", ".join(f"{name.replace('_', ' ')} {value} MB" for name, value in memory.items())),
+        ("look at", f"{folder}/report.html, contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
+        (
+            "try",
+            f"serving edit {folder}/{PORTRAIT} --adapter {summary['adapter']} "
+            "--expression happy=0.8 --expression surprised=0.3 -o out.png",
+        ),
+    ]
+    return table(rows, notes)
+
+
+@click.command()
+@click.argument("recipe", type=str)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+def main(recipe: str, as_json: bool) -> None:
+    """Turn RECIPE (a YAML file or a shipped recipe's name) into a signed, promoted adapter, and use it."""
+    started = time.monotonic()
+    try:
+        summary = run(load(recipe), default_home())
+    except (RegistryError, ServingError, TrainerError, FlowError) as error:
+        if as_json:
+            click.echo(
+                json.dumps({"error": type(error).__name__, "message": error.message, "mend": error.mend})
+            )
+        click.echo(f"{type(error).__name__}: {error}", err=True)
+        click.echo("What was done is kept: the same command goes on from there.", err=True)
+        sys.exit(error.exit_code)
+    seconds = time.monotonic() - started
+    summary = {**summary, "seconds": round(seconds, 1)}
+    click.echo(
+        json.dumps(summary, sort_keys=True) if as_json else closing_table(summary, seconds), nl=as_json
+    )
+
+
+if __name__ == "__main__":
+    main()

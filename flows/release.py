@@ -1,0 +1,145 @@
+"""From a trained adapter to ``name@alias`` and to edited portraits: the last stages as Prefect tasks.
+
+What protects or proves something runs every time: scan, licences, signatures and the verified pull are never
+taken from a cache. They are quick, and publishing the very same adapter again makes nothing new.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+
+from flows.portraits import edit_portraits
+from registry.client import Registry, read_folder
+from registry.digest import Digest, digest_bytes
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from trainer.progress import Progress
+from trainer.recipe import Recipe
+from trainer.stage import StageResult, new_folder, stage_key, write_result
+
+APPROVER = "the demo pipeline (no person looked)"
+REASON = "automatic approval: every gate of the evaluation passed, scan and licence check found nothing"
+
+
+@task(name="scan", description="container, structure and numbers of the weights file")
+def scan(adapter: Path, progress: Progress) -> dict[str, Any]:
+    """See `registry.scanning.scan`; the push scans again, and refuses what this one only reports."""
+    from registry.scanning import scan as work
+
+    files = read_folder(adapter)
+    report = work(files[WEIGHTS_NAME], AdapterCard.parse(files[CARD_NAME]))
+    progress("scan", 1, 1)
+    facts = {
+        "verdict": report.verdict,
+        "rules_passed": len(report.passed_rules),
+        "findings": len(report.findings),
+        "rules_version": report.rules_version,
+    }
+    return _result("scan", adapter, report.weights, facts)
+
+
+@task(name="licences", description="may all that went in be published under the adapter's licence?")
+def licences(adapter: Path, progress: Progress) -> dict[str, Any]:
+    """See `registry.licenses.judge`.
+
+    Raises:
+        registry.errors.LicenseRefused: it may not.
+    """
+    from registry.families import KNOWN_BASES
+    from registry.licenses import judge, require
+
+    data = read_folder(adapter)[CARD_NAME]
+    card = AdapterCard.parse(data)
+    base = KNOWN_BASES.get(card.base.id)
+    verdict = require(judge(card, None if base is None else base.license))
+    progress("licences", 1, 1)
+    facts = {
+        "license": verdict.license,
+        "commercial": verdict.commercial,
+        "ingredients": len(card.ingredients),
+    }
+    return _result("licences", adapter, digest_bytes(data), facts)
+
+
+@task(name="push", description="sign the manifest's statements, store everything under its digest")
+def push(home: Path, adapter: Path, evaluated: Path, name: str, progress: Progress) -> dict[str, Any]:
+    """See `registry.client.Registry.push`; a registry that does not exist yet is made first."""
+    from trainer.evaluation import REPORT_NAME, EvaluationReport
+
+    evaluation = EvaluationReport.model_validate_json((evaluated / REPORT_NAME).read_bytes()).predicate()
+    pushed = Registry.init(home).push(adapter, name, evaluation=evaluation, progress=_bytes(progress))
+    facts = {
+        "reference": pushed.reference,
+        "uploaded_bytes": pushed.uploaded_bytes,
+        "evaluation": evaluation["verdict"],
+    }
+    return _result("push", home / "registry", pushed.digest, facts, pushed.reused)
+
+
+@task(name="approve", description="sign the approval: AUTOMATIC in this pipeline, nobody looks")
+def approve(home: Path, reference: str, progress: Progress) -> dict[str, Any]:
+    """See `registry.client.Registry.approve`.
+
+    Raises:
+        registry.errors.PolicyRefused: the evaluation did not pass its gates.
+    """
+    approved = Registry.open(home).approve(reference, APPROVER, REASON, automatic=True)
+    progress("approve", 1, 1)
+    facts = {"reference": approved.reference, "automatic": True, "by": APPROVER}
+    return _result("approve", home / "registry", approved.digest, facts, approved.reused)
+
+
+@task(name="promote", description="sign what the alias means from now on")
+def promote(home: Path, reference: str, alias: str, progress: Progress) -> dict[str, Any]:
+    """See `registry.client.Registry.promote`."""
+    promoted = Registry.open(home).promote(reference, alias)
+    progress("promote", 1, 1)
+    facts = {"reference": promoted.reference, "version": promoted.version, "previous": promoted.previous}
+    return _result("promote", home / "registry", promoted.digest, facts, promoted.reused)
+
+
+@task(name="pull", description="fetch it into an empty cache and verify every step")
+def pull(home: Path, reference: str, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `registry.client.Registry.pull`; ``out`` is emptied first: what lay there is not believed."""
+    shutil.rmtree(out, ignore_errors=True)
+    registry = Registry.open(home)
+    adapter = registry.pull(reference, cache=out, progress=_bytes(progress))
+    facts = {"adapter": adapter.reference, "bytes": len(adapter.weights), "scan": adapter.scan.verdict}
+    return _result("pull", registry.cached(adapter, cache=out), adapter.digest, facts)
+
+
+@task(name="edit", description="portraits of people that training has not seen, with the pulled adapter")
+def edit(
+    recipe: Recipe, home: Path, reference: str, pulled: Path, out: Path, progress: Progress
+) -> dict[str, Any]:
+    """Pull from the warm cache, which verifies once more, and edit portraits with the engine that serves."""
+    adapter = Registry.open(home).pull(reference, cache=pulled)
+    with new_folder(out) as folder:
+        facts = edit_portraits(adapter, recipe, home, folder, progress)
+        files = {path.name: digest_bytes(path.read_bytes()) for path in sorted(folder.iterdir())}
+        result = StageResult(
+            stage="edit",
+            folder=out,
+            key=stage_key("edit", adapter=adapter.digest),
+            digest=stage_key("edits", files=files),
+            facts=facts,
+        )
+        write_result(folder, result)
+    return result.as_json()
+
+
+def _bytes(progress: Progress) -> Callable[[str, int, int], None]:
+    """Return a registry's progress, which counts bytes, as a stage's."""
+    return lambda part, done, total: progress(part, done, total, "bytes")
+
+
+def _result(
+    stage: str, folder: Path, digest: Digest, facts: dict[str, Any], reused: bool = False
+) -> dict[str, Any]:
+    key = stage_key(stage, digest=digest)
+    result = StageResult(stage=stage, folder=folder, key=key, digest=digest, facts=facts, reused=reused)
+    return result.as_json()

@@ -1,0 +1,231 @@
+"""A Prefect server of this machine's own: started when needed, stopped when everything is recorded.
+
+Prefect's built-in temporary server dies before it has written down what happened: of twenty task runs ten
+are lost. So a run starts a real server on a free port of 127.0.0.1, works against it, waits until every task
+run can be read back, and then stops it. Runs that overlap share one server, the last one stops it; a server
+that a killed run left behind is found and used again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from flows.errors import ServerError
+from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
+
+HOST = "127.0.0.1"
+FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+_STOP_SECONDS = 30.0
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A Prefect server.
+
+    Attributes:
+        url: address of its API.
+        pid: its process, or None when somebody else runs it.
+        reused: it was there before this run.
+    """
+
+    url: str
+    pid: int | None
+    reused: bool
+
+    @property
+    def page(self) -> str:
+        """Address of its user interface."""
+        return self.url.removesuffix("/api")
+
+
+@contextmanager
+def managed_server(data_folder: Path, settings: FlowSettings | None = None) -> Iterator[Server]:
+    """Give a Prefect server that answers; stop it afterwards if it is ours and nobody else uses it.
+
+    Args:
+        data_folder: its data lie in the folder ``prefect`` below.
+        settings: None reads them.
+
+    Raises:
+        ServerError: the server does not start or answer.
+    """
+    settings = settings or FlowSettings.read(data_folder)
+    if settings.prefect_api_url is not None:
+        if not healthy(settings.prefect_api_url):
+            raise ServerError(
+                f"the Prefect server {settings.prefect_api_url} does not answer",
+                "start it, or unset PREFECT_API_URL to have one started for each run",
+            )
+        yield Server(url=settings.prefect_api_url, pid=None, reused=True)
+        return
+    prepare(data_folder)
+    folder = prefect_home(data_folder)
+    with (folder / "server.users").open("w") as users:
+        with _locked(folder / "server.lock"):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            server = _running(folder) or _start(data_folder, settings.server_timeout)
+        try:
+            yield server
+        finally:
+            with _locked(folder / "server.lock"):
+                if _last(users):
+                    _stop(folder)
+
+
+def healthy(url: str, timeout: float = 5.0) -> bool:
+    """Return whether a Prefect API answers."""
+    try:
+        return _request(f"{url}/health", timeout=timeout) is True
+    except (OSError, ValueError):
+        return False
+
+
+def task_runs(url: str, ids: list[str]) -> dict[str, str]:
+    """Return the recorded state type of each of these task runs that the server knows."""
+    rows = _request(f"{url}/task_runs/filter", {"task_runs": {"id": {"any_": ids}}, "limit": 200})
+    return {row["id"]: row["state_type"] for row in rows}
+
+
+def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
+    """Wait until the server has written down the final state of each of these task runs.
+
+    Raises:
+        ServerError: some are still missing after ``timeout`` seconds.
+    """
+    missing = list(ids)
+    end = time.monotonic() + timeout
+    while missing:
+        known = task_runs(url, missing)
+        missing = [run for run in missing if known.get(run) not in FINAL_STATES]
+        if missing and time.monotonic() > end:
+            raise ServerError(
+                f"the Prefect server did not record {len(missing)} of {len(ids)} task runs in time",
+                "the results in the run folder are complete; only their history is not. See its server.log",
+            )
+        if missing:
+            time.sleep(0.2)
+
+
+def _request(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310
+    # A proxy of the environment must not stand between this process and its own machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=timeout) as answer:
+        return json.loads(answer.read())
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _last(users: IO[str]) -> bool:
+    """Return whether no other run holds the shared lock."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _running(folder: Path) -> Server | None:
+    """Return the server that the state file names, if it is alive and answers."""
+    state = _state(folder)
+    if state is None or not _is_ours(state["pid"], state["port"]):
+        return None
+    url = f"http://{HOST}:{state['port']}/api"
+    return Server(url=url, pid=state["pid"], reused=True) if healthy(url) else None
+
+
+def _state(folder: Path) -> dict[str, int] | None:
+    try:
+        value = json.loads((folder / "server.json").read_text("utf-8"))
+        return {"pid": int(value["pid"]), "port": int(value["port"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_ours(pid: int, port: int) -> bool:
+    """Return whether a process is a Prefect server on that port: numbers of processes are used again."""
+    import psutil
+
+    try:
+        words = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+    return "prefect" in words and str(port) in words
+
+
+def _start(data_folder: Path, timeout: float) -> Server:
+    """Start a server and wait until it answers; the first start creates and migrates its database."""
+    folder = prefect_home(data_folder)
+    port = _free_port()
+    url = f"http://{HOST}:{port}/api"
+    environment = {**os.environ, **prefect_environment(data_folder), "PREFECT_SERVER_UI_API_URL": url}
+    environment.pop("PREFECT_API_URL", None)
+    log = folder / "server.log"
+    # -P: the working directory must not shadow Prefect. A session of its own: Ctrl-C is for the run, and the
+    # server stays to record how it ended.
+    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=folder,
+        )
+    (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
+    end = time.monotonic() + timeout
+    while not healthy(url):
+        if process.poll() is not None or time.monotonic() > end:
+            _stop(folder)
+            last = "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+            raise ServerError(
+                f"the local Prefect server did not start; the end of {log}:\n{last}",
+                "correct what the log says, or raise ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT on a slow machine",
+            )
+        time.sleep(0.1)
+    return Server(url=url, pid=process.pid, reused=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _stop(folder: Path) -> None:
+    """Stop the server that the state file names: asked first, made to after half a minute."""
+    import psutil
+
+    state = _state(folder)
+    if state is not None and _is_ours(state["pid"], state["port"]):
+        process = psutil.Process(state["pid"])
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+            process.wait(_STOP_SECONDS)
+    (folder / "server.json").unlink(missing_ok=True)

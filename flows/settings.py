@@ -1,0 +1,88 @@
+"""Settings of the flows, and the environment in which Prefect runs on this machine.
+
+Prefect reads its settings when it is imported, so `prepare` has to be called before that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from registry.settings import StandardVariable, home, load
+
+#: Without an account and without a network: Prefect must not try either. ``DO_NOT_TRACK`` alone does not stop
+#: the server's telemetry, and the second user interface asks a foreign host from the browser.
+QUIET = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_V2_ENABLED": "false",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+}
+PROFILE = "adapter-foundry"
+
+
+class FlowSettings(BaseModel):
+    """Settings of the flows.
+
+    Attributes:
+        prefect_api_url: a Prefect server to use; None starts one on this machine for the time of a run.
+        server_timeout: seconds that the local server may take to start, and to record a run before it stops.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prefect_api_url: Annotated[str | None, StandardVariable("PREFECT_API_URL")] = None
+    server_timeout: Annotated[float, Field(gt=0)] = 180.0
+
+    @classmethod
+    def read(cls, data_folder: Path | None = None) -> FlowSettings:
+        """Return the settings of this machine.
+
+        Raises:
+            registry.errors.UsageError: a setting is wrong.
+        """
+        return load("flows", cls, data_folder=data_folder)
+
+
+def prefect_home(data_folder: Path) -> Path:
+    """Where Prefect keeps its database, its cached results and the log of its server."""
+    return data_folder / "prefect"
+
+
+def prefect_environment(data_folder: Path) -> dict[str, str]:
+    """Return the variables that keep Prefect in one folder, quiet, and off the network."""
+    return {
+        "PREFECT_HOME": str(prefect_home(data_folder)),
+        "DO_NOT_TRACK": "1",
+        # The display tells what happens; Prefect's own lines go to its user interface.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        **QUIET,
+    }
+
+
+def prepare(data_folder: Path | None = None) -> None:
+    """Make Prefect's folder, and put `prefect_environment` into this process where the user has set nothing.
+
+    The profile in the folder makes a plain ``PREFECT_HOME=… prefect server start`` just as quiet.
+    """
+    folder = data_folder or home()
+    profiles = prefect_home(folder) / "profiles.toml"
+    if not profiles.exists():
+        profiles.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f'{name} = "{value}"' for name, value in QUIET.items()]
+        profiles.write_text("\n".join([f'active = "{PROFILE}"', "", f"[profiles.{PROFILE}]", *lines, ""]))
+    for name, value in prefect_environment(folder).items():
+        os.environ.setdefault(name, value)
+
+
+def client_settings(data_folder: Path, api_url: str) -> dict[str, Any]:
+    """Return Prefect's settings for a process that has imported it already, maybe for another data folder."""
+    return {
+        "home": prefect_home(data_folder),
+        "api.url": api_url,
+        "results.local_storage_path": prefect_home(data_folder) / "storage",
+        # Runs last minutes in one process: nobody watches heartbeats, and their thread costs a second.
+        "flows.heartbeat_frequency": None,
+    }

@@ -1,0 +1,152 @@
+"""How a run does its stages: as Prefect tasks whose outputs lie in folders that are named after their inputs.
+
+A stage is reused when Prefect has its result under the same key *and* its folder is still there. The key is
+made of the digests of everything that goes in and of the code that does the work; the result is JSON, never a
+pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.display import Display
+from flows.errors import StageFailed
+from registry.digest import Digest, digest_bytes
+from registry.manifest import canonical_json
+from trainer.stage import STAGE_NAME, StageResult, stage_key
+
+if TYPE_CHECKING:
+    from prefect import State, Task
+
+#: What makes no difference to how data and adapters come out: reports, commands, and who signs.
+NOT_MAKING = ("trainer/evaluation/", "registry/signing/", "registry/storage/", "registry/scanning/")
+
+
+def code_digest(without: tuple[str, ...] = ()) -> Digest:
+    """Return the digest of the code and judges below the flows, but for commands and what is ``without``."""
+    root = Path(__file__).resolve().parent.parent
+    listing = {}
+    for floor in ("registry", "serving", "trainer"):
+        for path in sorted([*(root / floor).rglob("*.py"), *(root / floor).rglob("*.onnx")]):
+            name = path.relative_to(root).as_posix()
+            if path.name != "cli.py" and not name.startswith(without):
+                listing[name] = digest_bytes(path.read_bytes())
+    return digest_bytes(canonical_json(listing))
+
+
+def made(folder: Path) -> StageResult:
+    """Return the result that a stage left in its folder."""
+    return StageResult.from_json({**json.loads((folder / STAGE_NAME).read_bytes()), "folder": str(folder)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Done:
+    """A stage that was done.
+
+    Attributes:
+        result: what it made.
+        seconds: how long it took here, reused or not.
+        run: id of its Prefect task run.
+    """
+
+    result: StageResult
+    seconds: float
+    run: str
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One run of a recipe: does stages in order and remembers how they went.
+
+    Attributes:
+        root: folder of the recipe's stage folders.
+        display: shows progress.
+        done: the stages so far, by name.
+        runs: ids of all task runs, also of one that failed.
+    """
+
+    root: Path
+    display: Display
+    done: dict[str, Done] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+    _states: list[State[Any]] = field(default_factory=list)
+
+    def folder(self, stage: str, key: Digest) -> Path:
+        """Return the folder of a stage's output for these inputs."""
+        return self.root / f"{stage}-{key.hex[:16]}"
+
+    def cached(
+        self, task: Task[..., Any], *, key: Mapping[str, Any], out: Path | None = None, **parameters: Any
+    ) -> StageResult:
+        """Do a stage, unless its result for these inputs is there.
+
+        Args:
+            task: returns `StageResult.as_json`; takes ``out`` and ``progress`` beside the parameters.
+            key: digests and other JSON values of everything that decides the output.
+            out: folder of the output; None names it after the key.
+            parameters: what the task is called with.
+        """
+        digest = stage_key(task.name, **key)
+        folder = out or self.folder(task.name, digest)
+        there = folder.is_dir() if out else (folder / STAGE_NAME).is_file()
+        cached = task.with_options(
+            cache_key_fn=lambda *_: f"{task.name}-{digest.hex}",
+            refresh_cache=not there,
+            persist_result=True,
+            result_serializer="json",
+        )
+        return self._do(cached, {**parameters, "out": folder})
+
+    def always(self, task: Task[..., Any], **parameters: Any) -> StageResult:
+        """Do a stage on every run: what protects or proves something is never taken from a cache."""
+        from prefect.cache_policies import NO_CACHE
+
+        return self._do(task.with_options(cache_policy=NO_CACHE, persist_result=False), parameters)
+
+    def summary(self, **about: str) -> dict[str, Any]:
+        """Return what was done as JSON values, beside what the caller says ``about`` it."""
+        stages = [
+            {
+                "stage": name,
+                "seconds": round(done.seconds, 2),
+                "reused": done.result.reused,
+                "facts": in_words(done.result.facts),
+                "digest": str(done.result.digest),
+                "folder": str(done.result.folder),
+                "task_run": done.run,
+            }
+            for name, done in self.done.items()
+        ]
+        return {**about, "stages": stages}
+
+    def _do(self, task: Task[..., Any], parameters: Mapping[str, Any]) -> StageResult:
+        started = time.monotonic()
+        with self.display.stage(task.name, task.description or ""):
+            state = task(**parameters, progress=self.display, return_state=True, wait_for=self._states[-1:])
+        run = str(state.state_details.task_run_id)
+        self.runs.append(run)
+        if not state.is_completed() and not state.is_failed() and not state.is_crashed():
+            raise StageFailed(f"the stage {task.name} ended as {state.name}", "run the same command again")
+        result = StageResult.from_json(state.result())
+        result = replace(result, reused=result.reused or state.name == "Cached")
+        seconds = time.monotonic() - started
+        self._states.append(state)
+        self.done[task.name] = Done(result=result, seconds=seconds, run=run)
+        self.display.done(seconds, result.reused, in_words(result.facts))
+        return result
+
+
+def in_words(facts: Mapping[str, Any], limit: int = 6) -> str:
+    """Return the plain facts of a stage as one line: numbers and short words, the first few of them."""
+    words = []
+    for name, value in facts.items():
+        if isinstance(value, float):
+            words.append(f"{name.replace('_', ' ')} {value:.4g}")
+        elif isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 40):
+            words.append(f"{name.replace('_', ' ')} {value}")
+    return ", ".join(words[:limit])

@@ -1,0 +1,97 @@
+"""The managed server: it is there while a run needs it, shared, found again, and gone afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.errors import ServerError
+from flows.server import healthy, managed_server, task_runs, wait_until_recorded
+from flows.settings import FlowSettings, prefect_home
+from registry.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data folder for the module, so that its database is made once."""
+    return tmp_path_factory.mktemp("flows-server")
+
+
+def test_it_answers_while_it_is_needed_and_is_gone_afterwards(data_folder: Path) -> None:
+    with managed_server(data_folder) as server:
+        assert healthy(server.url)
+        assert server.url.startswith("http://127.0.0.1:")
+        with managed_server(data_folder) as second:
+            assert second.reused
+            assert second.pid == server.pid
+        assert healthy(server.url), "the inner user must not stop the server of the outer one"
+    assert not healthy(server.url)
+    assert not (prefect_home(data_folder) / "server.json").exists()
+
+
+def test_a_server_that_a_killed_run_left_behind_is_used_again(data_folder: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from flows.server import managed_server\n"
+        "with managed_server(Path(sys.argv[1])): os._exit(9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(data_folder)], check=False)
+    assert killed.returncode == 9
+    left = json.loads((prefect_home(data_folder) / "server.json").read_text())
+    with managed_server(data_folder) as server:
+        assert server.reused
+        assert server.pid == left["pid"]
+    assert not healthy(server.url)
+
+
+def test_a_stale_state_file_is_not_believed(data_folder: Path) -> None:
+    """Numbers of processes are used again: a stranger with that number must not be taken for the server."""
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        state = prefect_home(data_folder) / "server.json"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_text(json.dumps({"pid": stranger.pid, "port": 4200}))
+        with managed_server(data_folder) as server:
+            assert server.pid != stranger.pid
+        assert stranger.poll() is None, "the stranger must be left alone"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_an_unknown_task_run_is_missed(data_folder: Path) -> None:
+    nobody = "00000000-0000-4000-8000-000000000000"
+    with managed_server(data_folder) as server:
+        assert task_runs(server.url, [nobody]) == {}
+        started = time.monotonic()
+        with pytest.raises(ServerError, match="1 of 1 task runs"):
+            wait_until_recorded(server.url, [nobody], timeout=0.5)
+        assert time.monotonic() - started < 10
+
+
+def test_a_server_that_is_named_but_silent_is_explained(home: Path) -> None:
+    settings = FlowSettings(prefect_api_url="http://127.0.0.1:9/api")
+    with pytest.raises(ServerError, match="does not answer") as caught, managed_server(home, settings):
+        pass
+    assert "PREFECT_API_URL" in caught.value.mend
+
+
+def test_a_server_that_does_not_start_shows_its_log(home: Path) -> None:
+    (home / "prefect").mkdir()
+    (home / "prefect" / "prefect.db").write_text("this is no database")
+    with pytest.raises(ServerError, match=r"server\.log") as caught, managed_server(home):
+        pass
+    assert "not a database" in caught.value.message
+    assert not (home / "prefect" / "server.json").exists()
+
+
+def test_settings_are_read_and_a_wrong_one_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT", "12")
+    assert FlowSettings.read(home).server_timeout == 12
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUTS", "12")
+    with pytest.raises(UsageError, match="SERVER_TIMEOUT"):
+        FlowSettings.read(home)

@@ -1,0 +1,179 @@
+"""Stages as Prefect tasks: reused by key, done again when their folder is gone, recorded in every case."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow, task
+from prefect.settings import temporary_settings
+
+from flows.display import Display
+from flows.server import Server, managed_server, task_runs, wait_until_recorded
+from flows.settings import client_settings, prefect_home
+from flows.stages import Job, code_digest, in_words, made
+from registry.digest import digest_bytes
+from trainer.errors import DataError
+from trainer.progress import Progress
+from trainer.stage import StageResult, new_folder, stage_key, write_result
+
+
+@task(name="double", description="twice the number")
+def double(number: int, calls: list[int], out: Path, progress: Progress) -> dict[str, Any]:
+    """Write twice the number into a folder."""
+    calls.append(number)
+    with new_folder(out) as folder:
+        (folder / "answer").write_text(str(2 * number))
+        result = StageResult(
+            stage="double",
+            folder=out,
+            key=stage_key("double", number=number),
+            digest=digest_bytes(str(2 * number).encode()),
+            facts={"answer": 2 * number},
+        )
+        write_result(folder, result)
+    progress("double", 1, 1)
+    return result.as_json()
+
+
+@task(name="refuse", description="always refuses")
+def refuse(progress: Progress) -> dict[str, Any]:
+    """Refuse with an explained error."""
+    raise DataError("there is nothing to work on", "make something first")
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data folder for the module."""
+    return tmp_path_factory.mktemp("flows-stages")
+
+
+@pytest.fixture(scope="module")
+def server(data_folder: Path) -> Iterator[Server]:
+    """One server for the module, and this process set to use it."""
+    with managed_server(data_folder) as server, temporary_settings(client_settings(data_folder, server.url)):
+        yield server
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A run that shows nothing."""
+    return Job(root=tmp_path / "runs", display=Display(1, io.StringIO()))
+
+
+def test_a_stage_is_reused_by_its_key_and_done_again_without_its_folder(
+    server: Server, tmp_path: Path
+) -> None:
+    calls: list[int] = []
+    seen: list[Job] = []
+
+    @flow(name="numbers")
+    def numbers(number: int) -> bool:
+        seen.append(Job(root=tmp_path / "runs", display=Display(1, io.StringIO())))
+        result = seen[-1].cached(double, key={"number": number}, number=number, calls=calls)
+        assert (result.folder / "answer").read_text() == str(2 * number)
+        assert made(result.folder).digest == result.digest
+        return result.reused
+
+    assert numbers(3) is False
+    assert numbers(3) is True
+    assert numbers(4) is False
+    assert calls == [3, 4]
+    for path in (tmp_path / "runs").iterdir():
+        (path / "stage.json").unlink()
+    assert numbers(3) is False
+    assert calls == [3, 4, 3]
+    runs = [run for job in seen for run in job.runs]
+    wait_until_recorded(server.url, runs, 60)
+    assert task_runs(server.url, runs) == dict.fromkeys(runs, "COMPLETED")
+
+
+def test_what_protects_runs_every_time(server: Server, job: Job, tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    @flow(name="always")
+    def always() -> None:
+        job.always(double, number=1, calls=calls, out=tmp_path / "a")
+        job.always(double, number=1, calls=calls, out=tmp_path / "a")
+
+    always()
+    assert calls == [1, 1]
+
+
+def test_an_explained_error_passes_through_and_is_recorded(server: Server, job: Job) -> None:
+    @flow(name="refused")
+    def refused() -> None:
+        job.always(refuse)
+
+    with pytest.raises(DataError, match="nothing to work on"):
+        refused()
+    wait_until_recorded(server.url, job.runs, 60)
+    assert task_runs(server.url, job.runs) == dict.fromkeys(job.runs, "FAILED")
+
+
+def test_results_are_json_and_no_pickle(server: Server, job: Job, data_folder: Path) -> None:
+    @flow(name="stored")
+    def stored() -> None:
+        job.cached(double, key={"number": 77}, number=77, calls=[])
+
+    stored()
+    files = [
+        path for path in (prefect_home(data_folder) / "storage").iterdir() if path.name.startswith("double-")
+    ]
+    assert files
+    for path in files:
+        record = json.loads(path.read_bytes())
+        assert record["metadata"]["serializer"]["type"] == "json"
+
+
+PROGRAM = """
+import io, sys
+from pathlib import Path
+from flows.settings import client_settings, prepare
+from flows.server import managed_server, wait_until_recorded
+home = Path(sys.argv[1])
+prepare(home)
+with managed_server(home) as server:
+    from prefect import flow, task
+    from prefect.settings import temporary_settings
+    @task
+    def number(value: int) -> int:
+        return value
+    @flow(name="twenty")
+    def twenty() -> list[str]:
+        states = [number(value, return_state=True) for value in range(20)]
+        runs = [str(state.state_details.task_run_id) for state in states]
+        wait_until_recorded(server.url, runs, 60)
+        return runs
+    with temporary_settings(client_settings(home, server.url)):
+        print(*twenty())
+"""
+
+
+def test_every_task_run_can_be_read_after_the_process_has_ended(tmp_path: Path) -> None:
+    """Prefect's built-in temporary server loses half of twenty task runs; the managed one loses none."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    runs = ended.stdout.split()
+    assert len(runs) == 20
+    with managed_server(tmp_path) as later:
+        assert not later.reused
+        assert task_runs(later.url, runs) == dict.fromkeys(runs, "COMPLETED")
+
+
+def test_the_code_digest_leaves_out_what_is_named() -> None:
+    assert code_digest() == code_digest()
+    assert code_digest(("trainer/evaluation/",)) != code_digest()
+
+
+def test_facts_become_one_line() -> None:
+    facts = {"images": 12, "top1_accuracy": 0.91666, "folder": "x" * 50, "license": "MIT", "none": None}
+    assert in_words(facts) == "images 12, top1 accuracy 0.9167, license MIT"
