@@ -20,12 +20,13 @@ help:  ## show these lines
 
 setup: $(STAMP)  ## create .venv and install everything at the locked versions
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt requirements-nodeps.txt
 	@$(PYTHON) -c 'import sys, venv; sys.exit("adapter-foundry needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: whatever needs it later finds it there and fetches no other build
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-deps --requirement requirements-nodeps.txt
 	@touch $@
 
 demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, offline
@@ -40,7 +41,7 @@ check: setup  ## ruff, mypy and the walls between the floors
 	$(BIN)/lint-imports
 
 lock: setup  ## write constraints.txt from what is installed now
-	$(PIP) freeze --exclude adapter-foundry | sed -E 's/\+cpu$$//' > constraints.txt
+	$(PIP) list --format=freeze --exclude adapter-foundry --exclude pip --exclude setuptools | sed -E 's/\+cpu$$//' > constraints.txt
 
 clean:  ## remove the environment, builds and caches (data folders stay)
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
