@@ -1,0 +1,182 @@
+"""Attacks on serving: bytes that admission did not verify must not reach a model."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fakes.adapters import TINY_BASE, clean_adapter
+from registry.admission import Origin, Policy, VerifiedAdapter, admit_candidate
+from registry.manifest import BaseModelRef
+from serving.adapters import AdapterSlots
+from serving.engine import EditEngine
+from serving.errors import CandidateRefused, ServingError, UsageError
+
+BASE = BaseModelRef(
+    id=TINY_BASE.id, revision=TINY_BASE.revision, family=TINY_BASE.family, license=TINY_BASE.license
+)
+
+
+class Block(torch.nn.Module):
+    """The modules of one transformer block that an adapter may change, in their real names and shapes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.attn = torch.nn.Module()
+        for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"):
+            setattr(self.attn, name, torch.nn.Linear(width, width))
+        self.attn.to_out = torch.nn.ModuleList([torch.nn.Linear(width, width)])
+        for stream in ("img_mlp", "txt_mlp"):
+            gate, mlp = torch.nn.Module(), torch.nn.Module()
+            gate.proj = torch.nn.Linear(width, 4 * width)
+            mlp.net = torch.nn.ModuleList([gate, torch.nn.Identity(), torch.nn.Linear(4 * width, width)])
+            setattr(self, stream, mlp)
+
+
+@pytest.fixture
+def pipeline() -> Any:
+    transformer = torch.nn.Module()
+    transformer.transformer_blocks = torch.nn.ModuleList([Block(32), Block(32)])
+    return SimpleNamespace(family="qwen-image-edit", transformer=transformer)
+
+
+@pytest.fixture
+def adapter() -> VerifiedAdapter:
+    return admit_candidate(dict(clean_adapter()), Policy(bases={TINY_BASE.id: TINY_BASE}))
+
+
+def lookalike(adapter: VerifiedAdapter) -> Any:
+    """An object with every attribute of a verified adapter and an attacker's word that it is signed."""
+    fields = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
+    return SimpleNamespace(**{**fields, "origin": Origin.REGISTRY})
+
+
+def subclassed(adapter: VerifiedAdapter) -> Any:
+    """A subclass that skips the guard."""
+
+    class Mine(VerifiedAdapter):
+        def __post_init__(self, token: object) -> None:
+            pass
+
+    fields = {field.name: getattr(adapter, field.name) for field in dataclasses.fields(adapter)}
+    return Mine(**{**fields, "origin": Origin.REGISTRY})
+
+
+FORGERIES: tuple[Callable[[VerifiedAdapter], Any], ...] = (
+    lookalike,
+    subclassed,
+    lambda adapter: adapter.weights,
+    lambda adapter: {"weights": adapter.weights},
+    lambda adapter: Path("adapter/pytorch_lora_weights.safetensors"),
+    lambda adapter: "adapter/pytorch_lora_weights.safetensors",
+    lambda adapter: None,
+)
+
+
+def test_the_real_thing_is_attached(pipeline: Any, adapter: VerifiedAdapter) -> None:
+    slots = AdapterSlots(pipeline)
+    slots.attach(adapter)
+    assert slots.current is adapter
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_only_a_verified_adapter_is_attached(
+    pipeline: Any, adapter: VerifiedAdapter, forge: Callable[[VerifiedAdapter], Any]
+) -> None:
+    forged = forge(adapter)
+    before = {name: value.clone() for name, value in pipeline.transformer.state_dict().items()}
+    engine = EditEngine(pipeline, base=BASE, allow_candidates=True)
+    for load in (AdapterSlots(pipeline).attach, engine.attach):
+        with pytest.raises(UsageError, match="is not a verified adapter"):
+            load(forged)
+    after = pipeline.transformer.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_candidate_does_not_pass_for_signed(pipeline: Any, adapter: VerifiedAdapter) -> None:
+    with pytest.raises(CandidateRefused):
+        EditEngine(pipeline, base=BASE).attach(adapter)
+    assert not any("lora" in name for name, _ in pipeline.transformer.named_modules())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda adapter: dataclasses.replace(adapter, weights=b"evil"),
+        lambda adapter: dataclasses.replace(adapter, origin=Origin.REGISTRY),
+        copy.copy,
+        copy.deepcopy,
+        pickle.dumps,
+    ],
+)
+def test_a_verified_adapter_cannot_be_made_from_another(
+    adapter: VerifiedAdapter, change: Callable[[VerifiedAdapter], Any]
+) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        change(adapter)
+
+
+def test_verified_bytes_cannot_be_changed(adapter: VerifiedAdapter) -> None:
+    assert isinstance(adapter.weights, bytes)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        adapter.weights = b"evil"  # type: ignore[misc]
+
+
+def test_a_failed_attack_leaves_the_honest_adapter_serving(pipeline: Any, adapter: VerifiedAdapter) -> None:
+    slots = AdapterSlots(pipeline)
+    slots.attach(adapter)
+    with pytest.raises(ServingError):
+        slots.attach(lookalike(adapter))
+    assert slots.current is adapter
+
+
+# Names through which the libraries in use turn files or hub ids into adapter weights, or bytes into objects.
+LOADERS = {
+    "load_lora_weights", "load_lora_adapter", "load_adapter", "load_attn_procs", "lora_state_dict",
+    "from_pretrained", "load_file", "safe_open", "torch_load", "set_peft_model_state_dict", "load_state_dict",
+    "hf_hub_download", "snapshot_download", "load_ip_adapter", "load_textual_inversion", "loads", "fuse_lora",
+    "PeftModel", "pickle",
+}  # fmt: skip
+# What remains: base models, which a person installs or names on the hub, and JSON.
+ALLOWED = {
+    ("pipelines/qwen_image_edit.py", "from_pretrained"),
+    ("pipelines/qwen_image_edit.py", "loads"),
+    ("images.py", "loads"),
+}
+
+
+def test_serving_has_no_other_way_to_weights(repository: Path) -> None:
+    found = set()
+    for path in (repository / "serving").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = set()
+            if isinstance(node, ast.Attribute):
+                names = {node.attr}
+                if node.attr == "load" and isinstance(node.value, ast.Name) and node.value.id == "torch":
+                    names = {"torch_load"}
+            elif isinstance(node, ast.Name):
+                names = {node.id}
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                names = {alias.name.rpartition(".")[2] for alias in node.names}
+            found |= {(path.relative_to(repository / "serving").as_posix(), name) for name in names & LOADERS}
+    assert found <= ALLOWED, f"serving loads in a new way: {sorted(found - ALLOWED)}"
+
+
+def test_the_bytes_that_are_loaded_are_those_of_the_verified_adapter(repository: Path) -> None:
+    tree = ast.parse((repository / "serving" / "adapters.py").read_text("utf-8"))
+    calls = [
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load"
+    ]
+    assert calls == ["load(adapter.weights)"]
