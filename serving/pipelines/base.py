@@ -34,8 +34,8 @@ class PromptEmbeds:
 class EditPipeline(Protocol):
     """A base model: encodes prompts and images, predicts a flow-matching velocity, decodes latents.
 
-    The flow is x_s = (1 - s) x_0 + s noise with s in [0, 1]; the velocity is noise - x_0 (rectified flow, Liu et
-    al., arXiv 2209.03003). Latents are packed and normalised: [N, T, C].
+    The flow is x_s = (1 - s) x_0 + s noise with s in [0, 1]; the velocity is noise - x_0 (rectified flow, Liu
+    et al., arXiv 2209.03003). Latents are packed and normalised: [N, T, C].
     """
 
     family: str
@@ -72,5 +72,5 @@ def to_images(pixels: torch.Tensor) -> list[Image.Image]:
     """RGB images from pixels [N, 3, H, W] in [-1, 1]; values outside are clipped."""
     from PIL import Image
 
-    array = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(row) for row in array]
+    levels = pixels.detach().float().clamp(-1, 1).add(1).mul(127.5).round().byte()
+    return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]

@@ -1,14 +1,15 @@
 """Qwen-Image-Edit (the Plus pipeline of 2509 and 2511), of any size, through diffusers' own classes.
 
 `QwenImageEditPlusPipeline.__call__` edits one prompt at a time at a fixed megapixel; training and sweeps need
-batches at the size that the base was made for. This file therefore calls the pipeline's parts in the same order
-with the same arithmetic. A folder may hold `resolution.json` with ``{"pixels": side, "condition_pixels": side}``;
-the published weights have none and get `DEFAULT_PIXELS`.
+batches at the size that the base was made for. This file therefore calls the pipeline's parts in the same
+order with the same arithmetic. A folder may hold `resolution.json` with ``{"pixels": side,
+"condition_pixels": side}``; the published weights have none and get `DEFAULT_PIXELS`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,10 +44,10 @@ def _processor(folder: str, revision: str | None, subfolder: str = "processor") 
 
 
 def image_only_processor(image_processor: Any, tokenizer: Any) -> Any:
-    """A `Qwen2VLProcessor` for text and images; the full class insists on a video part, which needs torchvision."""
+    """A `Qwen2VLProcessor` for text and images; the full class insists on a video part and on torchvision."""
     from transformers import Qwen2VLProcessor
 
-    class ImageOnlyProcessor(Qwen2VLProcessor):
+    class ImageOnlyProcessor(Qwen2VLProcessor):  # type: ignore[misc]  # transformers is untyped
         @classmethod
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
@@ -74,7 +75,8 @@ def single_frame(vae: Any) -> None:
 
         def forward(x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
             if x.shape[2] != 1 or cache_x is not None:
-                return whole(x, cache_x)
+                video: torch.Tensor = whole(x, cache_x)
+                return video
             flat = torch.nn.functional.conv2d(
                 x[:, :, 0], conv.weight[:, :, -1], conv.bias, conv.stride[1:], (top, left)
             )
@@ -139,7 +141,8 @@ class QwenImageEdit:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.pipe.vae.parameters()).dtype
+        weights: torch.Tensor = next(self.pipe.vae.parameters())
+        return weights.dtype
 
     @torch.no_grad()
     def encode_prompts(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptEmbeds:
@@ -190,7 +193,8 @@ class QwenImageEdit:
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """[N, z, 1, h, w] -> [N, h/2 * w/2, 4 z]."""
         n, channels, _, height, width = latents.shape
-        return self.pipe._pack_latents(latents, n, channels, height, width)
+        packed: torch.Tensor = self.pipe._pack_latents(latents, n, channels, height, width)
+        return packed
 
     def velocity(
         self, latents: torch.Tensor, image_latents: torch.Tensor, prompts: PromptEmbeds, sigma: torch.Tensor
@@ -198,7 +202,7 @@ class QwenImageEdit:
         """See `EditPipeline`."""
         grid = (1, self._side // 2, self._side // 2)
         mask = None if bool(prompts.mask.all()) else prompts.mask
-        predicted = self.transformer(
+        predicted: torch.Tensor = self.transformer(
             hidden_states=torch.cat([latents, image_latents], 1),
             timestep=sigma,
             encoder_hidden_states=prompts.embeds,
@@ -241,7 +245,7 @@ class QwenImageEdit:
         """See `EditPipeline`; Euler steps over the scheduler's noise levels, no classifier-free guidance."""
         latents = self.noise(seeds, image_latents)
         levels = self.sigmas(steps, latents.shape[1])
-        for step, (high, low) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        for step, (high, low) in enumerate(itertools.pairwise(levels)):
             sigma = latents.new_full((len(latents),), high)
             latents = latents + (low - high) * self.velocity(latents, image_latents, prompts, sigma)
             if on_step is not None and not on_step(step, latents):
@@ -250,7 +254,8 @@ class QwenImageEdit:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See `EditPipeline`."""
-        pipe = self.pipe
-        unpacked = pipe._unpack_latents(latents.to(self.dtype), self.pixels, self.pixels, pipe.vae_scale_factor)
+        pipe, side = self.pipe, self.pixels
+        unpacked = pipe._unpack_latents(latents.to(self.dtype), side, side, pipe.vae_scale_factor)
         scaled = unpacked * self._std.to(unpacked) + self._mean.to(unpacked)
-        return pipe.vae.decode(scaled, return_dict=False)[0][:, :, 0]
+        frames: torch.Tensor = pipe.vae.decode(scaled, return_dict=False)[0]
+        return frames[:, :, 0]
