@@ -47,6 +47,24 @@ if TYPE_CHECKING:
 
 MAX_STATEMENTS: Final = 64
 
+STEPS: Final[tuple[str, ...]] = (
+    "Sizes: nothing is parsed or hashed that is larger than its limit",
+    "The manifest is the one that was named",
+    "The manifest has one reading",
+    "The manifest is what the user asked for: name, version, digest",
+    "Neither the manifest nor its weights are revoked",
+    "Every required kind of statement is there",
+    "Every statement is signed by enough keys of its kind's role",
+    "Every statement is about this manifest",
+    "Every statement says yes",
+    "The licences permit the adapter",
+    "The files are those of the manifest: no more, no fewer, the same bytes",
+    "The card beside the weights says what the manifest says",
+    "The scanner of today finds nothing",
+    "Only tensors are left: what is loaded is written anew",
+)
+"""What ``admit`` checks, in its order; the numbers in its body and in docs/threat-model.md count from 1."""
+
 _TOKEN: Final = object()
 _FILE_LIMITS: Final[Mapping[str, int]] = {WEIGHTS_NAME: MAX_WEIGHTS_BYTES, CARD_NAME: MAX_CARD_BYTES}
 
@@ -300,8 +318,9 @@ def _check_subjects(statements: Sequence[Statement], manifest: AdapterManifest, 
     name = f"{manifest.name}:{manifest.version}"
     for found in statements:
         if found.digest != expected or found.subject_name != name:
+            about = f"{shown(found.subject_name)} ({found.digest})"
             raise BadSignature(
-                f"the {found.kind} statement is about {shown(found.subject_name)} ({found.digest[:23]}), not {name}",
+                f"the {found.kind} statement is about {about}, not about {name}",
                 "a statement of another adapter was put here; report it to who runs the registry",
             )
 

@@ -153,7 +153,10 @@ def parse_statement(payload: bytes) -> Statement:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(shown(part, 60) for part in first["loc"])
-        raise InvalidDocument(f"the statement is not valid: {where}: {shown(first['msg'])}") from None
+        raise InvalidDocument(
+            f"the statement is not valid: {where}: {shown(first['msg'])}",
+            "it was not written by adapter-foundry; ask who published it",
+        ) from None
     kind = _KIND_OF.get(document.predicate_type)
     if kind is None:
         raise InvalidDocument(

@@ -8,6 +8,7 @@ below; they are a reading for machines, no legal advice.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -143,13 +144,19 @@ def facts(expression: str) -> LicenseFacts | None:
     return None if parsed is None else _facts_of(parsed)
 
 
-def _parse(expression: str) -> Any:
-    """Return the parsed expression, or None. Foreign exceptions end here: the parser raises many kinds."""
+@functools.cache
+def _licensing() -> Any:
+    """Return the parser; it reads the list of all SPDX licences, once."""
     from license_expression import get_spdx_licensing
 
+    return get_spdx_licensing()
+
+
+def _parse(expression: str) -> Any:
+    """Return the parsed expression, or None. Foreign exceptions end here: the parser raises many kinds."""
     if len(expression) > _MAX_EXPRESSION:
         return None
-    licensing = get_spdx_licensing()
+    licensing = _licensing()
     try:
         parsed = licensing.parse(expression)
         unknown = set() if parsed is None else set(licensing.unknown_license_keys(parsed)) - set(FACTS)

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes.adapters import BASES, clean_adapter
-
 from registry import attestation, licenses
 from registry.admission import Policy, VerifiedAdapter, admit
 from registry.attestation import KINDS, ROLE_OF, Kind
-from registry.digest import Digest, file_entry
+from registry.digest import Digest, digest_bytes, file_entry
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest
 from registry.reference import Reference
 from registry.scanning import scan
@@ -110,23 +109,39 @@ def publish(
     name: str = "pixelsmile",
     version: int = 3,
     kinds: Sequence[Kind] = KINDS,
+    predicates: Mapping[Kind, Mapping[str, Any]] | None = None,
+    manifest: AdapterManifest | None = None,
+    stored: bytes | None = None,
 ) -> Published:
-    """A published adapter: manifest, files, all statements and the trust root that believes them."""
+    """A published adapter: manifest, files, all statements and the trust root that believes them.
+
+    Args:
+        files: the adapter folder; a clean one by default.
+        name: name of the adapter.
+        version: its version.
+        kinds: which statements are signed.
+        predicates: predicates that replace the honest ones.
+        manifest: a manifest that replaces the honest one.
+        stored: bytes of the manifest that replace its canonical form; everything is signed over them.
+    """
     files = clean_adapter() if files is None else dict(files)
-    card = AdapterCard.parse(files[CARD_NAME])
-    manifest = AdapterManifest.make(
-        card, name=name, version=version, files=tuple(file_entry(path, data) for path, data in files.items())
-    )
-    statements = tuple(
-        signed(kind, f"{name}:{version}", manifest.digest, predicate(kind, manifest, files[WEIGHTS_NAME]))
-        for kind in kinds
-    )
+    if manifest is None:
+        manifest = AdapterManifest.make(
+            AdapterCard.parse(files[CARD_NAME]),
+            name=name,
+            version=version,
+            files=tuple(file_entry(path, files[path]) for path in (CARD_NAME, WEIGHTS_NAME)),
+        )
+    stored = manifest.canonical_bytes() if stored is None else stored
+    digest = digest_bytes(stored)
+    honest = {kind: predicate(kind, manifest, files[WEIGHTS_NAME]) for kind in kinds}
+    told = {**honest, **(predicates or {})}
     return Published(
-        manifest=manifest.canonical_bytes(),
+        manifest=stored,
         files=files,
-        statements=statements,
+        statements=tuple(signed(kind, f"{name}:{version}", digest, told[kind]) for kind in kinds),
         trust=FakeTrust(),
         policy=Policy(bases=BASES),
-        expected=manifest.digest,
+        expected=digest,
         reference=Reference(name=name, alias="prod"),
     )

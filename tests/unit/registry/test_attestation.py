@@ -1,0 +1,131 @@
+"""Statements: their golden form, strict parsing, and what they say about their subject."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.adapters import BASES, clean_adapter
+from fakes.trust import predicate
+from registry import attestation
+from registry.attestation import KINDS, Kind, Statement, materials_match, parse_statement, statement
+from registry.digest import digest_bytes
+from registry.errors import InvalidDocument, UsageError
+from registry.manifest import WEIGHTS_NAME, AdapterCard, AdapterManifest
+from registry.scanning import scan
+
+DIGEST = digest_bytes(b"a manifest")
+
+
+@pytest.fixture
+def manifest(repository: Path) -> AdapterManifest:
+    return AdapterManifest.parse((repository / "tests" / "golden" / "manifest-1.json").read_bytes())
+
+
+def golden_predicate(kind: Kind, manifest: AdapterManifest) -> dict[str, Any]:
+    if kind == "scan":
+        weights = clean_adapter()
+        return attestation.scan_predicate(
+            scan(weights[WEIGHTS_NAME], AdapterCard.parse(weights["adapter.json"]), bases=BASES)
+        )
+    return predicate(kind, manifest, b"")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scan"])
+def test_the_golden_statements(kind: Kind, manifest: AdapterManifest, repository: Path) -> None:
+    """Version 1 of each statement: written the same way, read with the same meaning, forever."""
+    golden = (repository / "tests" / "golden" / f"statement-{kind}-1.json").read_bytes()
+    assert statement(kind, "pixelsmile:3", manifest.digest, predicate(kind, manifest, b"")) == golden
+    found = parse_statement(golden)
+    assert (found.kind, found.subject_name, found.digest) == (kind, "pixelsmile:3", manifest.digest)
+    assert found.outcome == "pass"
+
+
+def test_the_golden_scan_statement_is_read(manifest: AdapterManifest, repository: Path) -> None:
+    """Its list of rules grows with the scanner, so it is read only."""
+    found = parse_statement((repository / "tests" / "golden" / "statement-scan-1.json").read_bytes())
+    assert (found.kind, found.digest, found.outcome) == ("scan", manifest.digest, "pass")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_statement_is_an_in_toto_statement(kind: Kind, manifest: AdapterManifest) -> None:
+    values = json.loads(statement(kind, "pixelsmile:3", DIGEST, golden_predicate(kind, manifest)))
+    assert set(values) == {"_type", "subject", "predicateType", "predicate"}
+    assert values["_type"] == "https://in-toto.io/Statement/v1"
+    assert values["subject"] == [{"name": "pixelsmile:3", "digest": {"sha256": DIGEST.hex}}]
+
+
+def test_training_statements_are_compared_with_the_manifest(manifest: AdapterManifest) -> None:
+    told = attestation.training_predicate(manifest, builder="https://example.org")
+    found = Statement(kind="training", subject_name="x", digest=DIGEST, predicate=told)
+    assert materials_match(found, manifest)
+    other = Statement(kind="training", subject_name="x", digest=DIGEST, predicate={**told, "runDetails": {}})
+    assert not materials_match(other, manifest)
+    other = Statement(kind="training", subject_name="x", digest=DIGEST, predicate={**told, "more": 1})
+    assert not materials_match(other, manifest)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "outcome"),
+    [
+        ("scan", {"result": "PASSED"}, "pass"),
+        ("scan", {"result": "WARNED"}, "review"),
+        ("scan", {"result": "FAILED"}, "fail"),
+        ("scan", {"result": "passed"}, "fail"),
+        ("scan", {"verdict": "pass"}, "fail"),
+        ("evaluation", {"verdict": "pass"}, "pass"),
+        ("evaluation", {"verdict": ["pass"]}, "fail"),
+        ("evaluation", {}, "fail"),
+        ("approval", {"verdict": "fail"}, "fail"),
+        ("licence", {"verdict": True}, "fail"),
+    ],
+)
+def test_anything_but_a_clear_yes_is_a_no(kind: Kind, told: dict[str, Any], outcome: str) -> None:
+    assert Statement(kind=kind, subject_name="x", digest=DIGEST, predicate=told).outcome == outcome
+
+
+GOOD = json.loads(statement("approval", "pixelsmile:3", DIGEST, {"verdict": "pass"}))
+BAD: dict[str, Any] = {
+    "a list": [],
+    "another type": {**GOOD, "_type": "https://in-toto.io/Statement/v0.1"},
+    "another predicate": {**GOOD, "predicateType": "https://example.org/x"},
+    "no subject": {**GOOD, "subject": []},
+    "two subjects": {**GOOD, "subject": GOOD["subject"] * 2},
+    "a digest of another kind": {**GOOD, "subject": [{"name": "x", "digest": {"sha512": "0" * 128}}]},
+    "two digests": {**GOOD, "subject": [{"name": "x", "digest": {"sha256": "0" * 64, "sha1": "0" * 40}}]},
+    "a digest that is none": {**GOOD, "subject": [{"name": "x", "digest": {"sha256": "zz"}}]},
+    "a predicate that is a list": {**GOOD, "predicate": []},
+    "another field": {**GOOD, "extra": 1},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_statement_is_refused(name: str) -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        parse_statement(json.dumps(BAD[name]).encode())
+    assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("approval", {}),
+        ("evaluation", {"verdict": "maybe"}),
+        ("evaluation", {"verdict": "pass", "top1": float("nan")}),
+        ("evaluation", {"verdict": "pass", "image": b"bytes"}),
+        ("evaluation", {"verdict": "pass", "image": "x" * (4 << 20)}),
+        ("magic", {"verdict": "pass"}),
+    ],
+)
+def test_a_statement_that_nobody_could_read_is_not_written(kind: Kind, told: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as caught:
+        statement(kind, "pixelsmile:3", DIGEST, told)
+    assert caught.value.mend
+
+
+def test_an_evaluation_needs_a_verdict() -> None:
+    with pytest.raises(UsageError, match="verdict"):
+        attestation.evaluation_predicate({"top1": 0.9})

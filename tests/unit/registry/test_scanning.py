@@ -1,0 +1,129 @@
+"""The scanner's arithmetic and its report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fakes.adapters import BASES, TINY_BASE, card, clean_adapter, container, encode, factors
+from registry.errors import UsageError
+from registry.families import FAMILIES, KNOWN_BASES, base_spec
+from registry.formats import TensorInfo
+from registry.manifest import WEIGHTS_NAME, AdapterCard
+from registry.scanning import scan
+from registry.scanning.numerics import spectral_norm, tensor
+from registry.scanning.report import RULES
+
+CARD = AdapterCard.parse(json.dumps(card()).encode())
+
+
+@given(st.integers(1, 8), st.integers(1, 20), st.integers(1, 20), st.integers(0, 1000))
+def test_the_spectral_norm_is_that_of_the_product(rank: int, out: int, into: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    a, b = generator.normal(size=(rank, into)), generator.normal(size=(out, rank))
+    direct = np.linalg.svd(b @ a, compute_uv=False)[0]
+    assert spectral_norm(a @ a.T, b.T @ b) == pytest.approx(direct, rel=1e-6)
+
+
+def test_the_spectral_norm_does_not_see_the_gauge() -> None:
+    generator = np.random.default_rng(0)
+    a, b, mix = generator.normal(size=(4, 32)), generator.normal(size=(32, 4)), generator.normal(size=(4, 4))
+    moved_a, moved_b = mix @ a, b @ np.linalg.inv(mix)
+    assert spectral_norm(moved_a @ moved_a.T, moved_b.T @ moved_b) == pytest.approx(
+        spectral_norm(a @ a.T, b.T @ b), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("F32", 0.0), ("F16", 1e-3), ("BF16", 8e-3)])
+def test_tensors_are_read_in_every_dtype(dtype: str, precision: float) -> None:
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    data = encode(values, dtype)
+    read = tensor(b"head" + data, TensorInfo(dtype=dtype, shape=(3, 5), start=4, end=4 + len(data)))
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, values, rtol=precision, atol=0)
+
+
+def test_the_report_of_a_clean_adapter() -> None:
+    report = scan(clean_adapter()[WEIGHTS_NAME], CARD, bases=BASES)
+    assert report.verdict == "pass"
+    assert report.passed_rules == tuple(sorted(RULES))
+    assert report.facts["modules"] == 24
+    assert json.loads(json.dumps(report.to_json()))["findings"] == []
+    assert scan(clean_adapter()[WEIGHTS_NAME], CARD, bases=BASES) == report
+
+
+def test_a_report_stays_readable_when_every_tensor_is_wrong() -> None:
+    values = {key.replace("transformer.", "model."): value for key, value in factors().items()}
+    report = scan(container(values), CARD, bases=BASES)
+    assert len([found for found in report.findings if found.rule == "ADP-STR-001"]) == 20
+    assert report.omitted == 28
+    assert "28 more" in report.text()
+    assert report.passed_rules == ()
+
+
+def test_a_blocking_finding_comes_before_a_review() -> None:
+    values = factors()
+    values["transformer.transformer_blocks.0.attn.to_q.lora_B.weight"] *= 0
+    values["transformer.transformer_blocks.0.attn.to_k.lora_B.weight"] *= 1e5
+    report = scan(container(values), CARD, bases=BASES)
+    assert [found.severity for found in report.findings] == ["block", "review"]
+    assert report.verdict == "block"
+
+
+def test_every_rule_explains_itself() -> None:
+    for rule in RULES.values():
+        assert rule.title
+        assert rule.help.endswith(".")
+
+
+def test_the_shapes_of_the_real_base() -> None:
+    spec = KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"].spec
+    assert len(spec) == 60 * 12
+    assert spec["transformer_blocks.59.attn.to_out.0"] == (3072, 3072)
+    assert spec["transformer_blocks.0.img_mlp.net.0.proj"] == (12288, 3072)
+    assert spec["transformer_blocks.0.txt_mlp.net.2"] == (3072, 12288)
+    # r64 in bfloat16 on all targets: the size of the published PixelSmile adapter.
+    assert sum(64 * (out + into) for out, into in spec.values()) == 424_673_280
+
+
+def test_the_table_of_the_portraits_base_is_its_config(repository: object) -> None:
+    from pathlib import Path
+
+    config = (
+        Path(str(repository)) / "trainer" / "portraits" / "weights" / "base" / "transformer" / "config.json"
+    )
+    facts = KNOWN_BASES["adapter-foundry/portraits-base"]
+    if not config.exists():
+        pytest.skip("the portraits base is not built in this checkout")
+    values = json.loads(config.read_text())
+    assert {key: values[key] for key in facts.config} == facts.config
+
+
+@pytest.mark.parametrize("value", [0, -1, "6", True, None, 1 << 20])
+def test_a_config_with_impossible_sizes_is_refused(value: object) -> None:
+    with pytest.raises(UsageError, match="num_layers"):
+        base_spec("qwen-image-edit", {**TINY_BASE.config, "num_layers": value})
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(UsageError, match="qwen-image-edit"):
+        base_spec("flux", TINY_BASE.config)
+
+
+def test_the_spec_is_that_of_the_real_class() -> None:
+    """Every linear layer that we name exists in diffusers' transformer, with the shape that we say."""
+    diffusers = pytest.importorskip("diffusers")
+    import torch
+
+    with torch.device("meta"):
+        model = diffusers.QwenImageTransformer2DModel(
+            num_layers=2, num_attention_heads=2, attention_head_dim=16, joint_attention_dim=32,
+            axes_dims_rope=(4, 6, 6),
+        )  # fmt: skip
+    modules = dict(model.named_modules())
+    assert {name: tuple(modules[name].weight.shape) for name in TINY_BASE.spec} == dict(TINY_BASE.spec)
+    assert len(FAMILIES["qwen-image-edit"].targets) == 12
