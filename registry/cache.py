@@ -10,7 +10,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from registry.errors import RegistryError
 from registry.manifest import CARD_NAME, WEIGHTS_NAME
 
 MANIFEST_NAME = "manifest.json"
-STATEMENTS_FOLDER = "statements"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,12 +28,13 @@ class Parcel:
     Attributes:
         manifest: the manifest.
         files: the adapter's files by name.
-        statements: DSSE envelopes by their name in the store.
+        statements: DSSE envelopes. The cache does not keep them: they are always asked for anew, so that
+            a later refusal is heard.
     """
 
     manifest: bytes
     files: Mapping[str, bytes]
-    statements: Mapping[str, bytes]
+    statements: Sequence[bytes] = ()
 
 
 class AdapterCache:
@@ -54,9 +54,6 @@ class AdapterCache:
             return Parcel(
                 manifest=(folder / MANIFEST_NAME).read_bytes(),
                 files={name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)},
-                statements={
-                    path.name: path.read_bytes() for path in sorted((folder / STATEMENTS_FOLDER).iterdir())
-                },
             )
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -75,12 +72,9 @@ class AdapterCache:
         target = self.path(digest)
         try:
             with _incoming(target.parent) as folder:
-                (folder / STATEMENTS_FOLDER).mkdir()
                 _write(folder / MANIFEST_NAME, parcel.manifest)
                 for name, data in parcel.files.items():
                     _write(folder / name, data)
-                for name, data in parcel.statements.items():
-                    _write(folder / STATEMENTS_FOLDER / name, data)
                 folder.chmod(0o755)
                 with contextlib.suppress(FileExistsError):
                     _rename(folder, target)

@@ -294,11 +294,14 @@ class Registry:
         warm = kept.read(target.digest)
         if warm is not None:
             try:
+                statements = shelf.read_statements(self._store, target.digest)
+                warm = replace(warm, statements=tuple(statements.values()))
                 return self._judge(state, target, reference, self._policy, warm)
             except DigestMismatch as error:
-                _logger.warning(
-                    "the cached copy of %s is damaged and is fetched again: %s", reference, error.message
-                )
+                _logger.warning("the cached %s is damaged and is fetched again: %s", reference, error.message)
+            except RegistryError:
+                kept.drop(target.digest)
+                raise
         kept.drop(target.digest)
         parcel = shelf.fetch(self._store, target.digest, progress or silent)
         adapter = self._judge(state, target, reference, self._policy, parcel)
@@ -368,8 +371,9 @@ class Registry:
     def _judge(
         self, state: TrustState, target: Target, reference: Reference, policy: Policy, parcel: Parcel
     ) -> VerifiedAdapter:
-        statements = list(parcel.statements.values())
-        return admit(parcel.manifest, parcel.files, statements, state, policy, target.digest, reference)
+        return admit(
+            parcel.manifest, parcel.files, parcel.statements, state, policy, target.digest, reference
+        )
 
     def _admit(
         self, state: TrustState, target: Target, reference: Reference, policy: Policy

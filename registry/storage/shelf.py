@@ -89,5 +89,5 @@ def fetch(store: ObjectStore, digest: Digest, progress: Progress = silent) -> Pa
     return Parcel(
         manifest=manifest.canonical_bytes(),
         files=download(store, manifest.files, progress),
-        statements={key.rpartition("/")[2]: data for key, data in statements.items()},
+        statements=tuple(statements.values()),
     )
