@@ -1,8 +1,8 @@
 """The tiny base model: the real Qwen-Image-Edit classes at 64 x 64 pixels.
 
-One token covers 8 x 8 pixels (a 4x VAE, then 2 x 2 packing), prompts keep the pipeline's template, whose 64-token
-prefix the pipeline drops. `build` writes a folder in diffusers layout with random weights; `trainer.portraits.pretrain`
-trains them; the trained ones ship in ``weights/base``.
+One token covers 8 x 8 pixels (a 4x VAE, then 2 x 2 packing), prompts keep the pipeline's template, whose
+64-token prefix the pipeline drops. `build` writes a folder in diffusers layout with random weights;
+`trainer.portraits.pretrain` trains them; the trained ones ship in ``weights/base``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ PIXELS = 64
 CONDITION_PIXELS = 28  # one merged vision patch, so the picture is one token of the prompt
 TEXT_WIDTH = 128
 _SPECIAL_TOKENS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
-    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-    "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>",
+    "<|box_start|>", "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>",
+    "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>",
 )  # fmt: skip
 
 
@@ -34,7 +34,9 @@ def base_path() -> Path:
 
 
 def build_tokenizer(template: str) -> Qwen2Tokenizer:
-    """A byte-level BPE tokenizer with Qwen's splitting rule, trained on the pipeline's template and our prompts."""
+    """A byte-level BPE tokenizer with Qwen's splitting rule, trained on the pipeline's template and our
+    prompts.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -60,13 +62,15 @@ def build_tokenizer(template: str) -> Qwen2Tokenizer:
         ),
     )
     model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]]
+    merges = [
+        tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in model["merges"]
+    ]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,
         additional_special_tokens=list(_SPECIAL_TOKENS[1:]),
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",  # noqa: S106 - a token of text
+        eos_token="<|im_end|>",  # noqa: S106 - a token of text
     )
 
 
@@ -86,9 +90,9 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGen
             "pad_token_id": ids("<|endoftext|>"),
         },
         vision_config={
-            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": TEXT_WIDTH,
-            "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size": 112,
-            "fullatt_block_indexes": [1], "in_channels": 3,
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size":
+            TEXT_WIDTH, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size":
+            112, "fullatt_block_indexes": [1], "in_channels": 3,
         },
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"),
@@ -150,7 +154,9 @@ def assemble(parts: dict[str, Any] | None = None, seed: int = 0) -> QwenImageEdi
         size={"shortest_edge": area, "longest_edge": area}, patch_size=14, merge_size=2, temporal_patch_size=2
     )
     return QwenImageEditPlusPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=2.0, use_dynamic_shifting=False),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            num_train_timesteps=1000, shift=2.0, use_dynamic_shifting=False
+        ),
         vae=parts.get("vae") or build_vae(),
         text_encoder=parts.get("text_encoder") or build_text_encoder(tokenizer),
         tokenizer=tokenizer,

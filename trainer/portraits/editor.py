@@ -1,9 +1,9 @@
 """Pretraining of the tiny transformer as a general portrait editor.
 
-It learns to keep a portrait, to make the neutral face, to set moves (`prompts.MOVES`) at any amount and mix, and to
-recolour hair and background. A mix is asked for by the very formula that serving uses for expressions,
-E = E_neutral + sum_k a_k (E_k - E_neutral), so that interpolating text moves the face evenly. The twelve expression
-words are never shown: they are what an adapter adds.
+It learns to keep a portrait, to make the neutral face, to set moves (`prompts.MOVES`) at any amount and mix,
+and to recolour hair and background. A mix is asked for by the very formula that serving uses for expressions,
+E = E_neutral + sum_k a_k (E_k - E_neutral), so that interpolating text moves the face evenly. The twelve
+expression words are never shown: they are what an adapter adds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from PIL import Image
 from serving.pipelines.base import PromptEmbeds
 from trainer.portraits.autoencoder import psnr
 from trainer.portraits.identities import BACKGROUNDS, HAIR
-from trainer.portraits.prompts import BACKGROUND_TEMPLATE, HAIR_TEMPLATE, KEEP, MOVES, NEUTRAL_WORD, TEMPLATE, base_prompts
+from trainer.portraits.prompts import (
+    BACKGROUND_TEMPLATE,
+    HAIR_TEMPLATE,
+    KEEP,
+    NEUTRAL_WORD,
+    TEMPLATE,
+    base_prompts,
+)
 from trainer.portraits.renderer import render_units
 from trainer.portraits.samples import before, draw_identity, draw_moves, draw_pose, dyed, units_of
 
@@ -74,7 +81,9 @@ def draw_crowd(pipe: QwenImageEdit, people: int, seed: int) -> Crowd:
     rng = np.random.default_rng([seed, 11])
     drawn = [_draw_person(rng) for _ in range(people)]
     pictures = [Image.fromarray(picture) for row, _, _ in drawn for picture in row]
-    latents = torch.cat([pipe.encode_images(pictures[i : i + 96]).half() for i in range(0, len(pictures), 96)])
+    latents = torch.cat(
+        [pipe.encode_images(pictures[i : i + 96]).half() for i in range(0, len(pictures), 96)]
+    )
     return Crowd(
         latents=latents.view(people, FACES + 2, *latents.shape[1:]),
         mixes=torch.from_numpy(np.stack([mix for _, mix, _ in drawn])).to(latents.device),
@@ -91,7 +100,9 @@ def prompt_bank(pipe: QwenImageEdit, pictures: int = 32) -> torch.Tensor:
     rng = np.random.default_rng(5)
     rows = []
     for _ in range(pictures):
-        picture = Image.fromarray(render_units(draw_identity(rng), units_of(draw_moves(rng)), 64, draw_pose(rng)))
+        picture = Image.fromarray(
+            render_units(draw_identity(rng), units_of(draw_moves(rng)), 64, draw_pose(rng))
+        )
         prompts = pipe.encode_prompts([picture] * len(_PROMPTS), _PROMPTS)
         if not bool(prompts.mask.all()):
             raise ValueError("the base prompts differ in length, so they cannot be interpolated")
@@ -129,7 +140,9 @@ def draw_batch(crowd: Crowd, bank: torch.Tensor, size: int, generator: torch.Gen
     neutral = words[:, _NEUTRAL]
     embeds = neutral + torch.einsum("np,npld->nld", mix, words - neutral[:, None])
     return Batch(
-        source=crowd.latents[person, source].float(), target=crowd.latents[person, target].float(), embeds=embeds
+        source=crowd.latents[person, source].float(),
+        target=crowd.latents[person, target].float(),
+        embeds=embeds,
     )
 
 
@@ -137,12 +150,13 @@ def flow_loss(pipe: Any, batch: Batch, sigma: torch.Tensor, noise: torch.Tensor)
     """Weighted squared error of the velocity; tokens that the edit changes count up to three times."""
     s = sigma[:, None, None]
     everything = torch.ones(batch.embeds.shape[:2], dtype=torch.bool, device=batch.embeds.device)
-    predicted = pipe.velocity(
-        (1 - s) * batch.target + s * noise,
-        batch.source,
-        PromptEmbeds(embeds=batch.embeds, mask=everything),
-        sigma,
-    )
+    with torch.autocast(batch.source.device.type, torch.bfloat16):
+        predicted = pipe.velocity(
+            (1 - s) * batch.target + s * noise,
+            batch.source,
+            PromptEmbeds(embeds=batch.embeds, mask=everything),
+            sigma,
+        ).float()
     change = (batch.target - batch.source).square().mean(2, keepdim=True)
     weight = 1 + 2 * (change / (change + 0.05))
     return (weight * (predicted - (noise - batch.target)).square()).mean()
@@ -223,7 +237,9 @@ def optimisers(transformer: torch.nn.Module) -> tuple[torch.optim.Optimizer, tor
     )
 
 
-def _load_state(path: Path, transformer: Any, ema: dict[str, torch.Tensor], optimiser: Any) -> tuple[int, float]:
+def _load_state(
+    path: Path, transformer: Any, ema: dict[str, torch.Tensor], optimiser: Any
+) -> tuple[int, float]:
     state = torch.load(path, weights_only=True, map_location=next(transformer.parameters()).device)
     transformer.load_state_dict(state["weights"])
     for name, value in state["ema"].items():
@@ -239,11 +255,10 @@ def train_editor(
     state_path: Path,
     log: Path,
     *,
-    batch: int = 64,
-    people: int = 1024,
-    renew: int = 112,
+    batch: int = 32,
+    people: int = 768,
+    renew: int = 64,
     round_seconds: float = 20.0,
-    fast: Callable[[Any], Any] = lambda module: module,
     say: Callable[[str], None] = print,
 ) -> None:
     """Train `pipe.transformer` for `minutes` in all and leave its EMA weights in it.
@@ -251,7 +266,6 @@ def train_editor(
     Args:
         state_path: training state, written every three minutes; a run continues from it.
         people: size of the pool of drawn people, of which `renew` are replaced every `round_seconds`.
-        fast: makes the transformer faster, for example `torch.compile`.
     """
     transformer = pipe.transformer.requires_grad_(True).train()
     bank = prompt_bank(pipe)
@@ -262,7 +276,6 @@ def train_editor(
     ema = {name: p.detach().clone() for name, p in transformer.named_parameters()}
     step, spent = _load_state(state_path, transformer, ema, optimiser) if state_path.exists() else (0, 0.0)
     schedule, generator = Schedule(), torch.Generator().manual_seed(step + 1)
-    plain, quick = pipe.transformer, fast(transformer)
     begun = reported = renewed = time.monotonic()
     losses: list[float] = []
     while (share := (spent + time.monotonic() - begun) / 60 / minutes) < 1:
@@ -275,9 +288,7 @@ def train_editor(
         drawn = draw_batch(crowd, bank, batch, generator)
         sigma = draw_sigma(batch, generator).to(drawn.source.device)
         noise = torch.randn(drawn.target.shape, generator=generator).to(drawn.source)
-        pipe.transformer = quick
         loss = flow_loss(pipe, drawn, sigma, noise)
-        pipe.transformer = plain
         transformer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(optimiser[1].param_groups[0]["params"], 1.0)

@@ -1,9 +1,9 @@
 """The twelve expressions and the action units that draw them.
 
 An expression is a vector of 12 intensities (0 = absent, 1 = full, above 1 = exaggerated) in the order of
-`EXPRESSIONS`, the order of PixelSmile (arXiv 2603.25728). It moves facial *action units*, after the idea of the
-Facial Action Coding System (Ekman & Friesen, 1978): ``units = NEUTRAL + expression @ DIRECTIONS``. The map is
-linear, so two expressions blend and one expression grows continuously.
+`EXPRESSIONS`, the order of PixelSmile (arXiv 2603.25728). It moves facial *action units*, after the idea of
+the Facial Action Coding System (Ekman & Friesen, 1978): ``units = NEUTRAL + expression @ DIRECTIONS``. The
+map is linear, so two expressions blend and one expression grows continuously.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ _FULL: Mapping[str, Mapping[str, float]] = {
             "width": 0.86, "tear": 1.0, "press": 0.1},
     "shy": {"brow_raise": 0.2, "brow_inner": 0.5, "eye_open": 0.74, "gaze_x": 0.75, "gaze_y": 0.6,
             "corner": 0.45, "width": 0.6, "blush": 1.35},
-    "sleepy": {"brow_raise": 0.25, "brow_inner": 0.3, "eye_open": 0.08, "corner": -0.05, "open": 0.26,
-               "round": 0.8, "width": 0.62},
+    "sleepy": {"brow_raise": 0.25, "brow_inner": 0.3, "eye_open": 0.08, "corner": -0.05,
+               "open": 0.26, "round": 0.8, "width": 0.62},
     "surprised": {"brow_raise": 1.2, "eye_open": 1.5, "corner": 0.0, "open": 0.9, "round": 1.0, "width": 0.74},
     "anxious": {"brow_raise": 0.3, "brow_inner": 0.85, "brow_furrow": 0.3, "eye_open": 1.1, "gaze_x": -0.7,
                 "gaze_y": 0.05, "corner": -0.3, "press": 0.7, "wavy": 0.65, "width": 1.08, "sweat": 1.1,

@@ -36,7 +36,9 @@ HAIR_STYLES = ("short", "parted", "long", "buzz", "curly", "swept", "bun", "frin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """A drawn person. Lengths are in head units (the face is about 1.5 wide and 1.9 high); colours are RGB 0..255."""
+    """A drawn person. Lengths are in head units (the face is about 1.5 wide and 1.9 high); colours are RGB
+    0..255.
+    """
 
     seed: int
     domain: Domain

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ class IdentityNet(nn.Module):
     def __init__(self, widths: tuple[int, ...] = (16, 24, 40, 64, 96), dim: int = 128):
         super().__init__()
         stem = [nn.Conv2d(3, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.PReLU(widths[0])]
-        blocks = [_ResidualBlock(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+        blocks = [_ResidualBlock(a, b) for a, b in pairwise(widths)]
         self.body = nn.Sequential(*stem, *blocks, nn.BatchNorm2d(widths[-1]), nn.Flatten())
         self.head = nn.Linear(widths[-1] * 16, dim)
         self.norm = nn.BatchNorm1d(dim, affine=False)
@@ -102,20 +103,26 @@ def _spoil(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         small = F.interpolate(x, size=(side, side), mode="area")
         x = F.interpolate(small, size=x.shape[-2:], mode="bilinear")
     gain = 1 + 0.06 * torch.randn((len(x), 1, 1, 1), generator=generator)
-    noise = 0.08 * torch.rand((len(x), 1, 1, 1), generator=generator) * torch.randn(x.shape, generator=generator)
+    noise = (
+        0.08 * torch.rand((len(x), 1, 1, 1), generator=generator) * torch.randn(x.shape, generator=generator)
+    )
     return x * gain + 0.04 * torch.randn((len(x), 3, 1, 1), generator=generator) + noise
 
 
 def _one_cycle(share: float, peak: float) -> float:
-    return peak * (share / 0.15 if share < 0.15 else max(0.002, 0.5 * (1 + math.cos(math.pi * (share - 0.15) / 0.85))))
+    return peak * (
+        share / 0.15 if share < 0.15 else max(0.002, 0.5 * (1 + math.cos(math.pi * (share - 0.15) / 0.85)))
+    )
 
 
-def train_expression_judge(file: Path, width: int, minutes: float, seed: int, say: Say = print) -> dict[str, float]:
+def train_expression_judge(
+    file: Path, width: int, minutes: float, seed: int, say: Say = print
+) -> dict[str, float]:
     """Train one expression judge on fresh portraits and export it.
 
     Returns:
-        ``top1`` over the 12 expressions at full intensity on unseen people, ``error`` the mean absolute error of
-        the asked expression's intensity.
+        ``top1`` over the 12 expressions at full intensity on unseen people, ``error`` the mean absolute error
+        of the asked expression's intensity.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -155,7 +162,9 @@ def _views(people: list[Identity], each: int, seed: int) -> torch.Tensor:
     """`each` pictures of every person, with any expression, pose, background and clothes."""
     rng = np.random.default_rng([seed, 31])
     rows = [
-        render(recolour(person, rng), _draw_expression(rng), 64, draw_pose(rng)) for person in people for _ in range(each)
+        render(recolour(person, rng), _draw_expression(rng), 64, draw_pose(rng))
+        for person in people
+        for _ in range(each)
     ]
     return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
 
@@ -178,7 +187,9 @@ def verification_auc(vectors: np.ndarray, labels: np.ndarray) -> float:
     scores, same = similarity[first, second], labels[first] == labels[second]
     ranks = scores.argsort().argsort() + 1
     positives = int(same.sum())
-    return float((ranks[same].sum() - positives * (positives + 1) / 2) / (positives * (len(same) - positives)))
+    return float(
+        (ranks[same].sum() - positives * (positives + 1) / 2) / (positives * (len(same) - positives))
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +231,9 @@ def train_identity_encoder(
     net.eval()
     unseen = _views([draw_identity(np.random.default_rng([0, i])) for i in range(100)], 6, 0)
     with torch.no_grad():
-        embedded = F.normalize(torch.cat([net(_enlarged(to_float(part))) for part in unseen.split(100)])).numpy()
+        embedded = F.normalize(
+            torch.cat([net(_enlarged(to_float(part))) for part in unseen.split(100)])
+        ).numpy()
     result = {"auc": round(verification_auc(embedded, np.arange(100).repeat(6)), 5), "steps": step}
     _export(net, torch.zeros(2, 3, IDENTITY_SIDE, IDENTITY_SIDE), file, "input.1", "embedding")
     say(f"identity: {result}")

@@ -1,8 +1,9 @@
 """The portrait world's judges: ONNX networks that read expressions and identities from 64-pixel portraits.
 
-Two expression judges exist, trained apart on different people and with different widths: ``label`` scores training
-data, ``evaluation`` judges edits. The identity encoder has ArcFace's interface (`insightface.model_zoo` loads it as
-it loads glintr100): RGB [N, 3, 112, 112] in [-1, 1] -> embedding [N, 128].
+Two expression judges exist, trained apart on different people and with different widths: ``label`` scores
+training data, ``evaluation`` judges edits. The identity encoder has ArcFace's interface
+(`insightface.model_zoo` loads it as it loads glintr100): RGB [N, 3, 112, 112] in [-1, 1] -> embedding [N,
+128].
 """
 
 from __future__ import annotations

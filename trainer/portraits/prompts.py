@@ -1,8 +1,8 @@
 """The words of the portrait world: what the base model was taught, and what it was not.
 
-Every prompt has the same number of tokens, so any two prompts can be interpolated token by token. The base knows
-*moves* (single action units such as "smiling" or "wide-eyed") and colours; it has never seen one of the twelve
-expression words.
+Every prompt has the same number of tokens, so any two prompts can be interpolated token by token. The base
+knows *moves* (single action units such as "smiling" or "wide-eyed") and colours; it has never seen one of the
+twelve expression words.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ MOVES: Mapping[str, Mapping[str, float]] = {
 def base_prompts() -> list[str]:
     """Every prompt that the base model is trained on."""
     words = [TEMPLATE.format(word) for word in (NEUTRAL_WORD, *MOVES)]
-    colours = [HAIR_TEMPLATE.format(name) for name in HAIR] + [BACKGROUND_TEMPLATE.format(name) for name in BACKGROUNDS]
+    colours = [HAIR_TEMPLATE.format(name) for name in HAIR] + [
+        BACKGROUND_TEMPLATE.format(name) for name in BACKGROUNDS
+    ]
     return [KEEP, *words, *colours]
 
 

@@ -1,9 +1,9 @@
 """Portraits drawn from an identity and a continuous expression vector.
 
 Drawing is vector graphics in head units (x to the right, y down, the face about 1.5 wide and 1.9 high) on a
-supersampled canvas that is box-filtered down, so every edge is anti-aliased and the same arguments give the same
-pixels. Later shapes cover earlier ones: back hair, body, head, features, front hair. The file is long because it
-is one drawing: each function draws one part of the face.
+supersampled canvas that is box-filtered down, so every edge is anti-aliased and the same arguments give the
+same pixels. Later shapes cover earlier ones: back hair, body, head, features, front hair. The file is long
+because it is one drawing: each function draws one part of the face.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ class _Face:
 
     def crown(self, wide: float, high: float, rise: float = 0.0) -> np.ndarray:
         """The upper half of an oval around the head, from left to right over the top, [17, 2]."""
-        whole = np.stack([self.person.face_width * wide * _COS, self.person.face_height * high * _SIN + rise], 1)
+        whole = np.stack(
+            [self.person.face_width * wide * _COS, self.person.face_height * high * _SIN + rise], 1
+        )
         return np.concatenate([whole[16:], whole[:1]])
 
 
@@ -152,7 +154,9 @@ def _head(canvas: _Canvas, face: _Face) -> None:
             canvas.oval(side * w * 1.04, 0.06 + p.ear * 1.4, 0.05, 0.05, np.array([250.0, 215.0, 90.0]))
     below = np.maximum(0, _SIN)
     drop = 1 + 0.03 * max(0.0, face.units["open"])
-    outline = np.stack([w * _COS * (1 - p.jaw * 0.42 * below**2), h * _SIN * np.where(_SIN > 0, drop, 1.0)], 1)
+    outline = np.stack(
+        [w * _COS * (1 - p.jaw * 0.42 * below**2), h * _SIN * np.where(_SIN > 0, drop, 1.0)], 1
+    )
     if face.anime:
         canvas.fill(outline * 1.025, face.line)
     canvas.fill(outline, face.skin)
@@ -175,7 +179,13 @@ def _cheeks(canvas: _Canvas, face: _Face) -> None:
             canvas.oval(x, y, 0.14 * size, 0.08 * size, face.over_skin((240, 80, 95), faint + 0.56 * blush))
         if p.freckles:
             for k in range(4):
-                canvas.oval(side * (p.face_width * 0.42 + 0.065 * k), y - 0.06 + 0.05 * (k % 2), 0.02, 0.02, face.shade)
+                canvas.oval(
+                    side * (p.face_width * 0.42 + 0.065 * k),
+                    y - 0.06 + 0.05 * (k % 2),
+                    0.02,
+                    0.02,
+                    face.shade,
+                )
 
 
 def _nose(canvas: _Canvas, face: _Face) -> None:
@@ -186,15 +196,21 @@ def _nose(canvas: _Canvas, face: _Face) -> None:
         canvas.stroke(np.array([[0.0, y - 0.04], [0.0, y]]), 0.028, face.shade * 0.8)
     else:
         canvas.stroke(_quad((-half, y - 0.01), (0, y + 0.085), (half, y - 0.01)), 0.03, face.shade * 0.78)
-        canvas.stroke(np.array([[half * 0.35, y - p.nose_length * 0.75], [half * 0.55, y - 0.05]]), 0.022, face.shade)
+        canvas.stroke(
+            np.array([[half * 0.35, y - p.nose_length * 0.75], [half * 0.55, y - 0.05]]), 0.022, face.shade
+        )
     if wrinkle > 0:
         ink = face.over_skin(face.shade * 0.72, wrinkle)
         for side in (-1, 1):
             fold = _quad(
-                (side * half * 1.3, y - 0.05), (side * (half + 0.10), y + 0.03), (side * (half + 0.13), y + 0.17)
+                (side * half * 1.3, y - 0.05),
+                (side * (half + 0.10), y + 0.03),
+                (side * (half + 0.13), y + 0.17),
             )
             canvas.stroke(fold, 0.030 * min(1, wrinkle), ink)
-            canvas.stroke(np.array([[side * 0.02, y - 0.18], [side * 0.09, y - 0.22]]), 0.028 * min(1, wrinkle), ink)
+            canvas.stroke(
+                np.array([[side * 0.02, y - 0.18], [side * 0.09, y - 0.22]]), 0.028 * min(1, wrinkle), ink
+            )
         canvas.stroke(np.array([[-0.06, y - 0.24], [0.06, y - 0.24]]), 0.026 * min(1, wrinkle), ink)
 
 
@@ -227,7 +243,9 @@ def _eye(canvas: _Canvas, face: _Face, side: int) -> None:
     lid = np.stack([xs, upper], 1)
     canvas.stroke(lid, 0.05 if face.anime else 0.038, face.line * 0.75)
     strain = min(1.0, squint)
-    canvas.stroke(np.stack([xs, lower], 1)[2:-2], 0.018 + 0.014 * strain, face.over_skin(face.line, 0.45 + 0.4 * strain))
+    canvas.stroke(
+        np.stack([xs, lower], 1)[2:-2], 0.018 + 0.014 * strain, face.over_skin(face.line, 0.45 + 0.4 * strain)
+    )
     if droop > 0:
         crease = np.stack([xs, upper - high * (0.25 + 0.3 * droop) * arch - 0.02], 1)[2:-2]
         canvas.stroke(crease, 0.022, face.over_skin(face.shade * 0.8, 2.2 * droop))
@@ -242,7 +260,10 @@ def _brow(canvas: _Canvas, face: _Face, side: int) -> None:
         side * (p.eye_x - p.eye_width * 0.95 * p.brow_length - 0.045 * furrow),
         y + 0.155 * furrow - 0.125 * inner_up,
     )
-    outer = (side * (p.eye_x + p.eye_width * 1.15 * p.brow_length), y + 0.02 - 0.02 * furrow + 0.075 * inner_up)
+    outer = (
+        side * (p.eye_x + p.eye_width * 1.15 * p.brow_length),
+        y + 0.02 - 0.02 * furrow + 0.075 * inner_up,
+    )
     lift = 0.075 - 0.05 * max(0.0, furrow) + (0.05 * alone if side > 0 else 0.0)
     middle = (side * p.eye_x, (inner[1] + outer[1]) / 2 - lift)
     dark = face.hair_dark * 0.75 if face.hair.sum() < 480 else face.hair * 0.62
@@ -295,12 +316,15 @@ def _mouth(canvas: _Canvas, face: _Face) -> None:
             share = 0.45 + 0.4 * max(0.0, min(1.0, units["lip_raise"]))
             edge = np.minimum(lower[:, 1], upper[:, 1] + share * gap * teeth)
             canvas.fill(
-                np.concatenate([upper, np.stack([upper[:, 0], edge], 1)[::-1]]), np.array([250.0, 250.0, 248.0])
+                np.concatenate([upper, np.stack([upper[:, 0], edge], 1)[::-1]]),
+                np.array([250.0, 250.0, 248.0]),
             )
         tongue = min(1.0, max(0.0, (gap - 0.14) * 4))
         if tongue > 0:
             xs = np.clip(0.55 * half * _COS, lower[0, 0], lower[-1, 0])
-            ys = np.clip(lower[6, 1] + 0.3 * gap * tongue * _SIN, None, np.interp(xs, lower[:, 0], lower[:, 1]))
+            ys = np.clip(
+                lower[6, 1] + 0.3 * gap * tongue * _SIN, None, np.interp(xs, lower[:, 0], lower[:, 1])
+            )
             canvas.fill(np.stack([xs, ys], 1), np.array([225.0, 100.0, 105.0]))
         canvas.stroke(lower, thick * 1.1, lip)
         canvas.stroke(upper, thick, lip)
@@ -310,7 +334,8 @@ def _mouth(canvas: _Canvas, face: _Face) -> None:
     for side, end in ((-1, upper[0]), (1, upper[-1])):
         fold = min(1.3, max(0.0, units["corner"] - 0.3) * 1.2 + max(0.0, side * units["corner_asym"]))
         if fold > 0:
-            bracket = _quad(end + (side * 0.05, -0.06), end + (side * 0.10, 0.0), end + (side * 0.05, 0.07))
+            steps = np.array([[0.05 * side, -0.06], [0.10 * side, 0.0], [0.05 * side, 0.07]])
+            bracket = _quad(*(end + steps))
             canvas.stroke(bracket, 0.026 * min(1, fold), face.over_skin(face.shade * 0.8, fold))
     if p.mole_x is not None:
         canvas.oval(p.mole_x, p.mouth_y - 0.13, 0.028, 0.028, face.line)
@@ -355,12 +380,12 @@ def _front_hair(canvas: _Canvas, face: _Face) -> None:
                   [-w * 1.03, 0.08]],
         "bun": [[w * 0.98, 0.0], [w * 0.84, -f * 0.8], [0, -f * 1.18], [-w * 0.84, -f * 0.8], [-w * 0.98, 0.0]],
         "fringe": [[w * 1.02, 0.25], [w * 0.92, -f * 0.5],
-                   *[[w * 0.92 - w * 1.84 * (k + 0.5) / 6, -f * (0.82 if k % 2 else 0.98)] for k in range(6)],
+                   *[[w * (0.92 - 1.84 * (k + 0.5) / 6), -f * (0.82 if k % 2 else 0.98)] for k in range(6)],
                    [-w * 0.92, -f * 0.5], [-w * 1.02, 0.25]],
-        "parted": [[w * 1.16, 0.6], [w * 0.98, 0.62], [w * 0.86, -f * 0.6], [0.1, -f * 1.1], [-w * 0.6, -f * 0.8],
-                   [-w * 0.86, -f * 0.4], [-w * 0.98, 0.62], [-w * 1.16, 0.6], [-w * 1.10, -0.03]],
-        "long": [[w * 1.2, 1.0], [w * 0.98, 1.0], [w * 0.90, -f * 0.3], [0.02, -f * 1.2], [-w * 0.90, -f * 0.3],
-                 [-w * 0.98, 1.0], [-w * 1.2, 1.0], [-w * 1.10, -0.03]],
+        "parted": [[w * 1.16, 0.6], [w * 0.98, 0.62], [w * 0.86, -f * 0.6], [0.1, -f * 1.1],
+                   [-w * 0.6, -f * 0.8], [-w * 0.86, -f * 0.4], [-w * 0.98, 0.62], [-w * 1.16, 0.6], [-w * 1.10, -0.03]],
+        "long": [[w * 1.2, 1.0], [w * 0.98, 1.0], [w * 0.90, -f * 0.3], [0.02, -f * 1.2],
+                 [-w * 0.90, -f * 0.3], [-w * 0.98, 1.0], [-w * 1.2, 1.0], [-w * 1.10, -0.03]],
     }  # fmt: skip
     if style == "curly":
         for k in range(10):
@@ -378,7 +403,9 @@ def _front_hair(canvas: _Canvas, face: _Face) -> None:
         canvas.stroke(shine, 0.05, np.minimum(255, face.hair * 1.18 + 14))
 
 
-def render_units(person: Identity, units: Mapping[str, float], size: int = 64, place: Pose | None = None) -> np.ndarray:
+def render_units(
+    person: Identity, units: Mapping[str, float], size: int = 64, place: Pose | None = None
+) -> np.ndarray:
     """Draw `person` with action units (names of `expressions.UNITS`).
 
     Returns:
