@@ -28,27 +28,47 @@ if TYPE_CHECKING:
 _READABLE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 
 
-class _Explained(click.Group):
-    """Turns explained errors into a message on stderr and the exit code that the house gives them."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from registry.errors import RegistryError
-        from serving.errors import ServingError
-
-        try:
-            return super().invoke(ctx)
-        except (ServingError, RegistryError) as error:
-            click.echo(f"error: {error}", err=True)
-            ctx.exit(error.exit_code)
-
-
-@click.group(cls=_Explained, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="adapter-foundry", prog_name="serving")
-def main() -> None:
+def cli() -> None:
     """Edit portraits with signed adapters."""
 
 
-@main.command()
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; with ``--json`` every error is one JSON object on stdout.
+
+    Args:
+        arguments: words after the program's name; None takes those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    from registry.errors import RegistryError
+    from serving.errors import ServingError
+
+    try:
+        code = cli.main(given, prog_name="serving", standalone_mode=False)
+    except (ServingError, RegistryError) as error:
+        _say(error, type(error).__name__, error.exit_code, error.message, error.mend, given)
+        code = error.exit_code
+    except click.ClickException as error:
+        _say(error, type(error).__name__, error.exit_code, error.format_message(), "see --help", given)
+        code = error.exit_code
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say(error: Exception, kind: str, exit_code: int, message: str, mend: str, given: Sequence[str]) -> None:
+    if "--json" in given:
+        content = {"kind": kind, "exit_code": exit_code, "message": message, "mend": mend}
+        click.echo(json.dumps({"error": content}))
+    elif isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo(f"Error: {error}", err=True)
+
+
+@cli.command()
 @click.argument("portrait", type=_READABLE)
 @click.option("--adapter", required=True, metavar="REF", help="name@alias, name:version or name@sha256:…")
 @click.option(
@@ -73,7 +93,7 @@ def edit(
     _finish(results[0].image, results[0].facts(), adapter, output, as_json)
 
 
-@main.command()
+@cli.command()
 @click.argument("portrait", type=_READABLE)
 @click.option("--adapter", required=True, metavar="REF", help="name@alias, name:version or name@sha256:…")
 @click.option("--expression", required=True, metavar="NAME", help="The expression that grows.")
@@ -101,7 +121,7 @@ def sweep(
     _finish(_strip([result.image for result in results]), facts, adapter, output, as_json)
 
 
-@main.command("register-base")
+@cli.command("register-base")
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--id", "base_id", required=True, help="For example Qwen/Qwen-Image-Edit-2511.")
 @click.option("--revision", required=True, help="The revision that adapters name.")
@@ -193,8 +213,8 @@ def _run(
     adapter = _pull(wanted)
     from serving.engine import EditEngine
 
-    with _quiet_libraries():
-        engine = EditEngine.load(adapter.card.base)
+    _quiet_libraries()
+    engine = EditEngine.load(adapter.card.base)
     return _sweep(engine, data, adapter, rows, strength=strength, seed=seed, steps=steps)
 
 
@@ -234,16 +254,14 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the model libraries' own progress bars and chatter off stderr while a base is loaded."""
+def _quiet_libraries() -> None:
+    """Keep the model libraries' own progress bars and chatter off stderr; this process has nothing else to do."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
-    yield
 
 
 def _strip(pictures: Sequence[Image.Image]) -> Image.Image:

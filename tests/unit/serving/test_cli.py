@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -44,8 +45,15 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out.png"
 
 
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def _command(words: tuple[str, ...]) -> None:
+    """`main` as a command, so that click's runner catches what it prints and its exit code."""
+    main(words)
+
+
 def run(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+    return CliRunner().invoke(_command, [str(word) for word in words])
 
 
 def edit(picture: Path, out: Path, *more: object) -> Result:
@@ -59,7 +67,7 @@ def test_edit_pulls_verifies_edits_and_says_what_it_used(
     copy_registry(home)
     register(full_base, PORTRAITS)
     done = edit(picture, out, "--expression", "surprised=0.3", "--json")
-    assert done.exit_code == 0, done.output
+    assert (done.exit_code, done.stderr) == (0, ""), done.output
     said = json.loads(done.stdout)
     assert said.pop("output") == str(out)
     assert said.pop("asked") == "pixelsmile@prod"
@@ -155,6 +163,29 @@ def test_wrong_words_are_explained_before_anything_runs(
 
 
 @pytest.mark.parametrize(
+    ("more", "kind", "code"),
+    [
+        (("--adapter", "nobody@prod"), "NotFound", 11),
+        (("--expression", "sad"), "UsageError", 2),
+        (("--seed", "one"), "BadParameter", 2),
+        (("--loud",), "NoSuchOption", 2),
+        ((), "BaseNotFound", 11),
+    ],
+)
+def test_with_json_an_error_is_one_object(
+    home: Path, picture: Path, out: Path, more: tuple[str, ...], kind: str, code: int
+) -> None:
+    copy_registry(home)
+    refused = edit(picture, out, "--json", *more)
+    assert refused.exit_code == code
+    error = json.loads(refused.stdout)["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, code)
+    assert error["message"]
+    assert error["mend"]
+    assert refused.stderr == ""
+
+
+@pytest.mark.parametrize(
     ("more", "says"),
     [
         (("--expression", "surprise=0.4"), "did you mean 'surprised'"),
@@ -209,8 +240,8 @@ def test_register_base(home: Path, tiny_base: Path) -> None:
 
 def test_help_needs_no_models() -> None:
     script = (
-        "import sys; from click.testing import CliRunner; from serving.cli import main\n"
-        "done = CliRunner().invoke(main, ['edit', '--help']); assert done.exit_code == 0, done.output\n"
+        "import sys; from click.testing import CliRunner; from serving.cli import cli\n"
+        "done = CliRunner().invoke(cli, ['edit', '--help']); assert done.exit_code == 0, done.output\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'mlflow', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
