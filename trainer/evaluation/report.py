@@ -154,7 +154,7 @@ class EvaluationReport(_Frozen):
         raise KeyError(name)
 
     def predicate(self) -> dict[str, Any]:
-        """What the registry signs as the evaluation statement: the report, with "pass" or "fail" as verdict."""
+        """What the registry signs as the evaluation statement: the report, its verdict "pass" or "fail"."""
         content = self.model_dump(mode="json", exclude={"verdict"})
         return {
             "verdict": "pass" if self.verdict.passed else "fail",
