@@ -20,6 +20,9 @@ from trainer.stage import new_folder
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import AdamW
+
+    from trainer.ema import Ema
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _KEPT = 2
@@ -99,3 +102,50 @@ def _read(path: Path) -> Checkpoint | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """Everything that a checkpoint keeps, and the way there and back."""
+
+    parameters: Mapping[str, torch.nn.Parameter]
+    optimiser: AdamW
+    ema: Ema
+    folder: Path
+    key: Digest
+
+    def save(self, step: int, seconds: float) -> None:
+        """Write a checkpoint after ``step`` steps."""
+        tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in self.parameters.items():
+            moments = self.optimiser.state[parameter]
+            tensors[f"weights/{name}"] = parameter.detach()
+            tensors[f"ema/{name}"] = self.ema.values[name]
+            tensors[f"exp_avg/{name}"] = moments["exp_avg"]
+            tensors[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
+            tensors[f"adam_step/{name}"] = moments["step"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save(
+            self.folder,
+            Checkpoint(
+                step=step, key=self.key, ema_updates=self.ema.updates, seconds=seconds, tensors=tensors
+            ),
+        )
+
+    def restore(self) -> Checkpoint | None:
+        """Load the newest checkpoint, if there is one."""
+        found = latest(self.folder, self.key)
+        if found is None:
+            return None
+        from trainer import lora
+
+        lora.put(self.parameters, found.group("weights"))
+        self.ema.load(found.group("ema"), found.ema_updates)
+        first, second, steps = found.group("exp_avg"), found.group("exp_avg_sq"), found.group("adam_step")
+        for name, parameter in self.parameters.items():
+            self.optimiser.state[parameter] = {
+                "step": steps[name],
+                "exp_avg": first[name].to(parameter.device),
+                "exp_avg_sq": second[name].to(parameter.device),
+            }
+        return found

@@ -96,7 +96,8 @@ def remove(transformer: torch.nn.Module) -> None:
                 owner[int(child)] = module.get_base_layer()  # type: ignore[index]
             else:
                 setattr(owner, child, module.get_base_layer())
-    transformer.peft_config = {}  # type: ignore[assignment]
+    if hasattr(transformer, "peft_config"):
+        del transformer.peft_config
     transformer._hf_peft_config_loaded = False  # type: ignore[assignment]
 
 

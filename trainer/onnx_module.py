@@ -46,6 +46,10 @@ def _gemm(x: Sequence[torch.Tensor], a: Attributes) -> torch.Tensor:
     return product + a.get("beta", 1.0) * x[2] if len(x) > 2 else product
 
 
+def _axes(x: Sequence[torch.Tensor], a: Attributes) -> tuple[int, ...]:
+    return tuple(a["axes"] if "axes" in a else x[1].tolist())
+
+
 def _prelu(x: Sequence[torch.Tensor], a: Attributes) -> torch.Tensor:
     return torch.where(x[0] >= 0, x[0], x[0] * x[1])
 
@@ -64,9 +68,12 @@ OPERATORS: Mapping[str, Operator] = {
     "MaxPool": lambda x, a: F.max_pool2d(x[0], a["kernel_shape"], a.get("strides"), _padding(a)),
     "Mul": lambda x, a: x[0] * x[1],
     "PRelu": _prelu,
+    "Reshape": lambda x, a: x[0].reshape(tuple(x[1].long())),
     "Relu": lambda x, a: F.relu(x[0]),
     "Sigmoid": lambda x, a: torch.sigmoid(x[0]),
+    "Squeeze": lambda x, a: x[0].squeeze(_axes(x, a)),
     "Sub": lambda x, a: x[0] - x[1],
+    "Unsqueeze": lambda x, a: x[0].unsqueeze(_axes(x, a)[0]),
 }
 
 
@@ -90,7 +97,11 @@ class OnnxModule(torch.nn.Module):
                 f"the network {file} is missing", "install the package again with its data files"
             )
         graph = onnx.load(str(file)).graph
-        weights = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+        tensors = {item.name: item for item in graph.initializer}
+        for node in graph.node:
+            if node.op_type == "Constant":
+                tensors[node.output[0]] = onnx.helper.get_node_attr_value(node, "value")
+        weights = {name: onnx.numpy_helper.to_array(item) for name, item in tensors.items()}
         self._nodes = [
             (
                 node.op_type,
@@ -99,6 +110,7 @@ class OnnxModule(torch.nn.Module):
                 {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute},
             )
             for node in graph.node
+            if node.op_type != "Constant"
         ]
         unknown = sorted({kind for kind, *_ in self._nodes} - set(OPERATORS))
         if unknown:

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from registry.digest import digest_bytes
+from trainer.portraits.expressions import EXPRESSIONS
 
 
 class Scorer(Protocol):
@@ -16,13 +17,17 @@ class Scorer(Protocol):
 
     name: str
     """Name and version: part of the key of the scores."""
+    expressions: tuple[str, ...]
+    """What its columns stand for."""
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 [N, 12] intensities, 0 to about 1.2, of uint8 [N, H, W, 3] RGB pictures."""
+        """Return float32 [N, K] intensities, 0 to about 1.2, of uint8 [N, H, W, 3] RGB pictures."""
 
 
 class LocalScorer:
     """The judge that labels data; evaluation uses another one, trained apart from it."""
+
+    expressions = EXPRESSIONS
 
     @cached_property
     def name(self) -> str:

@@ -21,7 +21,7 @@ _BATCH = 128
 def score(
     recipe: Recipe, images: Path, out: Path, progress: Progress = silent, *, scorer: Scorer | None = None
 ) -> StageResult:
-    """Score every picture of the folder ``images`` into ``out/scores.npy``, float32 [N, 12].
+    """Score every picture of the folder ``images`` into ``out/scores.npy``, float32 [N, K].
 
     Args:
         recipe: names the expressions that the columns stand for.
@@ -31,7 +31,7 @@ def score(
         scorer: who looks; the shipped labelling judge when None.
 
     Raises:
-        DataError: the pictures are missing, or the scorer gives something else than 12 numbers a picture.
+        DataError: the pictures are missing, or the scorer cannot see the recipe's expressions.
     """
     judge = scorer or LocalScorer()
     index = read_lines(images / "index.jsonl")
@@ -41,18 +41,25 @@ def score(
     )
     if done := finished(out, key):
         return done
+    unknown = [name for name in expressions if name not in judge.expressions]
+    if unknown:
+        raise DataError(
+            f"{judge.name} cannot see {', '.join(unknown)}",
+            "choose among its expressions: " + ", ".join(judge.expressions),
+        )
     pixels = read_images(images)
     rows = []
     for start in range(0, len(pixels), _BATCH):
         rows.append(np.asarray(judge(pixels[start : start + _BATCH]), np.float32))
         progress("score", min(start + _BATCH, len(pixels)), len(pixels), judge.name)
     scores = np.concatenate(rows)
-    if scores.shape != (len(index), len(expressions)) or not np.isfinite(scores).all():
+    if scores.shape != (len(index), len(judge.expressions)) or not np.isfinite(scores).all():
         raise DataError(
-            f"{judge.name} gave scores of shape {scores.shape} for {len(index)} pictures and {len(expressions)} "
-            "expressions, or numbers that are not finite",
-            "use a judge that was trained for the expressions of the recipe",
+            f"{judge.name} gave scores of shape {scores.shape} for {len(index)} pictures, or numbers that are not "
+            "finite",
+            "use a judge that gives one number for each of its expressions",
         )
+    scores = np.ascontiguousarray(scores[:, [judge.expressions.index(name) for name in expressions]])
     with new_folder(out) as folder:
         np.save(folder / SCORES_NAME, scores, allow_pickle=False)
         result = StageResult(

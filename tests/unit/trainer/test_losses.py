@@ -1,0 +1,173 @@
+"""Losses: known values, gradients that reach the prediction, and nothing decoded for a loss without weight."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from serving.pipelines.base import PromptEmbeds
+from trainer.data.batches import Batch
+from trainer.identity import FeatureNet
+from trainer.losses import LOSSES, StepOutputs, combined, flow_matching, select_pairs, symmetric_info_nce
+from trainer.recipe import LossName, LossSection
+
+SIDE = 8
+
+
+class Decoder:
+    """A base whose latents are pixels."""
+
+    family = "fake"
+    calls = 0
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return latents.reshape(len(latents), 3, SIDE, SIDE)
+
+
+def batch(sigma: list[float], keeps: tuple[bool, ...] | None = None) -> Batch:
+    pairs = len(sigma)
+    source = torch.Generator().manual_seed(0)
+    shape = (2 * pairs, 3, SIDE * SIDE)
+    return Batch(
+        target=torch.rand(shape, generator=source),
+        source=torch.rand(shape, generator=source),
+        noise=torch.randn((pairs, *shape[1:]), generator=source).repeat(2, 1, 1),
+        sigma=torch.tensor(sigma).repeat(2),
+        prompts=PromptEmbeds(
+            embeds=torch.zeros(2 * pairs, 1, 1), mask=torch.ones(2 * pairs, 1, dtype=torch.bool)
+        ),
+        images=tuple(range(2 * pairs)),
+        keeps=keeps or (False,) * (2 * pairs),
+    )
+
+
+def outputs(given: Batch, velocity: torch.Tensor, settings: dict[LossName, LossSection]) -> StepOutputs:
+    pictures = (given.target.reshape(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).numpy() + 1) * 127.5
+    net = FeatureNet(nn.Flatten(), SIDE, np.round(pictures).astype(np.uint8))
+    return StepOutputs(
+        batch=given,
+        velocity=velocity,
+        pipeline=Decoder(),  # type: ignore[arg-type]
+        features={"contrastive": net, "identity": net},
+        selected=select_pairs(given, settings),
+    )
+
+
+def test_every_loss_of_a_recipe_is_registered() -> None:
+    assert set(LOSSES) == set(LossName.__args__)
+
+
+def test_the_true_velocity_has_no_loss() -> None:
+    given = batch([0.3, 0.7])
+    exact = outputs(given, given.noise - given.target, {})
+    assert float(flow_matching(exact, LossSection(weight=1))) == 0
+    off_by_two = outputs(given, given.noise - given.target + 2, {})
+    assert float(flow_matching(off_by_two, LossSection(weight=1))) == pytest.approx(4)
+
+
+def test_info_nce_of_known_vectors() -> None:
+    truth = torch.eye(2)[None]
+    right = float(symmetric_info_nce(truth, truth, 0.07))
+    assert right == pytest.approx(math.log(1 + math.exp(-1 / 0.07)), abs=1e-6)
+    assert float(symmetric_info_nce(torch.zeros(1, 2, 2), truth, 0.07)) == pytest.approx(math.log(2))
+    swapped = float(symmetric_info_nce(truth.flip(1), truth, 0.07))
+    assert swapped == pytest.approx(1 / 0.07, abs=1e-3)
+
+
+def test_info_nce_looks_in_both_directions() -> None:
+    same = torch.nn.functional.normalize(torch.ones(1, 2, 2), dim=-1)  # both members predicted alike
+    one = torch.tensor([[[1.0, 0.0], [0.6, 0.8]]])
+    assert float(symmetric_info_nce(same, one, 0.5)) == pytest.approx(
+        float(symmetric_info_nce(one, same, 0.5))
+    )
+
+
+def test_perfect_predictions_keep_the_identity() -> None:
+    settings = {"identity": LossSection(weight=1, max_sigma=0.5)}
+    given = batch([0.2])
+    exact = outputs(given, given.noise - given.target, settings)
+    assert float(LOSSES["identity"](exact, settings["identity"])) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["flow_matching", "contrastive", "identity"])
+def test_gradients_reach_the_prediction(name: LossName) -> None:
+    settings = {name: LossSection(weight=1)}
+    given = batch([0.2, 0.4])
+    velocity = torch.zeros_like(given.target).requires_grad_()
+    total, parts = combined(outputs(given, velocity, settings), settings)
+    total.backward()
+    assert set(parts) == {name}
+    assert velocity.grad is not None and float(velocity.grad.abs().sum()) > 0
+
+
+def test_a_loss_without_weight_costs_no_decode() -> None:
+    settings = {
+        "flow_matching": LossSection(weight=1),
+        "contrastive": LossSection(weight=0),
+        "identity": LossSection(weight=0),
+    }
+    made = outputs(batch([0.1, 0.2]), torch.zeros(4, 3, SIDE * SIDE), settings)
+    combined(made, settings)
+    assert made.decodes == 0
+    assert made.pipeline.calls == 0  # type: ignore[attr-defined]
+
+
+def test_two_looking_losses_share_one_decode() -> None:
+    settings = {
+        "contrastive": LossSection(weight=1, pairs=2, max_sigma=0.5),
+        "identity": LossSection(weight=1, pairs=1, max_sigma=0.3),
+    }
+    made = outputs(batch([0.4, 0.2, 0.45, 0.9]), torch.zeros(8, 3, SIDE * SIDE), settings)
+    combined(made, settings)
+    assert made.selected == [1, 0]
+    assert (made.decodes, made.pipeline.calls) == (4, 1)  # type: ignore[attr-defined]
+    assert made.rows(settings["identity"])[0] == [1, 5]
+
+
+@pytest.mark.parametrize(
+    ("sigma", "keeps", "expected"),
+    [
+        ([0.9, 0.8], None, []),  # too much noise for all
+        ([0.9, 0.1], None, [1]),  # each pair is judged by its own noise
+        ([0.3, 0.1, 0.2], None, [1, 2]),  # the least noise first, two at most
+        ([0.1, 0.2], (True, False, False, False), [1]),  # member a of the first pair keeps the source
+        ([0.1, 0.2], (False, False, False, True), [0]),
+    ],
+)
+def test_pairs_are_gated_one_by_one(
+    sigma: list[float], keeps: tuple[bool, ...] | None, expected: list[int]
+) -> None:
+    settings = {"contrastive": LossSection(weight=1, pairs=2, max_sigma=0.5)}
+    assert select_pairs(batch(sigma, keeps), settings) == expected
+
+
+def test_without_a_pair_the_looking_losses_are_zero() -> None:
+    settings = {"contrastive": LossSection(weight=1), "identity": LossSection(weight=1)}
+    made = outputs(batch([0.9]), torch.zeros(2, 3, SIDE * SIDE), settings)
+    assert float(combined(made, settings)[0]) == 0
+    assert made.decodes == 0
+
+
+def test_auxiliary_networks_are_frozen_and_the_truth_is_seen_once() -> None:
+    class Counting(nn.Module):
+        seen = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3 * SIDE * SIDE, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen += len(x)
+            return self.linear(x.flatten(1))
+
+    network = Counting()
+    net = FeatureNet(network, SIDE, np.zeros((5, SIDE, SIDE, 3), np.uint8))
+    for _ in range(2):
+        net.of_truth([1, 3, 1], torch.device("cpu"))
+    assert network.seen == 2
+    assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -1,0 +1,70 @@
+"""Recipes: what is wrong is refused with the nearest right key, and the digest names what decides a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer import recipe as recipes
+from trainer.errors import RecipeError
+
+
+def shipped() -> str:
+    return (Path(recipes.__file__).parent / "recipes" / "pixelsmile-portraits.yaml").read_text("utf-8")
+
+
+def test_the_shipped_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(shipped(), "utf-8")
+    assert recipes.load("pixelsmile-portraits").digest == recipes.load(copy).digest
+    assert len(recipes.load("pixelsmile-portraits").conditioning.expressions) == 12
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "expected"),
+    [
+        ("rank: 32", "rnak: 32", "did you mean 'rank'?"),
+        ("seed: 7", "sead: 7", "did you mean 'seed'?"),
+        ("temperature: 0.07", "temprature: 0.07", "did you mean 'temperature'?"),
+        ("neutral: neutral", "nuetral: neutral", "did you mean 'neutral'?"),
+        ("flow_matching:", "flow_match:", "flow_matching"),
+        ("steps: 450", "steps: many", "optimiser.steps"),
+        ("steps: 450", "steps: 10", "warmup_steps must be below steps"),
+        ("[0.33, 0.67, 1.0]", "[1.0, 0.33]", "intensities must rise"),
+        ("first_identity: 90000", "first_identity: 40010", "overlap"),
+        ("template: show a {} expression", "template: show it", "exactly one {}"),
+        ("dtype: F16", "dtype: F8", "lora.dtype"),
+        ("adapter: pixelsmile", "adapter: ../up", "release.adapter"),
+    ],
+)
+def test_a_wrong_recipe_is_explained(right: str, wrong: str, expected: str) -> None:
+    text = shipped()
+    assert right in text
+    with pytest.raises(RecipeError, match="What to do") as caught:
+        recipes.parse(text.replace(right, wrong))
+    assert expected in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: [", "a: !!python/object/apply:os.system [x]"])
+def test_what_is_no_recipe_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        recipes.parse(text)
+
+
+def test_a_missing_recipe_names_those_that_there_are() -> None:
+    with pytest.raises(RecipeError, match="pixelsmile-portraits"):
+        recipes.load("nothing-here")
+
+
+def test_the_digest_follows_values_not_layout() -> None:
+    text = shipped()
+    assert recipes.parse(text).digest == recipes.parse("# another comment\n" + text).digest
+    assert recipes.parse(text).digest != recipes.parse(text.replace("rank: 32", "rank: 16")).digest
+
+
+def test_all_losses_off_is_refused() -> None:
+    text = shipped().replace("weight: 1.0", "weight: 0").replace("weight: 0.05", "weight: 0")
+    with pytest.raises(RecipeError, match="weight 0"):
+        recipes.parse(text.replace("weight: 0.1,", "weight: 0,"))

@@ -1,0 +1,185 @@
+"""The command line of the trainer: `trainer train`, `trainer render`.
+
+Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run them,
+so that `trainer --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from registry.manifest import BaseModelRef
+
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="adapter-foundry", prog_name="trainer")
+def cli() -> None:
+    """Make adapters: draw portraits, train on a recipe."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; with ``--json`` every error is one JSON object on stdout.
+
+    Args:
+        arguments: words after the program's name; None takes those of this process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    from registry.errors import RegistryError
+    from trainer.errors import TrainerError
+
+    try:
+        code = cli.main(given, prog_name="trainer", standalone_mode=False)
+    except click.ClickException as error:
+        code = error.exit_code
+        if "--json" in given:
+            _print_error(type(error).__name__, code, error.format_message(), "see --help")
+        else:
+            error.show()
+    except click.Abort:
+        click.echo("interrupted", err=True)
+        code = 1
+    except (TrainerError, RegistryError, _serving_error()) as error:
+        code = error.exit_code
+        if "--json" in given:
+            _print_error(type(error).__name__, code, error.message, error.mend)
+        else:
+            click.echo(f"Error: {error}", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _serving_error() -> type[Any]:
+    from serving.errors import ServingError
+
+    return ServingError
+
+
+def _print_error(kind: str, exit_code: int, message: str, mend: str) -> None:
+    content = {"kind": kind, "exit_code": exit_code, "message": message, "mend": mend}
+    click.echo(json.dumps({"error": content}))
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option(
+    "--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the base model; without it the recipe's base is looked up.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of the run; default: runs/NAME in the data folder.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> None:
+    """Draw, score, choose, cache and train: every stage of RECIPE up to the adapter.
+
+    RECIPE is a YAML file or the name of a shipped recipe. What is there already is reused; a training that was
+    stopped goes on from its last checkpoint. The adapter is neither evaluated nor signed: see `registry push`.
+    """
+    from registry.settings import home
+    from trainer import recipe as recipes
+    from trainer.data import build_triplets, cache_dataset
+    from trainer.launch import train as train_stage
+    from trainer.progress import ConsoleProgress
+    from trainer.scoring import score
+    from trainer.synthesis import synthesise
+
+    wanted = recipes.load(recipe)
+    place = base or _find_base(wanted.base)
+    run, progress = out or home() / "runs" / wanted.name, ConsoleProgress()
+    results = [synthesise(wanted, run / "images", progress)]
+    results.append(score(wanted, run / "images", run / "scored", progress))
+    results.append(build_triplets(wanted, run / "images", run / "scored", run / "dataset", progress))
+    results.append(cache_dataset(wanted, run / "dataset", place, home() / "latents", progress))
+    results.append(train_stage(wanted, run / "dataset", home() / "latents", place, run / "train", progress))
+    if as_json:
+        stages = [result.as_json() for result in results]
+        content = {"recipe": str(wanted.digest), "adapter": str(run / "train" / "adapter"), "stages": stages}
+        click.echo(json.dumps(content))
+        return
+    for result in results:
+        click.echo(f"{result.stage:<12} {'reused' if result.reused else 'made':<7} {result.folder}")
+    click.echo(f"{'adapter':<20} {run / 'train' / 'adapter'}")
+
+
+def _find_base(base: BaseModelRef) -> Path:
+    """Return the folder of a recipe's base: the shipped one, or a registered one.
+
+    Raises:
+        BaseModelError: the base lies on a hub and is not on this machine.
+    """
+    from serving.bases import resolve
+    from trainer.errors import BaseModelError
+    from trainer.portraits import BASE_ID, base_path
+
+    if base.id == BASE_ID:
+        return base_path()
+    found = resolve(base)
+    if not isinstance(found, Path):
+        raise BaseModelError(
+            f"the base {base.id} is not on this machine",
+            "download it and register it with `serving register-base`, or give its folder with --base",
+        )
+    return found
+
+
+@cli.command()
+@click.option("--seed", type=click.IntRange(min=0), required=True, help="Which person.")
+@click.option("--domain", type=click.Choice(["human", "anime"]), default="human", show_default=True)
+@click.option(
+    "--expression", "expressions", multiple=True, metavar="NAME=INTENSITY",
+    help="For example happy=0.5; several are blended. Without it the face is neutral.",
+)  # fmt: skip
+@click.option("--size", type=click.IntRange(64, 512), default=64, show_default=True, help="Side in pixels.")
+@click.option("-o", "--output", type=_OUTPUT, required=True, help="PNG file.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def render(
+    seed: int, domain: str, expressions: tuple[str, ...], size: int, output: Path, as_json: bool
+) -> None:
+    """Draw a portrait of a person that does not exist."""
+    from PIL import Image
+
+    from trainer.portraits.renderer import EXPRESSIONS, identity, one_hot, pose
+    from trainer.portraits.renderer import render as draw
+
+    asked = _intensities(expressions, EXPRESSIONS)
+    vector = one_hot("neutral")
+    for name, value in asked.items():
+        vector = vector + one_hot(name, value)
+    pixels = draw(identity(seed, domain), vector, size, pose(seed))  # type: ignore[arg-type]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(output, "PNG")
+    if as_json:
+        content = {"output": str(output), "seed": seed, "domain": domain, "size": size, "expressions": asked}
+        click.echo(json.dumps(content))
+    else:
+        click.echo(str(output))
+
+
+def _intensities(given: Sequence[str], known: Sequence[str]) -> dict[str, float]:
+    """Return expression -> intensity of words like ``happy=0.5``.
+
+    Raises:
+        click.BadParameter: a word has another form, an unknown name or an intensity outside of 0 to 1.5.
+    """
+    found: dict[str, float] = {}
+    for word in given:
+        name, _, value = word.partition("=")
+        try:
+            intensity = float(value)
+        except ValueError:
+            intensity = -1.0
+        if name not in known:
+            raise click.BadParameter(f"there is no expression {name!r}; choose from {', '.join(known)}")
+        if not 0 <= intensity <= 1.5:
+            raise click.BadParameter(f"{word!r} needs an intensity from 0 to 1.5, as in {name}=0.5")
+        found[name] = intensity
+    return found
