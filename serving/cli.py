@@ -255,10 +255,13 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _quiet_libraries() -> None:
-    """Keep the model libraries' own progress bars and chatter off stderr; this process has nothing else to do."""
+    """Keep the progress bars and the chatter of the model libraries off stderr, for this whole process."""
+    import warnings
+
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
+    warnings.simplefilter("ignore", FutureWarning)  # about arguments of theirs, nothing a user could mend
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
