@@ -72,9 +72,9 @@ def _folder_argument(function: Callable[..., Answer]) -> Callable[..., Answer]:
 
 @_command
 def init() -> Answer:
-    """Make a registry in the data folder: keys, trust root, empty index.
+    """Make a registry in the data folder.
 
-    A registry that is there already is left as it is.
+    That is private keys, a trust root and an empty index. A registry that is there already is left as it is.
     """
     from registry.client import Registry
     from registry.settings import layout
@@ -137,7 +137,10 @@ def push(folder: str, name: str, evaluation: str | None, progress: Progress) -> 
 @click.option("--by", required=True, help="Who approves.")
 @click.option("--reason", required=True, help="Why; people will read it.")
 def approve(reference: str, by: str, reason: str) -> Answer:
-    """Sign that a person approves REFERENCE, after everything else about it was verified."""
+    """Sign that a person approves REFERENCE.
+
+    Everything else about it is verified first: statements, licences, files, scan.
+    """
     from registry.client import Registry
 
     result = Registry.open().approve(reference, by, reason)
@@ -174,7 +177,7 @@ def promote(reference: str, alias: str) -> Answer:
 @click.argument("reference")
 @click.option("--cache", type=click.Path(file_okay=False), help="Folder to keep it in.")
 def pull(reference: str, cache: str | None, progress: Progress) -> Answer:
-    """Fetch REFERENCE, verify everything about it and keep it in the cache.
+    """Fetch and verify REFERENCE, keep it in the cache.
 
     Nothing is kept of an adapter that is refused.
     """
@@ -192,7 +195,7 @@ def pull(reference: str, cache: str | None, progress: Progress) -> Answer:
 @_command
 @click.argument("reference")
 def verify(reference: str) -> Answer:
-    """Verify REFERENCE in the store as a pull would, and say what was checked."""
+    """Verify REFERENCE in the store; say what was checked."""
     from registry.admission import STEPS
     from registry.client import TRUST_STEPS, Registry
 
@@ -227,7 +230,10 @@ def list() -> Answer:
 @click.argument("reference")
 @click.option("--attestations", is_flag=True, help="Show what every statement says.")
 def show(reference: str, attestations: bool) -> Answer:
-    """Show what is signed about REFERENCE, also if a pull would refuse it."""
+    """Show what is signed about REFERENCE.
+
+    Also works for an adapter that a pull would refuse.
+    """
     from registry.client import Registry
 
     found = Registry.open().show(reference)
@@ -280,7 +286,7 @@ def scan(folder: str) -> Answer:
 @click.argument("reference")
 @click.option("--reason", required=True, help="Why; people will read it.")
 def revoke(reference: str, reason: str) -> Answer:
-    """Sign that REFERENCE must not be loaded any more, not even from a warm cache."""
+    """Withdraw REFERENCE, even from warm caches."""
     from registry.client import Registry
 
     row = Registry.open().revoke(reference, reason)
@@ -350,7 +356,8 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 def _adapter(reference: str, adapter: VerifiedAdapter) -> dict[str, Any]:
     return {
         "reference": reference,
-        "version": adapter.reference,
+        "resolved": adapter.reference,
+        "version": None if adapter.manifest is None else adapter.manifest.version,
         "digest": str(adapter.digest),
         "license": adapter.card.license,
         "base": {"id": adapter.card.base.id, "revision": adapter.card.base.revision},

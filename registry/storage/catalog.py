@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 WEIGHTS_FOLDER = "adapter_weights"
 DIGEST_TAG = "adapter_foundry.digest"
 _MLMODEL = "MLmodel"
+# MLflow leaves this note beside a model that is loaded through it from a folder; it means nothing to us.
+_WRITTEN_BY_MLFLOW = "registered_model_meta"
 
 
 class MlflowCatalog:
@@ -185,6 +187,8 @@ def check_model(store: ObjectStore, manifest: AdapterManifest, digest: Digest) -
         if name == f"{WEIGHTS_FOLDER}/{WEIGHTS_NAME}":
             with store.open(key) as view, store.open(blob_key(weights.sha256)) as blob:
                 genuine = _same_file(view, blob) or stream_entry(WEIGHTS_NAME, view) == weights
+        elif name == _WRITTEN_BY_MLFLOW:
+            continue
         else:
             genuine = name == _MLMODEL and read(store, key) == model_file(manifest, digest)
         if not genuine:

@@ -1,0 +1,221 @@
+"""Trust metadata: made, renewed, pruned and repaired; what a reader resolves comes from signed names only."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import expire, forget_trust, resign
+from registry.digest import digest_bytes
+from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
+from registry.reference import Reference
+from registry.signing.authority import Authority
+from registry.signing.signers import ROLES, KeyRing
+from registry.signing.trust import TrustClient
+from registry.storage.base import read
+from registry.storage.local import LocalObjects
+
+ONE, TWO = digest_bytes(b"one"), digest_bytes(b"two")
+
+
+@pytest.fixture
+def store(home: Path) -> LocalObjects:
+    return LocalObjects(home / "registry" / "objects")
+
+
+@pytest.fixture
+def keys(home: Path) -> KeyRing:
+    return KeyRing(folder=home / "registry" / "keys")
+
+
+@pytest.fixture
+def client(store: LocalObjects, home: Path) -> TrustClient:
+    return TrustClient(store, home / "trust")
+
+
+@pytest.fixture
+def authority(store: LocalObjects, keys: KeyRing, client: TrustClient) -> Authority:
+    made = Authority(store, keys, client)
+    assert made.initialise()
+    return made
+
+
+def metadata(store: LocalObjects) -> list[str]:
+    return [key.removeprefix("trust/") for key in store.keys("trust/")]
+
+
+def test_a_new_registry_has_every_key_and_nothing_to_say(authority: Authority, keys: KeyRing) -> None:
+    state = authority.state()
+    assert all(keys.holds(role) for role in ROLES)
+    assert (state.aliases(), state.versions()) == ({}, {})
+    for role in ("publisher", "scanner", "evaluator", "approver"):
+        assert [key.keyid for key in state.keys(role)] == [keys.signer(role).public_key.keyid]
+        assert state.threshold(role) == 1
+    with pytest.raises(BadSignature, match="'root'"):
+        state.keys("root")
+    assert not authority.initialise()
+
+
+def test_names_resolve_to_what_was_signed(authority: Authority) -> None:
+    authority.add_version("x:1", ONE, 3)
+    authority.add_version("x:2", TWO, 3)
+    state = authority.set_alias("x@prod", ONE, 3, {"version": 1})
+    assert state.resolve(Reference.parse("x:2")).digest == TWO
+    assert state.resolve(Reference.parse("x@prod")).digest == ONE
+    assert state.resolve(Reference.parse(f"x@{TWO}")).path == "x:2"
+    assert list(state.versions_of("x")) == [1, 2]
+    for missing, hint in {"x:3": "x@prod", "x@beta": "registry promote", "y:1": "registry list"}.items():
+        with pytest.raises(NotFound) as refusal:
+            state.resolve(Reference.parse(missing))
+        assert hint in refusal.value.mend
+    with pytest.raises(NotFound):
+        state.resolve(Reference.parse(f"y@{ONE}"))
+
+
+def test_a_version_cannot_be_given_away_twice(authority: Authority) -> None:
+    authority.add_version("x:1", ONE, 3)
+    authority.add_version("x:1", ONE, 3)
+    with pytest.raises(RegistryError, match="exists already"):
+        authority.add_version("x:1", TWO, 3)
+
+
+def test_superseded_metadata_is_removed_and_numbers_only_grow(
+    authority: Authority, store: LocalObjects
+) -> None:
+    before = metadata(store)
+    authority.add_version("x:1", ONE, 3)
+    after = metadata(store)
+    assert len(before) == len(after) == 5
+    assert {"1.root.json", "1.targets.json", "2.versions.json", "2.snapshot.json", "timestamp.json"} == set(
+        after
+    )
+
+
+def test_an_interrupted_publication_is_repeated(
+    authority: Authority, store: LocalObjects, client: TrustClient
+) -> None:
+    """What it left behind is named by no snapshot: readers do not see it, the next one steps over it."""
+    store.put("trust/2.versions.json", [b"half"])
+    assert client.refresh().versions() == {}
+    state = authority.add_version("x:1", ONE, 3)
+    assert state.version_targets.version == 3
+    assert "2.versions.json" not in metadata(store)
+
+
+def test_an_interrupted_start_is_repeated(store: LocalObjects, keys: KeyRing, client: TrustClient) -> None:
+    authority = Authority(store, keys, client)
+    authority.initialise()
+    root = keys.signer("root").public_key
+    store.delete("trust/timestamp.json")
+    forget_trust(client.pinned.parent.parent)
+    assert authority.initialise()
+    assert keys.signer("root").public_key == root
+    assert authority.state().versions() == {}
+
+
+def test_a_registry_in_use_is_never_started_again(authority: Authority, store: LocalObjects) -> None:
+    """A missing timestamp beside adapters is an attack or an accident, not a new registry."""
+    store.put("manifests/sha256/" + ONE.hex, [b"one"])
+    store.delete("trust/timestamp.json")
+    assert not authority.initialise()
+    with pytest.raises(StaleTrust, match="withholds"):
+        authority.state()
+
+
+def test_a_foreign_store_is_not_taken_over(authority: Authority, store: LocalObjects, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    stranger = Authority(store, KeyRing(folder=other / "keys"), TrustClient(store, other / "trust"))
+    with pytest.raises(UsageError, match="does not trust"):
+        stranger.initialise()
+    assert authority.state().versions() == {}
+
+
+def test_a_root_is_pinned_once(authority: Authority, client: TrustClient) -> None:
+    with pytest.raises(UsageError, match="pinned already"):
+        client.pin(b"another")
+
+
+def test_nothing_is_believed_without_a_pinned_root(store: LocalObjects, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="registry init"):
+        TrustClient(store, tmp_path / "empty").refresh()
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "snapshot"])
+def test_expired_freshness_is_renewed_where_the_online_key_is(
+    authority: Authority, client: TrustClient, home: Path, kind: str
+) -> None:
+    def soon(signed: Any) -> None:
+        signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
+
+    resign(home, {kind: soon})
+    version = client.refresh().timestamp.version  # verified while it was still valid
+    resign(home, {kind: expire})
+    shutil.copy(home / "registry/objects/trust/timestamp.json", home / "trust/metadata/timestamp.json")
+    (snapshot,) = (home / "registry/objects/trust").glob("*.snapshot.json")
+    shutil.copy(snapshot, home / "trust/metadata/snapshot.json")
+    state = authority.state()
+    assert state.timestamp.version > version
+    assert state.timestamp.expires > datetime.now(UTC) + timedelta(hours=20)
+
+
+def test_freshness_is_renewed_before_it_ends(authority: Authority, home: Path) -> None:
+    def soon(signed: Any) -> None:
+        signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+
+    resign(home, {"timestamp": soon})
+    assert authority.state().timestamp.expires > datetime.now(UTC) + timedelta(hours=20)
+
+
+def test_a_renewal_that_fails_does_not_stop_a_reader(
+    authority: Authority, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def soon(signed: Any) -> None:
+        signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+
+    resign(home, {"timestamp": soon})
+    (home / "registry" / "keys" / "online.pem").chmod(0o644)
+    with caplog.at_level(logging.WARNING):
+        assert authority.state().versions() == {}
+    assert "could not be renewed" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["targets", "versions"])
+def test_expired_names_are_renewed_by_publishing(authority: Authority, home: Path, kind: str) -> None:
+    resign(home, {kind: lambda signed: None})
+    authority.state()
+    trust = home / "registry/objects/trust"
+    resign(home, {kind: expire})
+    for role in ("targets", "versions", "snapshot"):
+        (path,) = trust.glob(f"*.{role}.json")
+        shutil.copy(path, home / "trust/metadata" / f"{role}.json")
+    shutil.copy(trust / "timestamp.json", home / "trust/metadata/timestamp.json")
+    with pytest.raises(StaleTrust, match="expired") as refusal:
+        authority.state()
+    assert {"targets": "registry promote", "versions": "registry push"}[kind] in refusal.value.mend
+    assert authority.signing_state().versions() == {}
+    state = authority.add_version("x:1", ONE, 3)
+    assert list(state.versions()) == ["x:1"]
+    assert not state.renewal_of_names_due(datetime.now(UTC))
+
+
+def test_a_key_that_readers_would_refuse_signs_nothing(
+    authority: Authority, keys: KeyRing, store: LocalObjects, home: Path
+) -> None:
+    before = {key: read(store, key) for key in store.keys("")}
+    (home / "registry" / "keys" / "approver.pem").unlink()
+    keys.generate("approver")
+    with pytest.raises(BadSignature, match="not one that the registry trusts"):
+        authority.set_alias("x@prod", ONE, 3, {})
+    assert {key: read(store, key) for key in store.keys("")} == before
+
+
+def test_revocations_add_up(authority: Authority) -> None:
+    authority.revoke(ONE, "first")
+    state = authority.revoke(TWO, "second")
+    assert (state.is_revoked(ONE), state.is_revoked(TWO)) == ("first", "second")
+    assert state.is_revoked(digest_bytes(b"three")) is None
