@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from serving.memory import keep_freed_memory
 from serving.pipelines.base import OnStep, PromptEmbeds
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ class QwenImageEdit:
         """
         from diffusers import QwenImageEditPlusPipeline
 
+        if device == "cpu":
+            keep_freed_memory()
         folder = str(base)
         local = Path(folder) / "resolution.json"
         sides = json.loads(local.read_text()) if local.is_file() else {}

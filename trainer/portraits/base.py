@@ -75,7 +75,7 @@ def build_tokenizer(template: str) -> Qwen2Tokenizer:
 
 
 def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
-    """A random two-layer Qwen2.5-VL; its word vectors are large, so that words stay apart after two layers."""
+    """A random two-layer Qwen2.5-VL with large word vectors, so that words stay apart after two layers."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

@@ -93,7 +93,7 @@ def _scaled(colour: Colour, factor: float) -> Colour:
 
 
 def identity(seed: int, domain: Domain) -> Identity:
-    """The person of `seed` (any non-negative integer) in `domain`; the same arguments give the same person."""
+    """The person of `seed` (a non-negative integer) in `domain`; the same arguments give the same person."""
     anime = domain == "anime"
     rng = np.random.default_rng([seed, DOMAINS.index(domain)])
     u = rng.uniform

@@ -106,8 +106,11 @@ def main(part: str, minutes: float | None, device: str, threads: int | None, out
     """Train PART of the portrait world (or all of it) anew or further."""
     import torch
 
+    from serving.memory import keep_freed_memory
+
     if threads:
         torch.set_num_threads(threads)
+    keep_freed_memory()
     out.mkdir(parents=True, exist_ok=True)
     for name in _PARTS if part == "all" else [part]:
         share = minutes * _MINUTES[name] / sum(_MINUTES.values()) if minutes and part == "all" else minutes
