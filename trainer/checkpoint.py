@@ -1,8 +1,8 @@
 """Checkpoints: everything a training needs to go on as if nothing had happened.
 
 A checkpoint is a folder ``step-000100`` with ``tensors.safetensors`` (weights, average, moments of Adam) and
-``state.json`` (step, key of the training, digest of the tensors). It appears under its name at once, and what does
-not fit its digest is never chosen. No pickles.
+``state.json`` (step, key of the training, digest of the tensors). It appears under its name at once, and what
+does not fit its digest is never chosen. No pickles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line of the trainer: `trainer train`, `trainer render`.
 
-Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run them,
-so that `trainer --help` answers at once.
+Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run
+them, so that `trainer --help` answers at once.
 """
 
 from __future__ import annotations
@@ -81,8 +81,9 @@ def _print_error(kind: str, exit_code: int, message: str, mend: str) -> None:
 def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw, score, choose, cache and train: every stage of RECIPE up to the adapter.
 
-    RECIPE is a YAML file or the name of a shipped recipe. What is there already is reused; a training that was
-    stopped goes on from its last checkpoint. The adapter is neither evaluated nor signed: see `registry push`.
+    RECIPE is a YAML file or the name of a shipped recipe. What is there already is reused; a training that
+    was stopped goes on from its last checkpoint. The adapter is neither evaluated nor signed: see `registry
+    push`.
     """
     from registry.settings import home
     from trainer import recipe as recipes

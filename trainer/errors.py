@@ -10,8 +10,8 @@ TrainerError                   1   anything else
  ├─ ExportError                1   the exported file does not give back what was trained
  └─ Interrupted              143   stopped by a signal, after saving a checkpoint
 
-The number is the exit code of the command line. Each error says what happened (``message``) and what to do about
-it (``mend``).
+The number is the exit code of the command line. Each error says what happened (``message``) and what to do
+about it (``mend``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""From trained weights to an adapter folder: one file that every diffusers loads as it was trained, and its card.
+"""From trained weights to an adapter folder: a file that diffusers loads as trained, and its card.
 
-Keys are ``transformer.<module>.lora_A.weight`` and ``.lora_B.weight``; alpha is folded into B, so a loader that
-takes alpha for the rank applies exactly the trained update. Tags in the header tell people what the file is; no
-loader may depend on them.
+Keys are ``transformer.<module>.lora_A.weight`` and ``.lora_B.weight``; alpha is folded into B, so a loader
+that takes alpha for the rank applies exactly the trained update. Tags in the header tell people what the file
+is; no loader may depend on them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def card(
     return AdapterCard(
         base=recipe.base,
         lora=LoraFacts(
-            rank=recipe.lora.rank, alpha=recipe.lora.alpha, targets=tuple(sorted(kinds)), dtype=recipe.lora.dtype
+            rank=recipe.lora.rank, alpha=recipe.lora.alpha, targets=tuple(sorted(kinds)),
+            dtype=recipe.lora.dtype
         ),
         conditioning=recipe.conditioning,
         license=recipe.release.license,

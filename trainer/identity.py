@@ -52,7 +52,7 @@ def identity_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
 
 
 def expression_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
-    """Return the labelling judge's features for gradients; the evaluation's judge is never trained against."""
+    """Return the labelling judge's features for gradients; the evaluation's is never trained against."""
     from trainer.portraits import judges
 
     return FeatureNet(OnnxModule(judges.path("label"), penultimate=True).to(device), 64, truth)

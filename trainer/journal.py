@@ -40,7 +40,7 @@ class StopSignal:
 
 
 class LossCurve:
-    """The loss curve: one JSON line a step, and the same numbers to the tracker; also the clock of a training.
+    """The loss curve, one JSON line a step, and the clock of a training.
 
     Args:
         path: the file of the curve.
@@ -102,7 +102,7 @@ class LossCurve:
         return sum(losses) / max(1, len(losses))
 
     def facts(self) -> dict[str, Any]:
-        """Return the figures of the training: its time, speed, and mean loss of the first and last 20 steps."""
+        """Return time, speed, and the mean loss of the first and of the last 20 steps."""
         lines = self._path.read_text("utf-8").splitlines() if self._enabled else []
         losses = [json.loads(line)["loss"] for line in lines]
         return {

@@ -36,14 +36,15 @@ def train(
     pipeline: EditPipeline | None = None,
     track: bool = True,
 ) -> StageResult:
-    """Train the adapter of ``recipe`` into ``out``; an interrupted training goes on from its newest checkpoint.
+    """Train the adapter of ``recipe`` into ``out``, from the newest checkpoint if there is one.
 
     Args:
         recipe: decides the training.
         dataset: output of `trainer.data.build_triplets`.
         cache: output of `trainer.data.cache_dataset` for this dataset and base.
         base_path: folder of the base model.
-        out: gets ``adapter`` (the average, EMA), ``adapter-raw`` (the last weights), ``loss.jsonl``, ``checkpoints``.
+        out: gets ``adapter`` (the average, EMA), ``adapter-raw`` (the last weights), ``loss.jsonl``,
+            ``checkpoints``.
         progress: is told every ten steps.
         pipeline: the loaded base, if the caller has it.
         track: write an MLflow run.

@@ -1,14 +1,14 @@
 """The training loop.
 
-`_steps` reads from top to bottom: a batch, one forward of both members of every pair, the losses, one backward, one
-all-reduce of the small LoRA gradient, one step of AdamW, the average, and now and then a checkpoint. The model is
-not wrapped: only the LoRA weights have gradients, and those are averaged here, so one process and eight do the same.
+`_steps` reads from top to bottom: a batch, one forward of both members of every pair, the losses, one
+backward, one all-reduce of the small LoRA gradient, one step of AdamW, the average, and now and then a
+checkpoint. The model is not wrapped: only the LoRA weights have gradients, and those are averaged here, so
+one process and eight do the same.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from registry.digest import Digest
+from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline
 from trainer import lora
 from trainer.checkpoint import TrainingState
@@ -100,6 +101,7 @@ def run(
         NotFinite: the loss is infinite or not a number.
         CheckpointError: the checkpoints in ``out`` belong to another training.
     """
+    keep_freed_memory()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     settings, device = recipe.optimiser, accelerator.device
     read = (cache, encoder_digest(base_path), recipe.conditioning, settings)

@@ -41,7 +41,8 @@ class StepOutputs:
     def rows(self, settings: LossSection) -> tuple[list[int], torch.Tensor]:
         """Return rows of the batch that a loss may look at, and their predicted pictures [2n, 3, H, W].
 
-        The first n rows are members a, the last n their members b. Both are empty if every pair has too much noise.
+        The first n rows are members a, the last n their members b. Both are empty if every pair has too much
+        noise.
         """
         count = len(self.batch.images) // 2
         pairs = [p for p in self.selected if float(self.batch.sigma[p]) <= settings.max_sigma][
@@ -103,7 +104,8 @@ def symmetric_info_nce(predicted: torch.Tensor, truth: torch.Tensor, temperature
     """Return the InfoNCE loss of n groups, in both directions (van den Oord et al., arXiv 1807.03748).
 
     Args:
-        predicted: unit vectors [n, k, D]; member i belongs to member i of ``truth``, the others are negatives.
+        predicted: unit vectors [n, k, D]; member i belongs to member i of ``truth``, the others are
+            negatives.
         truth: unit vectors [n, k, D].
         temperature: divides the cosines.
     """
@@ -134,7 +136,8 @@ def active(settings: Mapping[str, LossSection]) -> dict[str, LossSection]:
 def select_pairs(batch: Batch, settings: Mapping[str, LossSection]) -> list[int]:
     """Return the pairs whose predicted pictures some loss will look at, least noise first.
 
-    Each pair is judged by its own noise level; pairs with a member that keeps the source have nothing to contrast.
+    Each pair is judged by its own noise level; pairs with a member that keeps the source have nothing to
+    contrast.
     """
     looking = [one for name, one in active(settings).items() if name in DECODING]
     if not looking:

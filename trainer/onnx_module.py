@@ -1,8 +1,8 @@
 """ONNX networks as differentiable torch modules.
 
-Judges and identity encoders come as ONNX files, and a loss needs their gradient with respect to the picture. A
-network of convolutions is a short list of operators, so they are written out here: no converter is needed, and
-glintr100 of InsightFace is made of the same ones.
+Judges and identity encoders come as ONNX files, and a loss needs their gradient with respect to the picture.
+A network of convolutions is a short list of operators, so they are written out here: no converter is needed,
+and glintr100 of InsightFace is made of the same ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A recipe: everything that decides a training, in one strict YAML file with one digest.
 
-What is not in the recipe does not change the adapter. An unknown key is an error that names the nearest right one,
-so a typing error cannot silently train something else.
+What is not in the recipe does not change the adapter. An unknown key is an error that names the nearest right
+one, so a typing error cannot silently train something else.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class DataSection(_Section):
         first_identity: seed of the first person; the others follow.
         intensities: intensities of each expression, each in (0, 1.5].
         size: side in pixels.
-        min_score: an image is kept when the judge sees its expression with at least this share of its intensity.
+        min_score: an image is kept when the judge sees its expression with at least this share of its
+            intensity.
         license: licence of the identity images.
     """
 
@@ -179,8 +180,8 @@ class Recipe(_Section):
         seen = range(self.data.first_identity, self.data.first_identity + used)
         if seen.start < held_out.stop and held_out.start < seen.stop:
             raise ValueError(
-                f"the people of the evaluation ({held_out.start} to {held_out.stop - 1}) overlap with those of "
-                f"the data ({seen.start} to {seen.stop - 1})"
+                f"the people of the evaluation ({held_out.start} to {held_out.stop - 1}) overlap with "
+                f"those of the data ({seen.start} to {seen.stop - 1})"
             )
         return self
 

@@ -1,8 +1,8 @@
-"""What every stage of a training has in common: a folder that appears at once, and a result that can be reused.
+"""What all stages have in common: a folder that appears at once, a result that can be reused.
 
-A stage writes into a hidden folder beside its output and renames it when all is there, so a reader never sees half
-a stage. ``stage.json`` in the folder keeps the result and its key: the digest of everything that decides it. A
-stage that finds its own key in the output has nothing to do.
+A stage writes into a hidden folder beside its output and renames it when all is there, so a reader never sees
+half a stage. ``stage.json`` in the folder keeps the result and its key: the digest of everything that decides
+it. A stage that finds its own key in the output has nothing to do.
 """
 
 from __future__ import annotations

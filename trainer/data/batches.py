@@ -1,7 +1,7 @@
 """Batches: which triplet, which noise and which noise level a step trains on.
 
-Every draw is a function of (seed, step, slot), a slot being a place in the global batch. So a resumed run is the
-same run, and so is a run on another number of processes.
+Every draw is a function of (seed, step, slot), a slot being a place in the global batch. So a resumed run is
+the same run, and so is a run on another number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
-    """P pairs; rows 0..P-1 are the members a, rows P..2P-1 the members b of the same pairs, in the same order.
+    """P pairs: rows 0..P-1 are the members a, rows P..2P-1 the members b in the same order.
 
     Attributes:
         target: latents of the wanted pictures [2P, T, C].

@@ -131,7 +131,7 @@ def cache_dataset(
     *,
     pipeline: EditPipeline | None = None,
 ) -> StageResult:
-    """Encode every picture of a dataset, and every prompt beside every source picture, unless it was done before.
+    """Encode a dataset's pictures, and all prompts beside each source, unless it was done before.
 
     Args:
         recipe: gives the prompts.
@@ -139,7 +139,8 @@ def cache_dataset(
         base_path: folder of the base model.
         out: folder of the cache; recipes and bases may share one.
         progress: is told after every batch.
-        pipeline: the loaded base, if the caller has it; it is loaded from ``base_path`` only if something is missing.
+        pipeline: the loaded base, if the caller has it; it is loaded from ``base_path`` only if something is
+            missing.
 
     Returns:
         the result; ``facts`` counts the pictures and prompts that were encoded and those that were there.
@@ -179,8 +180,10 @@ def load_base(base_path: Path) -> EditPipeline:
     """Return the base model of a folder, on the GPU if there is one."""
     import torch
 
+    from serving.memory import keep_freed_memory
     from serving.pipelines.qwen_image_edit import QwenImageEdit
 
+    keep_freed_memory()
     return QwenImageEdit.load(base_path, device="cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -1,8 +1,8 @@
 """Triplets: one person's neutral picture and two pictures of expressions that are easily confused.
 
-The dataset is a folder: shards of the pictures that are used, ``triplets.jsonl``, ``rejects.jsonl`` (what was left
-out, and why) and ``manifest.json`` with the sha256 of every file. The digest of the manifest is the digest of the
-dataset; everything in it is a function of the recipe, the pictures and the scores.
+The dataset is a folder: shards of the pictures that are used, ``triplets.jsonl``, ``rejects.jsonl`` (what was
+left out, and why) and ``manifest.json`` with the sha256 of every file. The digest of the manifest is the
+digest of the dataset; everything in it is a function of the recipe, the pictures and the scores.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def build_triplets(
     kept, rejected = _choose(recipe, index, scores)
     if not any(triplet.split == "train" for triplet in kept):
         raise DataError(
-            f"no triplet is left of {len(rejected)}; the first was left out because {_first_reason(rejected)}",
+            f"no triplet is left of {len(rejected)}; why the first was left out: {_first_reason(rejected)}",
             "lower data.min_score, or look at the pictures and the judge",
         )
     with new_folder(out) as folder:

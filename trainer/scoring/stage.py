@@ -55,8 +55,8 @@ def score(
     scores = np.concatenate(rows)
     if scores.shape != (len(index), len(judge.expressions)) or not np.isfinite(scores).all():
         raise DataError(
-            f"{judge.name} gave scores of shape {scores.shape} for {len(index)} pictures, or numbers that are not "
-            "finite",
+            f"{judge.name} gave scores of shape {scores.shape} for {len(index)} pictures, or "
+            "numbers that are not finite",
             "use a judge that gives one number for each of its expressions",
         )
     scores = np.ascontiguousarray(scores[:, [judge.expressions.index(name) for name in expressions]])

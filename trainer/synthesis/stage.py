@@ -45,7 +45,7 @@ def plan(recipe: Recipe) -> list[tuple[str, PortraitRequest]]:
 def synthesise(
     recipe: Recipe, out: Path, progress: Progress = silent, *, generator: Generator | None = None
 ) -> StageResult:
-    """Make every picture of ``recipe`` into ``out``: shards of pixels and ``index.jsonl`` with the provenance.
+    """Make every picture of ``recipe``: shards of pixels, and ``index.jsonl`` with the provenance.
 
     Args:
         recipe: decides the people, expressions and intensities.

@@ -1,4 +1,4 @@
-"""A whole small training: an untrained base of two blocks, three people, four expressions, a scorer that knows."""
+"""A whole small training: an untrained base of two blocks, four people, four expressions, a scorer."""
 
 from __future__ import annotations
 

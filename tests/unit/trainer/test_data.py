@@ -51,14 +51,15 @@ def test_the_dataset_is_a_function_of_its_inputs(tiny_recipe: Recipe, tiny_run: 
     people = {
         split: {t.identity for t in data.triplets if t.split == split} for split in ("train", "validation")
     }
-    assert people["train"] and people["validation"] and not people["train"] & people["validation"]
+    assert {split: len(found) for split, found in people.items()} == {"train": 3, "validation": 1}
+    assert not people["train"] & people["validation"]
     assert {(t.a.expression, t.b.expression) for t in data.triplets} == {
         ("fear", "surprised"),
         ("angry", "disgust"),
     }
 
 
-def scored_with(tiny_run: Path, out: Path, change) -> Path:  # noqa: ANN001
+def scored_with(tiny_run: Path, out: Path, change) -> Path:
     """Copy the scores and let ``change(scores, lines)`` spoil them."""
     shutil.copytree(tiny_run / "scored", out)
     scores = np.load(out / "scores.npy")
@@ -130,7 +131,7 @@ def test_a_scorer_must_see_the_recipes_expressions(
 
 def test_a_second_run_encodes_nothing(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline
-) -> None:  # noqa: ANN001
+) -> None:
     again = cache_dataset(tiny_recipe, tiny_run / "dataset", tiny_base, tiny_run / "cache")
     assert again.reused
     assert (again.facts["encoded_images"], again.facts["encoded_prompts"]) == (0, 0)
@@ -142,7 +143,7 @@ def test_the_cache_fills_only_what_is_missing(
     tiny_run: Path,
     tiny_base: Path,
     tiny_pipeline,
-    tmp_path: Path,  # noqa: ANN001
+    tmp_path: Path,
 ) -> None:
     shutil.copytree(tiny_run / "cache", tmp_path / "cache")
     files = sorted((tmp_path / "cache").glob("*.safetensors"), key=lambda path: path.stat().st_size)
@@ -153,7 +154,7 @@ def test_the_cache_fills_only_what_is_missing(
     assert sorted((again.facts["encoded_images"], again.facts["encoded_prompts"])) in ([0, 20], [0, 36])
 
 
-def test_cached_latents_are_the_encoders(tiny_run: Path, tiny_base: Path, tiny_pipeline) -> None:  # noqa: ANN001
+def test_cached_latents_are_the_encoders(tiny_run: Path, tiny_base: Path, tiny_pipeline) -> None:
     import torch
     from PIL import Image
 

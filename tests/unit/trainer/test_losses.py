@@ -1,4 +1,4 @@
-"""Losses: known values, gradients that reach the prediction, and nothing decoded for a loss without weight."""
+"""Losses: known values, gradients that arrive, and nothing decoded for a loss without weight."""
 
 from __future__ import annotations
 
@@ -102,7 +102,8 @@ def test_gradients_reach_the_prediction(name: LossName) -> None:
     total, parts = combined(outputs(given, velocity, settings), settings)
     total.backward()
     assert set(parts) == {name}
-    assert velocity.grad is not None and float(velocity.grad.abs().sum()) > 0
+    assert velocity.grad is not None
+    assert float(velocity.grad.abs().sum()) > 0
 
 
 def test_a_loss_without_weight_costs_no_decode() -> None:

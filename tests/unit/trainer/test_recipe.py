@@ -1,4 +1,4 @@
-"""Recipes: what is wrong is refused with the nearest right key, and the digest names what decides a training."""
+"""Recipes: what is wrong is refused with the nearest right key; the digest names what counts."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def trained(tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline)
     return tiny_run / "train"
 
 
-def train_tiny(recipe: Recipe, run: Path, base: Path, pipeline, out: Path, progress=lambda *a: None):  # noqa: ANN001, ANN201
+def train_tiny(recipe: Recipe, run: Path, base: Path, pipeline, out: Path, progress=lambda *a: None):
     return train(recipe, run / "dataset", run / "cache", base, out, progress, pipeline=pipeline, track=False)
 
 
