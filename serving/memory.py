@@ -12,8 +12,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors instead of returning it to the system.
 
-    A step of a model frees and takes back the same hundreds of megabytes. Returned, each page is faulted in anew:
-    elementwise operations then run at a fraction of the memory's speed.
+    A step of a model frees and takes back the same hundreds of megabytes. Returned, each page is faulted in
+    anew: elementwise operations then run at a fraction of the memory's speed.
 
     Returns:
         True where the C library is glibc and took the settings; elsewhere nothing changes.
