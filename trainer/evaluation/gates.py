@@ -129,6 +129,15 @@ METRICS: Mapping[str, MetricFacts] = {
             ),
         ),
         MetricFacts(
+            name="seam_excess",
+            title="Seam energy over truth",
+            direction="lower",
+            definition=(
+                "Seam energy of the edit over that of the true render, whose lines may lie on token borders "
+                "too; 1 means no seams added."
+            ),
+        ),
+        MetricFacts(
             name="blend_success",
             title="Blend success",
             direction="higher",

@@ -81,13 +81,14 @@ def full_strength(plan: Plan, edits: Gallery, truth: Gallery) -> dict[str, Measu
     """Metrics of the edits at intensity 1; `truth` holds the sources and the true renders."""
     people, asks = range(len(plan.subjects)), [single(name, 1.0) for name in plan.expressions]
     asked, judged = asked_indices(plan), edits.intensities(people, asks)
-    pictures = edits.pictures(people, asks)
+    pictures, renders = edits.pictures(people, asks), truth.pictures(people, asks)
     source = truth.embeddings(people, [NEUTRAL])[:, 0]
     found = {
         "top1_accuracy": metrics.top1_accuracy(judged, asked),
         "identity_similarity": metrics.identity_similarity(source, edits.embeddings(people, asks)),
-        "paired_psnr": metrics.psnr(pictures, truth.pictures(people, asks)).mean(axis=1),
+        "paired_psnr": metrics.psnr(pictures, renders).mean(axis=1),
         "seam_energy": metrics.seam_energy(pictures).mean(axis=1),
+        "seam_excess": metrics.seam_excess(pictures, renders).mean(axis=1),
     }
     counts = dict.fromkeys(found, len(people) * len(asks))
     if plan.pairs:
@@ -107,7 +108,8 @@ def control(plan: Plan, edits: Gallery) -> dict[str, Measured]:
         "monotonicity": metrics.monotonicity(curves),
         "control_range": metrics.control_range(curves[:, :, :one]),
     }
-    pictures = curves.size
+    subjects, expressions, intensities = curves.shape
+    pictures = subjects * (expressions * (intensities - 1) + 1)  # all expressions share the neutral picture
     result = {name: Measured(values=values, samples=pictures) for name, values in found.items()}
     if plan.blended:
         judged = edits.intensities(plan.blended, plan.blends)

@@ -37,6 +37,7 @@ td{border-top:1px solid var(--line);padding:10px;text-align:right;vertical-align
 th:first-child,td:first-child{text-align:left;white-space:normal;min-width:270px;padding-left:2px}
 td small{display:block}.mark{font-weight:600}
 img{max-width:100%;display:block;border-radius:8px}
+.wide{width:min(1500px,100vw - 48px);margin-left:50%;transform:translateX(-50%)}.wide img{margin:0 auto}
 .curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:8px}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:14px}
 .gallery figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px}
@@ -110,7 +111,11 @@ def page(
             "EMA, on the base alone, and on true renders: the judge's own ceiling.",
             f'<div class="card">{_metrics_table(report.metrics)}</div>',
         )
-        + _section("Contact sheet", "Every expression at intensity 1.", _picture(contact, "contact sheet"))
+        + _section(
+            "Contact sheet",
+            "Every expression at intensity 1.",
+            f'<div class="wide">{_picture(contact, "contact sheet")}</div>',
+        )
         + _section(
             "Intensity", "From none to beyond what was trained.", _picture(intensities, "intensity strip")
         )
@@ -184,7 +189,7 @@ def _metric_row(metric: Metric, references: Sequence[str]) -> str:
             if metric.passed
             else '<span class="mark no">✗ fails</span>'
         )
-    arrow = {"higher": " ↑", "lower": " ↓", "context": ""}[metric.direction]
+    arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", "context": ""}[metric.direction]
     others = "".join(
         f"<td>{_value(metric.references[key], metric.unit) if key in metric.references else ''}</td>"
         for key in references
@@ -198,9 +203,8 @@ def _metric_row(metric: Metric, references: Sequence[str]) -> str:
 
 def _value(value: Value, unit: str, *, counts: bool = False) -> str:
     sizes = f"<small>{value.n} people, {value.samples} images</small>" if counts else ""
-    return (
-        f"{show(value.value, unit)}<small>{show(value.low, unit)} to {show(value.high, unit)}</small>{sizes}"
-    )
+    low, high = show(value.low, unit).removesuffix(unit), show(value.high, unit)
+    return f"{show(value.value, unit)}<small>{low} to {high}</small>{sizes}"
 
 
 def _gallery(worst: Sequence[CasePictures]) -> str:
@@ -218,7 +222,7 @@ def _gallery(worst: Sequence[CasePictures]) -> str:
         right = case.judged_as == case.expression
         judged = (
             f'<span class="{"ok" if right else "no"}">judged {escape(case.judged_as)}</span> '
-            f"({case.judged_intensity:.2f} of the asked one)"
+            f"(asked one read at {case.judged_intensity:.2f})"
         )
         figures.append(
             f'<figure><div class="trio">{trio}</div>'

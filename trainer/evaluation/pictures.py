@@ -105,5 +105,5 @@ def blend_strip(plan: Plan, edits: Gallery, subject: str) -> Image.Image:
         TRANSITION_WEIGHTS,
         BLEND_INTENSITY,
         title=f"{subject}: blends",
-        subtitle="Held-out people; adapters are trained on single expressions only.",
+        subtitle="Held-out people; from one expression to another, and both at once.",
     )

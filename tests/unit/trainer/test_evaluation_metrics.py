@@ -198,6 +198,18 @@ def test_seams_grow_with_a_step_at_the_token_border_only() -> None:
     assert metrics.seam_energy(inside) < metrics.seam_energy(image)
 
 
+def test_seam_excess_cancels_the_lines_of_the_drawing() -> None:
+    rng = np.random.default_rng(2)
+    truth = rng.integers(100, 140, (2, 32, 32, 3)).astype(np.uint8)
+    truth[:, 16:] += 60
+    edit = truth.copy()
+    edit[1, :, 8:16] += 40
+    assert metrics.seam_excess(edit, truth)[0] == 1
+    assert metrics.seam_excess(edit, truth)[1] > 1.2
+    with pytest.raises(ValueError, match="equal shapes"):
+        metrics.seam_excess(edit[:1], truth)
+
+
 def test_seams_need_more_than_one_token() -> None:
     with pytest.raises(ValueError, match="larger than one token"):
         metrics.seam_energy(np.zeros((8, 8, 3), np.uint8))

@@ -194,6 +194,7 @@ def test_a_perfect_editor_passes_every_gate(plan: Plan, truth: Gallery) -> None:
     assert scalars["identity_ratio"] == pytest.approx(1)
     assert scalars["paired_psnr"] == 60
     assert scalars["seam_energy"] == scalars["seam_energy.renders"]
+    assert scalars["seam_excess"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
