@@ -263,6 +263,18 @@ def test_sheets_and_page_are_written(plan: Plan, truth: Gallery, tmp_path: Path)
     assert "structural_confusion is" in page
 
 
+def test_the_shipped_judges_know_true_renders_of_held_out_people(plan: Plan, truth: Gallery) -> None:
+    judges = suite.load_judges()
+    assert set(judges.digests) == {"expression", "identity"}
+    asks = plan.full_strength()
+    images = {(index, ask): truth.images[index, ask] for index in range(len(plan.subjects)) for ask in asks}
+    judged = Gallery.of(images, judges.expression, judges.identity)
+    found = measure.full_strength(plan, judged, judged)
+    assert found["top1_accuracy"].values.mean() >= 0.9
+    assert found["structural_confusion"].values.mean() <= 0.05
+    assert found["identity_similarity"].values.mean() >= 0.5
+
+
 # -- inputs ----------------------------------------------------------------------------------------------
 
 
