@@ -88,61 +88,71 @@ def page(
         blends: blend strip, None where the suite blends nothing.
         worst: the worst edits with their pictures.
     """
-    suite = report.suite
-    heading = f"Evaluation of {escape(subject)}"
-    asked = (
-        f"{len(suite.identities)} held-out identities, {len(suite.expressions)} expressions, intensities "
-        f"{', '.join(f'{x:g}' for x in suite.intensities)}; {suite.steps} sampling steps, seed {suite.seed}. "
-        "No identity was part of training. Intervals: 95 % bootstrap over identities."
-    )
-    blend_section = (
+    sheets = [
         _section(
-            "Blends", "From one expression to another, and both at once.", _picture(blends, "blend strip")
-        )
-        if blends is not None
-        else ""
-    )
-    body = (
-        f"<h1>{heading}</h1><p class='faint'>Suite {escape(suite.name)}, definitions version "
-        f"{escape(suite.definitions)}. {asked}</p>{_verdict(report)}"
-        + _section(
-            "Metrics",
-            "What the adapter reaches, what is required, and the same measure on the weights without "
-            "EMA, on the base alone, and on true renders: the judge's own ceiling.",
-            f'<div class="card">{_metrics_table(report.metrics)}</div>',
-        )
-        + _section(
             "Contact sheet",
             "Every expression at intensity 1.",
             f'<div class="wide">{_picture(contact, "contact sheet")}</div>',
-        )
-        + _section(
+        ),
+        _section(
             "Intensity", "From none to beyond what was trained.", _picture(intensities, "intensity strip")
-        )
-        + blend_section
-        + _section(
-            "Response to intensity",
-            "Judged against asked; dashed: ideal; band: 95 % interval.",
-            f'<div class="card curves">{"".join(map(charts.response_curve, report.curves))}</div>',
-        )
-        + _section(
-            "Confusion",
-            "Asked down, judged across, per cent of edits at intensity 1. "
-            "Dashed outlines: declared confusing pairs.",
-            '<div class="card">'
-            + charts.confusion_heat_map(
-                report.confusion, suite.expressions, suite.judged, suite.confusing_pairs
-            )
-            + "</div>",
-        )
-        + _section("Worst cases first", "Wrong expression before low PSNR.", _gallery(worst))
-        + _section("Provenance", "Digests of what was judged, on what, and by what.", _provenance(report))
+        ),
+    ]
+    if blends is not None:
+        lead = "From one expression to another, and both at once."
+        sheets.append(_section("Blends", lead, _picture(blends, "blend strip")))
+    heading = f"Evaluation of {escape(subject)}"
+    body = "".join(
+        [
+            f"<h1>{heading}</h1>",
+            _summary(report),
+            *sheets,
+            _charts(report),
+            _section("Worst cases first", "Wrong expression before low PSNR.", _gallery(worst)),
+            _section("Provenance", "Digests of what was judged, on what, and by what.", _provenance(report)),
+        ]
     )
     return (
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
         f"<title>{heading}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
+
+
+def _summary(report: EvaluationReport) -> str:
+    suite = report.suite
+    asked = (
+        f"{len(suite.identities)} held-out identities, {len(suite.expressions)} expressions, intensities "
+        f"{', '.join(f'{x:g}' for x in suite.intensities)}; {suite.steps} sampling steps, seed {suite.seed}. "
+        "No identity was part of training. Intervals: 95 % bootstrap over identities."
+    )
+    metrics = _section(
+        "Metrics",
+        "What the adapter reaches, what is required, and the same measure on the weights without "
+        "EMA, on the base alone, and on true renders: the judge's own ceiling.",
+        f'<div class="card">{_metrics_table(report.metrics)}</div>',
+    )
+    return (
+        f"<p class='faint'>Suite {escape(suite.name)}, definitions version {escape(suite.definitions)}. "
+        f"{asked}</p>{_verdict(report)}{metrics}"
+    )
+
+
+def _charts(report: EvaluationReport) -> str:
+    suite = report.suite
+    heat = charts.confusion_heat_map(report.confusion, suite.expressions, suite.judged, suite.confusing_pairs)
+    response = _section(
+        "Response to intensity",
+        "Judged against asked; dashed: ideal; band: 95 % interval.",
+        f'<div class="card curves">{"".join(map(charts.response_curve, report.curves))}</div>',
+    )
+    confusion = _section(
+        "Confusion",
+        "Asked down, judged across, per cent of edits at intensity 1. Dashed outlines: declared "
+        "confusing pairs.",
+        f'<div class="card">{heat}</div>',
+    )
+    return response + confusion
 
 
 def _section(title: str, lead: str, content: str) -> str:
