@@ -3,7 +3,7 @@
 Data goes to stdout, progress and hints to stderr, progress bars only to a terminal. With ``--json`` every
 command prints exactly one object on stdout, also when it fails: ``{"error": {"kind", "exit_code",
 "message", "mend"}}``. Exit codes are those of ``registry.errors``; only click is imported before a command
-runs.
+runs. The file is as long as there are commands, one function each.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def init() -> Answer:
     }
     if not made:
         return Answer(data, f"The registry in {place.home} is there already; nothing was changed.")
-    _hint("The private keys are not encrypted." if place.settings.key_passphrase is None else "")
+    if place.settings.key_passphrase is None:
+        click.echo("The key files are not encrypted; ADAPTER_FOUNDRY_KEY_PASSPHRASE would do that.", err=True)
     text = (
         f"Made a registry in {place.home}\n"
         f"  keys   {place.keys} (private: keep them, and keep root.pem offline)\n"
@@ -330,11 +331,6 @@ def _json(data: Mapping[str, Any]) -> str:
     import json
 
     return json.dumps(data, indent=2, ensure_ascii=True)
-
-
-def _hint(text: str) -> None:
-    if text:
-        click.echo(text, err=True)
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 A shell around pure parts. What comes out of the store, the cache or the index is hostile until
 ``admission`` has judged it against trust metadata that this machine has verified. Every writing step can be
 interrupted and repeated: blobs, then manifest, then statements, then the signed name, and last the index.
+The file is longer than others because the whole shell is one class.
 """
 
 from __future__ import annotations
@@ -20,12 +21,9 @@ from registry.attestation import ROLE_OF, Kind
 from registry.cache import AdapterCache, Parcel
 from registry.digest import Digest, file_entry
 from registry.errors import (
-    BadSignature,
     DigestMismatch,
-    InvalidDocument,
     NotFound,
     RegistryError,
-    Unsigned,
     UsageError,
     shown,
 )
@@ -35,13 +33,15 @@ from registry.results import Attested, Listed, Promotion, PushResult, Shown, Sta
 from registry.settings import Layout, layout
 from registry.signing import envelope
 from registry.signing.authority import Authority
+from registry.signing.refresh import TrustClient
 from registry.signing.signers import KeyRing
-from registry.signing.trust import Target, TrustClient, TrustState
+from registry.signing.trust import Target, TrustState
 from registry.storage import shelf
 from registry.storage.base import Catalog, ObjectStore
 from registry.storage.catalog import MlflowCatalog, check_model, write_model
 from registry.storage.local import LocalObjects
 from registry.transfer import Progress, silent, upload
+from registry.views import listing, statement_view
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ class Registry:
         """
         self._catalog.require()
         made = self._authority.initialise()
-        self._catalog.prepare()
+        if made:
+            self._catalog.prepare()
         return made
 
     # -- publishing --
@@ -267,7 +268,7 @@ class Registry:
             raise UsageError("a revocation needs a reason", mend="say why; people will read it")
         target = self._authority.signing_state().resolve(_reference(ref))
         state = self._authority.revoke(target.digest, reason)
-        return next(found for found in _listing(state) if found.digest == target.digest)
+        return next(found for found in listing(state) if found.digest == target.digest)
 
     # -- using --
 
@@ -332,7 +333,7 @@ class Registry:
         Raises:
             RegistryError: see the error tree.
         """
-        return _listing(self._authority.state())
+        return listing(self._authority.state())
 
     def show(self, ref: str | Reference) -> Shown:
         """What is signed about an adapter, also if it would be refused.
@@ -342,7 +343,7 @@ class Registry:
         """
         state = self._authority.state()
         target = state.resolve(_reference(ref))
-        listed = next(found for found in _listing(state) if found.digest == target.digest)
+        listed = next(found for found in listing(state) if found.digest == target.digest)
         manifest = shelf.read_manifest(self._store, target.digest)
         return Shown(listed=listed, manifest=manifest, statements=self._views(state, target.digest))
 
@@ -382,7 +383,7 @@ class Registry:
 
     def _views(self, state: TrustState, digest: Digest) -> tuple[StatementView, ...]:
         statements = shelf.read_statements(self._store, digest)
-        return tuple(_view(state, key, data) for key, data in statements.items())
+        return tuple(statement_view(state, key, data) for key, data in statements.items())
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -423,49 +424,3 @@ def _version_with(state: TrustState, draft: AdapterManifest) -> int | None:
         if target.custom.get("content") == draft.digest:
             return version
     return None
-
-
-def _listing(state: TrustState) -> tuple[Listed, ...]:
-    aliases = state.aliases()
-    listed = []
-    for path, target in state.versions().items():
-        name = path.partition(":")[0]
-        mine = (
-            alias
-            for alias, to in aliases.items()
-            if to.digest == target.digest and alias.startswith(f"{name}@")
-        )
-        listed.append(
-            Listed(
-                reference=path,
-                digest=target.digest,
-                aliases=tuple(alias.partition("@")[2] for alias in mine),
-                revoked=state.is_revoked(target.digest),
-            )
-        )
-    return tuple(sorted(listed, key=lambda found: _order(found.reference)))
-
-
-def _order(reference: str) -> tuple[str, int]:
-    name, _, version = reference.partition(":")
-    return name, int(version)
-
-
-def _view(state: TrustState, key: str, data: bytes) -> StatementView:
-    """Reads one envelope for display: what it claims to be, and whether that is believed."""
-    kind, role = "unknown", ""
-    ids: tuple[str, ...] = ()
-    try:
-        ids = envelope.signer_ids(data)
-        claimed = attestation.parse_statement(envelope.unverified_payload(data)).kind
-        kind, role = claimed, ROLE_OF[claimed]
-        predicate = attestation.parse_statement(
-            envelope.verify(data, state.keys(role), state.threshold(role))
-        ).predicate
-    except (BadSignature, Unsigned, InvalidDocument) as error:
-        return StatementView(
-            key=key, kind=kind, role=role, signed=False, problem=error.message, key_ids=ids, predicate={}
-        )
-    return StatementView(
-        key=key, kind=kind, role=role, signed=True, problem=None, key_ids=ids, predicate=predicate
-    )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from registry.digest import Digest
 from registry.errors import BadSignature, RegistryError, StaleTrust, UsageError
+from registry.signing.refresh import TrustClient
 from registry.signing.signers import ONLINE, ROOT, STATEMENT_ROLES, KeyRing
 from registry.signing.trust import (
     NAMES_RENEWAL,
@@ -25,7 +26,6 @@ from registry.signing.trust import (
     VERSIONS,
     VERSIONS_PATTERN,
     ExpiredTrust,
-    TrustClient,
     TrustState,
 )
 from registry.storage.base import ObjectStore

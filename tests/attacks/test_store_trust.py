@@ -127,6 +127,7 @@ def test_the_publisher_cannot_sign_an_alias(registry: Registry, home: Path, tmp_
     resign(home, {"versions": sneak_in})
     with pytest.raises(NotFound):
         registry.pull(f"{NAME}@staging")
+    assert [row.reference for row in registry.list()] == [f"{NAME}:1", f"{NAME}:2"]
     assert registry.pull(PROD).reference == f"{NAME}:1"
 
 

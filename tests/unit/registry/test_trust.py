@@ -15,8 +15,8 @@ from registry.digest import digest_bytes
 from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
 from registry.reference import Reference
 from registry.signing.authority import Authority
+from registry.signing.refresh import TrustClient
 from registry.signing.signers import ROLES, KeyRing
-from registry.signing.trust import TrustClient
 from registry.storage.base import read
 from registry.storage.local import LocalObjects
 
