@@ -311,5 +311,5 @@ def _validate(model: type[_M], value: Any, what: str) -> _M:
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InvalidDocument(
             f"{what} is not valid: {where}: {shown(first['msg'])}{more}",
-            "correct that field; docs/file-formats.md describes every one",
+            "correct that field; registry/manifest.py describes every one",
         ) from None

@@ -104,11 +104,9 @@ def zip_polyglot(archive: bytes) -> bytes:
 
 
 def overlap() -> bytes:
-    """Two tensors share their bytes, so one of them is not what its name says."""
+    """Two tensors share their bytes, so that a change of one changes the other."""
     entries, data = honest()
-    first, second = sorted(entries)[:2]
-    size = entries[first]["data_offsets"][1]
-    entries[second] = {**entries[first], "data_offsets": [0, size]}
+    entries["alias"] = entries[min(entries)]
     return raw_container(json.dumps(entries), data)
 
 
@@ -137,8 +135,8 @@ CONTAINER: dict[str, tuple[Callable[[], bytes], str]] = {
         "ADP-CON-002",
     ),
     "container that is an empty zip archive too": (lambda: zip_polyglot(zip_archive({})), "ADP-CON-002"),
-    "zip archive with a comment behind it": (
-        lambda: zip_polyglot(zip_archive({"data.pkl": b"x"}) + b"PK\x05\x06 a decoy " * 3),
+    "zip archive behind a decoy": (
+        lambda: zip_polyglot(b"PK\x05\x06 a decoy of an end" + zip_archive({"data.pkl": b"x"})),
         "ADP-CON-002",
     ),
     "64-bit zip archive": (
@@ -158,6 +156,10 @@ CONTAINER: dict[str, tuple[Callable[[], bytes], str]] = {
     "header before a line break": (lambda: with_text(lambda text: text + "\n"), "ADP-CON-004"),
     "header with text behind it": (lambda: with_text(lambda text: text + "{}"), "ADP-CON-004"),
     "header nested five thousand levels deep": (lambda: raw_container(deep(), b"x" * 64), "ADP-CON-004"),
+    "header nested four levels deep": (
+        lambda: raw_container('{"__metadata__": {"a": {"b": [[]]}}}', b"x" * 64),
+        "ADP-CON-004",
+    ),
     "header with a number of a million digits": (
         lambda: with_text(lambda text: text.replace("[0,", "[" + "0" * 1_000_000 + ",", 1)),
         "ADP-CON-004",
