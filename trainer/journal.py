@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,6 +26,11 @@ class StopSignal:
     def __init__(self) -> None:
         self.received = False
         self._before: Any = None
+        self._act: Callable[[], None] | None = None
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Call ``act`` as soon as the signal comes."""
+        self._act = act
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -37,6 +43,8 @@ class StopSignal:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
+        if self._act is not None:
+            self._act()
 
 
 class LossCurve:

@@ -1,8 +1,13 @@
-"""The training stage: in this process on a CPU or one GPU, through `accelerate launch` on several GPUs."""
+"""The training stage: in this process on a CPU or one GPU, in one process for each of several GPUs.
+
+Processes are started with torch's elastic launcher, which `accelerate launch` starts as well; accelerate
+finds them through the environment.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -13,8 +18,9 @@ from registry.digest import Digest
 from serving.bases import fingerprint
 from trainer.data.cache import TensorCache, load_base
 from trainer.data.triplets import Dataset
-from trainer.errors import TrainerError
+from trainer.errors import Interrupted, TrainerError
 from trainer.export import card, code_version, export
+from trainer.journal import StopSignal
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, stage_key, write_result
@@ -34,6 +40,7 @@ def train(
     progress: Progress = silent,
     *,
     pipeline: EditPipeline | None = None,
+    processes: int | None = None,
     track: bool = True,
 ) -> StageResult:
     """Train the adapter of ``recipe`` into ``out``, from the newest checkpoint if there is one.
@@ -46,7 +53,8 @@ def train(
         out: gets ``adapter`` (the average, EMA), ``adapter-raw`` (the last weights), ``loss.jsonl``,
             ``checkpoints``.
         progress: is told every ten steps.
-        pipeline: the loaded base, if the caller has it.
+        pipeline: the loaded base, if the caller has it; then everything happens in this process.
+        processes: how many take part; None takes one a GPU.
         track: write an MLflow run.
 
     Returns:
@@ -61,9 +69,9 @@ def train(
     if done := finished(out, key):
         return done
     out.mkdir(parents=True, exist_ok=True)
-    processes = _processes()
-    if processes > 1 and pipeline is None:
-        _launch(processes, recipe, dataset, cache, base_path, out, progress, track)
+    wanted = _processes(processes)
+    if wanted > 1 and pipeline is None:
+        _launch(wanted, recipe, dataset, cache, base_path, out, progress, track)
         result = finished(out, key)
         if result is None:
             raise TrainerError(
@@ -86,12 +94,13 @@ def _train_here(
     track: bool,
 ) -> StageResult:
     """Train in this process, one of several or the only one; the main one exports."""
+    import torch
     from accelerate import PartialState
 
     from trainer.loop import run
     from trainer.tracking import Tracker, parameters
 
-    main = PartialState().is_main_process
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
     tags = {"recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base}
     tracker = Tracker(recipe.name, {**parameters(_tracked(recipe)), **tags}, enabled=track and main)
     status = "FAILED"
@@ -134,13 +143,11 @@ def _tracked(recipe: Recipe) -> dict[str, Any]:
     return recipe.section("seed", "base", "data", "lora", "optimiser", "ema", "losses")
 
 
-def _processes() -> int:
-    """Return how many processes a training wants: one a GPU, and 1 inside an accelerate launch."""
-    import os
-
+def _processes(wanted: int | None) -> int:
+    """Return how many processes to start: as many as wanted or as there are GPUs, and none by one of them."""
     import torch
 
-    return 1 if "LOCAL_RANK" in os.environ else max(1, torch.cuda.device_count())
+    return 1 if "LOCAL_RANK" in os.environ else wanted or max(1, torch.cuda.device_count())
 
 
 def _launch(
@@ -153,7 +160,7 @@ def _launch(
     progress: Progress,
     track: bool,
 ) -> None:
-    """Run `trainer worker` in several processes and follow their progress."""
+    """Train in several processes of this module and follow their progress."""
     job = out / "job.json"
     job.write_text(
         json.dumps(
@@ -168,9 +175,10 @@ def _launch(
         ),
         "utf-8",
     )
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(processes)]
-    command += ["--multi_gpu", "--mixed_precision", "no", "-m", "trainer.launch", str(job)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, StopSignal() as stop:
+        stop.then(process.terminate)  # the launcher passes SIGTERM on, and each process saves what it has
         try:
             for line in process.stdout or ():
                 with suppress(ValueError, TypeError):
@@ -178,6 +186,10 @@ def _launch(
         except BaseException:
             process.terminate()
             raise
+    if stop.received:
+        raise Interrupted(
+            "the training was asked to stop", f"run the same command again; it goes on from {out}"
+        )
     if process.returncode:
         raise TrainerError(
             f"the training processes ended with status {process.returncode}",
@@ -190,7 +202,8 @@ def _worker(job: Path) -> None:
     value = json.loads(job.read_text("utf-8"))
 
     def tell(stage: str, done: int, total: int, note: str = "") -> None:
-        print(json.dumps([stage, done, total, note]), flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps([stage, done, total, note]), flush=True)
 
     train(
         Recipe.model_validate(value["recipe"]),

@@ -291,3 +291,41 @@ def test_the_learning_rate_rises_then_falls(tiny_recipe: Recipe) -> None:
     assert max(curve) == curve[9] == curve[10] == pytest.approx(0.01)
     assert curve[10:] == sorted(curve[10:], reverse=True)
     assert curve[-1] == pytest.approx(0.01 * 0.05, rel=0.05)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(
+    trained: Path, tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    """Each of the two has one pair of every batch; only the order of the sums differs."""
+    told: list[int] = []
+    result = train(
+        tiny_recipe, tiny_run / "dataset", tiny_run / "cache", tiny_base, tmp_path,
+        lambda stage, done, total, note="": told.append(done), processes=2, track=False,
+    )  # fmt: skip
+    assert told == [5, 10, 12]
+    assert result.facts["steps"] == 12
+    one, two = weights(trained), weights(tmp_path)
+    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
+
+
+def test_a_training_is_an_mlflow_run(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline, tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    from registry.settings import layout
+
+    out = tmp_path / "train"
+    result = train(
+        tiny_recipe, tiny_run / "dataset", tiny_run / "cache", tiny_base, out, pipeline=tiny_pipeline
+    )
+    client = MlflowClient(layout().tracking_uri)
+    found = client.get_run(result.facts["run_id"])
+    assert found.info.status == "FINISHED"
+    assert found.data.params["recipe.digest"] == tiny_recipe.digest
+    assert found.data.params["lora.rank"] == "4"
+    assert len(client.get_metric_history(found.info.run_id, "flow_matching")) == 12
+    assert found.data.metrics["validation_loss"] == pytest.approx(result.facts["validation_loss"])
+    card = AdapterCard.parse((out / "adapter" / CARD_NAME).read_bytes())
+    assert card.training.run_id == found.info.run_id
