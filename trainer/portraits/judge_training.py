@@ -77,13 +77,16 @@ class IdentityNet(nn.Module):
 
 
 def _draw_expression(rng: np.random.Generator) -> np.ndarray:
+    """Neutral 6 %, one expression 59 %, a blend of two 35 %."""
     kind = rng.random()
-    if kind < 0.08:
+    if kind < 0.06:
         return np.zeros(12, np.float32)
-    vector = one_hot(str(rng.choice(EXPRESSIONS)), float(rng.uniform(0.05, 1.3)))
-    if kind < 0.25:
-        vector = vector * 0.7 + one_hot(str(rng.choice(EXPRESSIONS)), float(rng.uniform(0.1, 0.8)))
-    return vector
+    first, second = rng.choice(EXPRESSIONS, size=2, replace=False)
+    if kind < 0.65:
+        return one_hot(str(first), float(rng.uniform(0.05, 1.4)))
+    return one_hot(str(first), float(rng.uniform(0.1, 1.0))) + one_hot(
+        str(second), float(rng.uniform(0.1, 1.0))
+    )
 
 
 def _expression_data(count: int, seed: int, single: bool = False) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ import click
 if TYPE_CHECKING:
     from serving.pipelines.qwen_image_edit import QwenImageEdit
 
-_MINUTES = {"autoencoder": 7.0, "editor": 80.0, "decoder": 6.0, "judges": 9.0}
+_MINUTES = {"autoencoder": 7.0, "editor": 80.0, "decoder": 6.0, "judges": 12.0}
 _SEED = 0
 
 
