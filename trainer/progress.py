@@ -34,13 +34,16 @@ class ConsoleProgress:
         self._live = self._stream.isatty()
         self._seconds = 0.1 if self._live else seconds
         self._stage = ""
-        self._started = self._shown = 0.0
+        self._shown = 0.0
+        self._started = self._heard = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` pieces of ``stage``."""
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._started, self._shown = stage, now, 0.0
+            # A stage begins where the one before it ended, not with its first news.
+            self._stage, self._started, self._shown = stage, self._heard, 0.0
+        self._heard = now
         finished = done >= total
         if not finished and now - self._shown < self._seconds:
             return
