@@ -371,6 +371,7 @@ def test_a_revoked_adapter_is_refused_even_from_a_warm_cache(registry: Registry,
     for reference in (PROD, f"{NAME}:1"):
         with pytest.raises(Revoked, match="it leaks"):
             registry.pull(reference)
+    assert not kept(home)
     with pytest.raises(Revoked):
         registry.promote(f"{NAME}:1", "canary")
 
