@@ -8,8 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from trainer import onnx_module
 from trainer.data.batches import as_pixels
-from trainer.onnx_module import OnnxModule
 
 
 class FeatureNet:
@@ -48,11 +48,11 @@ def identity_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
     """Return the shipped identity encoder (ArcFace's interface) for gradients."""
     from trainer.portraits import judges
 
-    return FeatureNet(OnnxModule(judges.path("identity")).to(device), judges.IDENTITY_SIDE, truth)
+    return FeatureNet(onnx_module.load(judges.path("identity")).to(device), judges.IDENTITY_SIDE, truth)
 
 
 def expression_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
     """Return the labelling judge's features for gradients; the evaluation's is never trained against."""
     from trainer.portraits import judges
 
-    return FeatureNet(OnnxModule(judges.path("label"), penultimate=True).to(device), 64, truth)
+    return FeatureNet(onnx_module.load(judges.path("label"), penultimate=True).to(device), 64, truth)
