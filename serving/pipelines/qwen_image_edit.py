@@ -132,7 +132,7 @@ class QwenImageEdit:
         sides = json.loads(local.read_text()) if local.is_file() else {}
         weights = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
         pipe = QwenImageEditPlusPipeline.from_pretrained(
-            folder, revision=revision, processor=_processor(folder, revision), torch_dtype=weights
+            folder, revision=revision, processor=_processor(folder, revision), dtype=weights
         ).to(device)
         return cls(
             pipe, sides.get("pixels", DEFAULT_PIXELS), sides.get("condition_pixels", DEFAULT_CONDITION_PIXELS)

@@ -109,7 +109,7 @@ def build_vae() -> AutoencoderKLQwenImage:
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
-        base_dim=24,
+        base_dim=16,
         z_dim=16,
         dim_mult=[1, 2, 4],
         num_res_blocks=1,
@@ -169,8 +169,16 @@ _PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transfo
 
 
 def save(pipe: QwenImageEditPlusPipeline, folder: Path) -> None:
-    """Write `pipe` in diffusers layout, loadable by the code that loads the published weights."""
+    """Write `pipe` in diffusers layout, loadable by the code that loads the published weights.
+
+    Weights are stored as float16: half the size, and far finer than the training's noise.
+    """
+    from safetensors.torch import load_file, save_file
+
     pipe.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"):
+        halves = {name: value.half() for name, value in load_file(file).items()}
+        save_file(halves, file, metadata={"format": "pt"})
     index = folder / "model_index.json"
     entries = json.loads(index.read_text())
     entries["processor"] = ["transformers", "Qwen2VLProcessor"]
