@@ -24,9 +24,9 @@ $(STAMP): pyproject.toml constraints.txt requirements-nodeps.txt
 	@$(PYTHON) -c 'import sys, venv; sys.exit("adapter-foundry needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned: whatever needs it later finds it there and fetches no other build
-	$(PIP) install --quiet torch==2.13.0
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(PIP) install --quiet --no-deps --requirement requirements-nodeps.txt
+	$(PIP) install --quiet --no-compile torch==2.13.0
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --no-compile --no-deps --requirement requirements-nodeps.txt
 	@touch $@
 
 demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, offline

@@ -1,8 +1,8 @@
 """The command of the main job.
 
 ``python -m flows.pipeline trainer/recipes/pixelsmile-portraits.yaml`` does every stage against a Prefect
-server of this machine's own, shows how far it is, and ends with a table. Run again unchanged, it reuses what is
-there. The flow itself is in `flows.job`; it is imported late, for Prefect reads its settings when imported.
+server of this machine's own, shows how far it is, and ends with a table. Run again unchanged, it reuses what
+is there. The flow itself is in `flows.job`; it is imported late, for Prefect reads its settings when imported.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def train_editor(
     transformer = pipe.transformer.requires_grad_(True).train()
     bank = prompt_bank(pipe)
     unseen = draw_crowd(pipe, 64, 0)
-        optimiser = optimisers(transformer)
+    optimiser = optimisers(transformer)
     base_rates = [one.param_groups[0]["lr"] for one in optimiser]
     ema = {name: p.detach().clone() for name, p in transformer.named_parameters()}
     step, spent = _load_state(state_path, transformer, ema, optimiser) if state_path.exists() else (0, 0.0)
