@@ -109,4 +109,4 @@ def table(rows: Sequence[tuple[str, str, str, str]], notes: Sequence[tuple[str, 
     console = Console(file=text, width=max(width, 80), highlight=False, markup=False)
     console.print(out)
     console.print(below)
-    return text.getvalue()
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

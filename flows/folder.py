@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.portraits import EDITS_NAME
+from registry.digest import Digest
 from trainer.stage import STAGE_NAME, StageResult, new_folder
 
 LATEST = "latest"
@@ -18,10 +19,11 @@ PORTRAIT = "portrait.png"
 RUN_NAME = "run.json"
 
 
-def gather(root: Path, stages: Mapping[str, StageResult], summary: Mapping[str, Any]) -> Path:
+def gather(home: Path, root: Path, stages: Mapping[str, StageResult], summary: Mapping[str, Any]) -> Path:
     """Copy the results of a run into ``<root>/latest``, which appears at once and replaces the one before.
 
     Args:
+        home: data folder with the registry.
         root: folder of the recipe's stage folders.
         stages: the stages of the run by name; ``train``, ``evaluate``, ``pull`` and ``edit`` are looked into.
         summary: becomes ``run.json``.
@@ -34,9 +36,9 @@ def gather(root: Path, stages: Mapping[str, StageResult], summary: Mapping[str, 
         shutil.copytree(stages["train"].folder / "adapter", folder / ADAPTER)
         for path in _files(stages["evaluate"].folder):
             shutil.copyfile(path, folder / path.name)
-        # The pulled copy is the verified one: its manifest and statements are those that were signed.
+        # The pulled copy is the verified one: its manifest is the one that was signed.
         shutil.copyfile(stages["pull"].folder / "manifest.json", folder / "manifest.json")
-        shutil.copytree(stages["pull"].folder / "statements", folder / "statements")
+        copy_statements(stages["pull"].digest, home, folder / "statements")
         (folder / EDITS).mkdir()
         for path in _files(stages["edit"].folder):
             shutil.copyfile(path, folder / EDITS / path.name)
@@ -44,6 +46,17 @@ def gather(root: Path, stages: Mapping[str, StageResult], summary: Mapping[str, 
         shutil.copyfile(folder / EDITS / first, folder / PORTRAIT)
         (folder / RUN_NAME).write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n", "utf-8")
     return latest
+
+
+def copy_statements(manifest: Digest, home: Path, out: Path) -> None:
+    """Copy the signed statements about a manifest out of the registry's store, as they are."""
+    from registry.settings import layout
+    from registry.storage.local import LocalObjects
+    from registry.storage.shelf import read_statements
+
+    out.mkdir()
+    for key, data in read_statements(LocalObjects(layout(home).objects), manifest).items():
+        (out / Path(key).name).write_bytes(data)
 
 
 def _files(folder: Path) -> Sequence[Path]:

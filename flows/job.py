@@ -91,6 +91,7 @@ def make_adapter(job: Job, recipe: Recipe, base: Path) -> StageResult:
 def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageResult:
     """Evaluation, and its figures for everybody who looks at the flow."""
     from serving.bases import fingerprint
+    from trainer.evaluation import REPORT_NAME, EvaluationReport
 
     evaluated = job.cached(
         training.evaluate,
@@ -104,6 +105,9 @@ def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageRe
         trained=trained.folder,
         base=base,
     )
+    report = EvaluationReport.model_validate_json((evaluated.folder / REPORT_NAME).read_bytes())
+    for reason in report.verdict.reasons:
+        job.display.say(f"      GATE MISSED: {reason}; the adapter will not be approved")
     show_evaluation(evaluated)
     return evaluated
 
@@ -139,7 +143,7 @@ def publish(
         pulled=emptied,
     )
     summary = job.summary(recipe=str(recipe.digest), adapter=alias, version=reference, digest=pushed.digest)
-    folder = gather(job.root, {name: done.result for name, done in job.done.items()}, summary)
+    folder = gather(home, job.root, {name: done.result for name, done in job.done.items()}, summary)
     show_release(folder, summary)
     return {**summary, "folder": str(folder)}
 

@@ -1,8 +1,9 @@
 """The command of the main job.
 
 ``python -m flows.pipeline trainer/recipes/pixelsmile-portraits.yaml`` does every stage against a Prefect
-server of this machine's own, shows how far it is, and ends with a table. Run again unchanged, it reuses what
-is there. The flow itself is in `flows.job`; it is imported late, for Prefect reads its settings when imported.
+server of this machine's own, shows how far it is, and ends with a table. Run again unchanged, it reuses
+what is there. The flow itself is in `flows.job`; it is imported late, for Prefect reads its settings when
+imported.
 """
 
 from __future__ import annotations
@@ -43,8 +44,20 @@ def run(recipe: Recipe, home: Path) -> dict[str, Any]:
 
         click.echo(f"… at {server.page} as long as this runs", err=True)
         with temporary_settings(client_settings(home, server.url)):
-            summary = pipeline(recipe, home)
+            try:
+                summary = pipeline(recipe, home)
+            finally:
+                send_what_is_left()
         return {**summary, "peak_memory_mb": peak_memory(server)}
+
+
+def send_what_is_left() -> None:
+    """Hand log lines and events that still wait in this process to the server, while it is there."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=30)
 
 
 def peak_memory(server: Server) -> dict[str, int]:
@@ -60,10 +73,15 @@ def peak_memory(server: Server) -> dict[str, int]:
     return {name: value * 1024 // 1_000_000 for name, value in kilobytes.items()}
 
 
-def closing_table(summary: dict[str, Any], seconds: float) -> str:
-    """Return the last word of a run: stages, times, figures, and where to look."""
+def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
+    """Return the last word of a run: stages, times, figures, and where to look below the data folder."""
     rows = [
-        (row["stage"], "reused" if row["reused"] else f"{row['seconds']:.1f} s", row["facts"], row["folder"])
+        (
+            row["stage"],
+            "reused" if row["reused"] else f"{row['seconds']:.1f} s",
+            row["facts"],
+            str(Path(row["folder"]).relative_to(home)),
+        )
         for row in summary["stages"]
     ]
     folder, memory = summary["folder"], summary["peak_memory_mb"]
@@ -72,7 +90,9 @@ def closing_table(summary: dict[str, Any], seconds: float) -> str:
         ("adapter", f"{summary['adapter']} is {summary['version']}, {summary['digest']}"),
         ("whole run", f"{seconds:.1f} s; reused: {', '.join(reused) or 'nothing'}"),
         ("peak memory", ", ".join(f"{name.replace('_', ' ')} {value} MB" for name, value in memory.items())),
-        ("look at", f"{folder}/report.html, contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
+        ("data folder", str(home)),
+        ("look at", f"{folder}/report.html"),
+        ("", "and beside it: contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
         (
             "try",
             f"serving edit {folder}/{PORTRAIT} --adapter {summary['adapter']} "
@@ -87,9 +107,9 @@ def closing_table(summary: dict[str, Any], seconds: float) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 def main(recipe: str, as_json: bool) -> None:
     """Turn RECIPE (a YAML file or a shipped recipe's name) into a signed, promoted adapter, and use it."""
-    started = time.monotonic()
+    started, home = time.monotonic(), default_home()
     try:
-        summary = run(load(recipe), default_home())
+        summary = run(load(recipe), home)
     except (RegistryError, ServingError, TrainerError, FlowError) as error:
         if as_json:
             click.echo(
@@ -101,7 +121,7 @@ def main(recipe: str, as_json: bool) -> None:
     seconds = time.monotonic() - started
     summary = {**summary, "seconds": round(seconds, 1)}
     click.echo(
-        json.dumps(summary, sort_keys=True) if as_json else closing_table(summary, seconds), nl=as_json
+        json.dumps(summary, sort_keys=True) if as_json else closing_table(summary, home, seconds), nl=as_json
     )
 
 

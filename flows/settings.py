@@ -58,6 +58,8 @@ def prefect_environment(data_folder: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         # The display tells what happens; Prefect's own lines go to its user interface.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        # One display is enough: the bars of the libraries below would write over it.
+        "TQDM_DISABLE": "1",
         **QUIET,
     }
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 #: What makes no difference to how data and adapters come out: reports, commands, and who signs.
 NOT_MAKING = ("trainer/evaluation/", "registry/signing/", "registry/storage/", "registry/scanning/")
 
+#: The facts that a person looks for first.
+HEADLINES = (
+    *("verdict", "top1_accuracy", "base_top1_accuracy", "structural_confusion", "control_linearity"),
+    *("identity_ratio", "paired_psnr", "psnr_gain", "steps", "loss_first", "loss_last", "validation_loss"),
+)
+
 
 def code_digest(without: tuple[str, ...] = ()) -> Digest:
     """Return the digest of the code and judges below the flows, but for commands and what is ``without``."""
@@ -141,12 +147,16 @@ class Job:
         return result
 
 
-def in_words(facts: Mapping[str, Any], limit: int = 6) -> str:
-    """Return the plain facts of a stage as one line: numbers and short words, the first few of them."""
+def in_words(facts: Mapping[str, Any], limit: int = 8) -> str:
+    """Return the plain facts of a stage as one line: numbers and short words, what matters most first."""
+    order = sorted(facts, key=lambda name: HEADLINES.index(name) if name in HEADLINES else len(HEADLINES))
     words = []
-    for name, value in facts.items():
+    for name in order:
+        value, label = facts[name], name.replace("_", " ")
+        if "." in name:  # the same measure on something else: see the report
+            continue
         if isinstance(value, float):
-            words.append(f"{name.replace('_', ' ')} {value:.4g}")
+            words.append(f"{label} {value:.4g}")
         elif isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= 40):
-            words.append(f"{name.replace('_', ' ')} {value}")
+            words.append(f"{label} {value}")
     return ", ".join(words[:limit])

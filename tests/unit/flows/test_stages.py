@@ -175,5 +175,12 @@ def test_the_code_digest_leaves_out_what_is_named() -> None:
 
 
 def test_facts_become_one_line() -> None:
-    facts = {"images": 12, "top1_accuracy": 0.91666, "folder": "x" * 50, "license": "MIT", "none": None}
-    assert in_words(facts) == "images 12, top1 accuracy 0.9167, license MIT"
+    facts = {
+        "images": 12,
+        "top1_accuracy": 0.91666,
+        "folder": "x" * 50,
+        "license": "MIT",
+        "none": None,
+        "a.base": 1,
+    }
+    assert in_words(facts) == "top1 accuracy 0.9167, images 12, license MIT"
