@@ -10,27 +10,11 @@ what happened (``message``) and what to do about it (``mend``).
 
 from __future__ import annotations
 
-from typing import ClassVar
+from registry.errors import Explained
 
 
-class FlowError(Exception):
-    """Base of all errors of the flows.
-
-    Attributes:
-        exit_code: what the command line returns for it.
-        message: what happened.
-        mend: what the user can do about it; may be empty.
-    """
-
-    exit_code: ClassVar[int] = 1
-
-    def __init__(self, message: str, mend: str = "") -> None:
-        super().__init__(message, mend)
-        self.message = message
-        self.mend = mend
-
-    def __str__(self) -> str:
-        return f"{self.message}\n  What to do: {self.mend}" if self.mend else self.message
+class FlowError(Explained):
+    """Base of all errors of the flows."""
 
 
 class ServerError(FlowError):

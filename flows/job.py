@@ -33,7 +33,7 @@ def pipeline(recipe: Recipe, home: Path | None = None) -> dict[str, Any]:
         home: data folder; None is this machine's.
 
     Raises:
-        RegistryError, ServingError, TrainerError, FlowError: a stage refused, with the reason.
+        Explained: a stage refused, with the reason.
     """
     from prefect.settings import PREFECT_API_URL
 

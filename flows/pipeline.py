@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,12 @@ from typing import Any
 import click
 
 from flows.display import table
-from flows.errors import FlowError
 from flows.folder import PORTRAIT
 from flows.server import Server, managed_server
 from flows.settings import client_settings, prepare
-from registry.errors import RegistryError
+from registry import command
+from registry.errors import Explained
 from registry.settings import home as default_home
-from serving.errors import ServingError
-from trainer.errors import TrainerError
 from trainer.recipe import Recipe, load
 
 
@@ -33,7 +30,7 @@ def run(recipe: Recipe, home: Path) -> dict[str, Any]:
     """Run the flow on a server of its own and return the summary; every task run is recorded afterwards.
 
     Raises:
-        RegistryError, ServingError, TrainerError, FlowError: a stage refused, with the reason.
+        Explained: a stage refused, with the reason.
     """
     prepare(home)
     click.echo("Prefect's server on this machine starts …", err=True)
@@ -108,16 +105,12 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
 def main(recipe: str, as_json: bool) -> None:
     """Turn RECIPE (a YAML file or a shipped recipe's name) into a signed, promoted adapter, and use it."""
     started, home = time.monotonic(), default_home()
+    wanted = load(recipe)
     try:
-        summary = run(load(recipe), home)
-    except (RegistryError, ServingError, TrainerError, FlowError) as error:
-        if as_json:
-            click.echo(
-                json.dumps({"error": type(error).__name__, "message": error.message, "mend": error.mend})
-            )
-        click.echo(f"{type(error).__name__}: {error}", err=True)
+        summary = run(wanted, home)
+    except Explained:
         click.echo("What was done is kept: the same command goes on from there.", err=True)
-        sys.exit(error.exit_code)
+        raise
     seconds = time.monotonic() - started
     summary = {**summary, "seconds": round(seconds, 1)}
     click.echo(
@@ -126,4 +119,4 @@ def main(recipe: str, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main, "python -m flows.pipeline")

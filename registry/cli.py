@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from registry.command import run
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from registry.admission import VerifiedAdapter
-    from registry.errors import RegistryError
     from registry.results import Listed, StatementView
     from registry.transfer import Progress
 
@@ -49,15 +50,9 @@ def _command(function: Callable[..., Answer]) -> click.Command:
 
     @functools.wraps(function)
     def run(*, as_json: bool, **options: Any) -> None:
-        from registry.errors import RegistryError
-
-        try:
-            with _progress(show=not as_json and sys.stderr.isatty()) as progress:
-                wanted = {"progress": progress} if "progress" in function.__annotations__ else {}
-                answer = function(**options, **wanted)
-        except RegistryError as error:
-            _print_error(error, as_json)
-            raise click.exceptions.Exit(error.exit_code) from None
+        with _progress(show=not as_json and sys.stderr.isatty()) as progress:
+            wanted = {"progress": progress} if "progress" in function.__annotations__ else {}
+            answer = function(**options, **wanted)
         _print(answer, as_json)
         if answer.exit_code:
             raise click.exceptions.Exit(answer.exit_code)
@@ -296,35 +291,11 @@ def revoke(reference: str, reason: str) -> Answer:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line and exits with its code."""
-    given = sys.argv[1:] if arguments is None else [*arguments]
-    try:
-        code = cli.main(args=given, prog_name="registry", standalone_mode=False)
-    except click.ClickException as error:
-        if "--json" in given:
-            _print_json_error(type(error).__name__, error.exit_code, error.format_message(), "see --help")
-        else:
-            error.show()
-        code = error.exit_code
-    except click.Abort:
-        click.echo("Interrupted; run the same command again to continue.", err=True)
-        code = 1
-    sys.exit(code)
+    run(cli, "registry", arguments)
 
 
 def _print(answer: Answer, as_json: bool) -> None:
     click.echo(_json(answer.data) if as_json else answer.text)
-
-
-def _print_error(error: RegistryError, as_json: bool) -> None:
-    if as_json:
-        _print_json_error(type(error).__name__, error.exit_code, error.message, error.mend)
-    else:
-        click.echo(f"Error: {error}", err=True)
-
-
-def _print_json_error(kind: str, exit_code: int, message: str, mend: str) -> None:
-    content = {"kind": kind, "exit_code": exit_code, "message": message, "mend": mend}
-    click.echo(_json({"error": content}))
 
 
 def _json(data: Mapping[str, Any]) -> str:

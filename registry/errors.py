@@ -39,8 +39,8 @@ def shown(value: object, limit: int = _MAX_SHOWN) -> str:
     return escaped if len(text) <= limit else f"{escaped}... ({len(text)} characters)"
 
 
-class RegistryError(Exception):
-    """Base of all errors of the registry.
+class Explained(Exception):
+    """An error that explains itself: the base of every floor's tree.
 
     Attributes:
         exit_code: what the command line returns for it.
@@ -57,6 +57,10 @@ class RegistryError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n  What to do: {self.mend}" if self.mend else self.message
+
+
+class RegistryError(Explained):
+    """Base of all errors of the registry."""
 
 
 class UsageError(RegistryError):

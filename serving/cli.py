@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from registry.command import run
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -40,32 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; None takes those of this process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    from registry.errors import RegistryError
-    from serving.errors import ServingError
-
-    try:
-        code = cli.main(given, prog_name="serving", standalone_mode=False)
-    except (ServingError, RegistryError) as error:
-        _say(error, type(error).__name__, error.exit_code, error.message, error.mend, given)
-        code = error.exit_code
-    except click.ClickException as error:
-        _say(error, type(error).__name__, error.exit_code, error.format_message(), "see --help", given)
-        code = error.exit_code
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _say(error: Exception, kind: str, exit_code: int, message: str, mend: str, given: Sequence[str]) -> None:
-    if "--json" in given:
-        content = {"kind": kind, "exit_code": exit_code, "message": message, "mend": mend}
-        click.echo(json.dumps({"error": content}))
-    elif isinstance(error, click.ClickException):
-        error.show()
-    else:
-        click.echo(f"Error: {error}", err=True)
+    run(cli, "serving", arguments)
 
 
 @cli.command()

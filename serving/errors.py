@@ -18,27 +18,11 @@ about it (``mend``). What the registry refuses keeps the registry's own errors a
 
 from __future__ import annotations
 
-from typing import ClassVar
+from registry.errors import Explained
 
 
-class ServingError(Exception):
-    """Base of all errors of serving.
-
-    Attributes:
-        exit_code: what the command line returns for it.
-        message: what happened.
-        mend: what the user can do about it; may be empty.
-    """
-
-    exit_code: ClassVar[int] = 1
-
-    def __init__(self, message: str, mend: str = "") -> None:
-        super().__init__(message, mend)
-        self.message = message
-        self.mend = mend
-
-    def __str__(self) -> str:
-        return f"{self.message}\n  What to do: {self.mend}" if self.mend else self.message
+class ServingError(Explained):
+    """Base of all errors of serving."""
 
 
 class UsageError(ServingError):

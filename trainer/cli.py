@@ -7,12 +7,13 @@ them, so that `trainer --help` answers at once.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
+
+from registry.command import run
 
 if TYPE_CHECKING:
     from registry.manifest import BaseModelRef
@@ -32,39 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; None takes those of this process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    from registry.errors import RegistryError
-    from trainer.errors import TrainerError
-
-    try:
-        code = cli.main(given, prog_name="trainer", standalone_mode=False)
-    except click.ClickException as error:
-        code = error.exit_code
-        if "--json" in given:
-            _print_error(type(error).__name__, code, error.format_message(), "see --help")
-        else:
-            error.show()
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        code = 1
-    except (TrainerError, RegistryError, _serving_error()) as error:
-        code = error.exit_code
-        if "--json" in given:
-            _print_error(type(error).__name__, code, error.message, error.mend)
-        else:
-            click.echo(f"Error: {error}", err=True)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _serving_error() -> type[Any]:
-    from serving.errors import ServingError
-
-    return ServingError
-
-
-def _print_error(kind: str, exit_code: int, message: str, mend: str) -> None:
-    content = {"kind": kind, "exit_code": exit_code, "message": message, "mend": mend}
-    click.echo(json.dumps({"error": content}))
+    run(cli, "trainer", arguments)
 
 
 @cli.command()
