@@ -29,10 +29,14 @@ def _open(base: Path, device: str) -> QwenImageEdit:
     """The base in `base`, or a new one of random weights; float32, ready to be trained."""
     from serving.pipelines.qwen_image_edit import QwenImageEdit
     from trainer.portraits import base as bases
+    from trainer.portraits.editor import open_gates
 
-    if not (base / "model_index.json").is_file():
-        bases.build(base, _SEED)
-    return QwenImageEdit.load(base, device=device)
+    if (base / "model_index.json").is_file():
+        return QwenImageEdit.load(base, device=device)
+    edit = QwenImageEdit.load(bases.build(base, _SEED), device=device)
+    open_gates(edit.transformer)
+    bases.save(edit.pipe, base)
+    return edit
 
 
 def _autoencoder(out: Path, device: str, minutes: float) -> None:
@@ -58,13 +62,10 @@ def _decoder(out: Path, device: str, minutes: float) -> None:
 
 def _editor(out: Path, device: str, minutes: float) -> None:
     from trainer.portraits import base as bases
-    from trainer.portraits.editor import open_gates, train_editor
+    from trainer.portraits.editor import train_editor
 
     edit = _open(out / "base", device)
-    state = out / "editor-state.pt"
-    if not state.exists():
-        open_gates(edit.transformer)
-    train_editor(edit, minutes, state, out / "training_log.jsonl", say=_say)
+    train_editor(edit, minutes, out / "editor-state.pt", out / "training_log.jsonl", say=_say)
     bases.save(edit.pipe, out / "base")
 
 

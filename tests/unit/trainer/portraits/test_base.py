@@ -135,3 +135,14 @@ def test_the_folder_loads_with_diffusers_names() -> None:
     index = json.loads((base_path() / "model_index.json").read_text())
     assert index["_class_name"] == "QwenImageEditPlusPipeline"
     assert index["processor"] == ["transformers", "Qwen2VLProcessor"]
+
+
+def test_a_rebuild_goes_on_from_the_weights_that_are_there(tmp_path: Path) -> None:
+    from trainer.portraits.rebuild import _open
+
+    first = _open(tmp_path / "base", "cpu").transformer.state_dict()
+    first = {name: value.clone() for name, value in first.items()}
+    second = _open(tmp_path / "base", "cpu").transformer.state_dict()
+    gates = second["transformer_blocks.0.img_mod.1.bias"].view(6, -1)
+    assert torch.allclose(gates[2], torch.tensor(0.3), atol=1e-3)
+    assert all(torch.allclose(first[name], second[name], atol=1e-3) for name in first)
