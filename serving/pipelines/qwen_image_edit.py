@@ -131,8 +131,13 @@ class QwenImageEdit:
         local = Path(folder) / "resolution.json"
         sides = json.loads(local.read_text()) if local.is_file() else {}
         weights = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+        # Without use_safetensors a folder that holds only pickled weights would have them unpickled.
         pipe = QwenImageEditPlusPipeline.from_pretrained(
-            folder, revision=revision, processor=_processor(folder, revision), dtype=weights
+            folder,
+            revision=revision,
+            processor=_processor(folder, revision),
+            dtype=weights,
+            use_safetensors=True,
         ).to(device)
         return cls(
             pipe, sides.get("pixels", DEFAULT_PIXELS), sides.get("condition_pixels", DEFAULT_CONDITION_PIXELS)

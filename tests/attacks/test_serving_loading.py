@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fakes.adapters import TINY_BASE, clean_adapter
 from registry.admission import Origin, Policy, VerifiedAdapter, admit_candidate
@@ -20,6 +21,8 @@ from registry.manifest import BaseModelRef
 from serving.adapters import AdapterSlots
 from serving.engine import EditEngine
 from serving.errors import CandidateRefused, ServingError, UsageError
+from serving.pipelines.qwen_image_edit import QwenImageEdit
+from trainer.portraits.base import build
 
 BASE = BaseModelRef(
     id=TINY_BASE.id, revision=TINY_BASE.revision, family=TINY_BASE.family, license=TINY_BASE.license
@@ -180,3 +183,15 @@ def test_the_bytes_that_are_loaded_are_those_of_the_verified_adapter(repository:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "load"
     ]
     assert calls == ["load(adapter.weights)"]
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+def test_a_base_model_of_pickled_weights_is_not_opened(part: str, tmp_path: Path) -> None:
+    """Without its safetensors file a folder offers the same weights as a pickle, which loaders fall back to."""
+    base = build(tmp_path / "base", width=32, layers=2, head=16)
+    safe = next((base / part).glob("*.safetensors"))
+    pickled = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
+    torch.save(load_file(safe), base / part / pickled)
+    safe.unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        QwenImageEdit.load(base)
