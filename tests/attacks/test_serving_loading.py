@@ -187,7 +187,7 @@ def test_the_bytes_that_are_loaded_are_those_of_the_verified_adapter(repository:
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
 def test_a_base_model_of_pickled_weights_is_not_opened(part: str, tmp_path: Path) -> None:
-    """Without its safetensors file a folder offers the same weights as a pickle, which loaders fall back to."""
+    """A folder without its safetensors file offers the weights as a pickle, which loaders fall back to."""
     base = build(tmp_path / "base", width=32, layers=2, head=16)
     safe = next((base / part).glob("*.safetensors"))
     pickled = "pytorch_model.bin" if part == "text_encoder" else "diffusion_pytorch_model.bin"
