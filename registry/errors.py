@@ -3,6 +3,7 @@
 RegistryError                  1   anything else
  ├─ UsageError                 2   a reference, option or argument is wrong
  ├─ InvalidDocument            1   a manifest, card or statement cannot be read
+ ├─ Conflict                   1   somebody else changed the registry at the same moment
  ├─ Unsigned                  10   a required statement is missing
  ├─ NotFound                  11   no such adapter, version, alias or file
  ├─ BadSignature              12   a signature or key does not hold
@@ -71,6 +72,10 @@ class UsageError(RegistryError):
 
 class InvalidDocument(RegistryError):
     """A manifest, adapter card or statement cannot be read."""
+
+
+class Conflict(RegistryError):
+    """Somebody else changed the registry at the same moment; they won, and nothing was written."""
 
 
 class Unsigned(RegistryError):

@@ -1,4 +1,4 @@
-"""What the registry asks of a place that keeps objects, and of an index: small protocols, one vendor a file.
+"""What the registry asks of a place that keeps objects, of an index and of an audit log: one vendor a file.
 
 Object keys are relative paths with ``/`` between their parts. Everything except ``trust/timestamp.json`` is
 written once and never changed, so that a key that holds a digest always means the same bytes.
@@ -7,72 +7,97 @@ written once and never changed, so that a key that holds a digest always means t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 from registry.errors import DigestMismatch, UsageError, shown
+from registry.manifest import WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from registry.digest import Digest
-    from registry.manifest import AdapterManifest
+    from registry.content import Content
+    from registry.digest import Digest, FileEntry
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
-MAX_DOCUMENT_BYTES = 8 * 1024 * 1024
+MAX_DOCUMENT_BYTES: Final = 8 * 1024 * 1024
 """Upper bound of what is read into memory at once: manifests, statements and trust metadata."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectStat:
+    """What a store says about an object.
+
+    Attributes:
+        size: bytes.
+        tag: another one whenever the object was replaced; good for `ObjectStore.replace` only.
+    """
+
+    size: int
+    tag: str
+
+
 class ObjectStore(Protocol):
-    """Keeps objects under keys. Implementations translate their vendor's errors into the registry's."""
+    """Keeps objects under keys. Implementations translate their vendor's errors into the registry's.
+
+    All methods may be called from several threads. Everything a store answers is hostile.
+    """
 
     @property
     def uri(self) -> str:
         """Where the store is, for people and for the index; a key is appended with ``/``."""
+        ...
 
-    def open(self, key: str) -> BinaryIO:
-        """Opens an object for reading.
+    def stat(self, key: str) -> ObjectStat:
+        """Return the size and tag of an object.
 
         Raises:
             NotFound: there is no such object.
+            NetworkError: the store does not answer.
         """
+        ...
 
-    def put(self, key: str, chunks: Iterable[bytes]) -> bool:
-        """Writes an object that must not exist yet, whole or not at all.
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        """Return the bytes of a range, clipped to the object's end; never more than ``stop - start``.
+
+        Raises:
+            NotFound: there is no such object.
+            NetworkError: the store does not answer, answers half, or takes too long.
+        """
+        ...
+
+    def put(self, key: str, content: Content, sent: Callable[[int], None] | None = None) -> bool:
+        """Write an object that must not exist yet, whole or not at all; big ones in parallel and resumably.
+
+        Args:
+            key: the object.
+            content: its bytes; read chunk by chunk from several threads, and an error that reading raises
+                ends the writing.
+            sent: hears how many more bytes are done.
 
         Returns:
             False, and nothing was written, if the key already exists.
         """
+        ...
 
-    def replace(self, key: str, data: bytes) -> None:
-        """Writes an object over an older one, whole or not at all; only for ``trust/timestamp.json``."""
+    def replace(self, key: str, data: bytes, tag: str | None) -> None:
+        """Write an object over the one that has this tag, or where there is none (None); atomically.
 
-    def copy(self, source: str, key: str) -> bool:
-        """Gives an object a second key without moving its bytes; False if the key exists."""
+        Raises:
+            Conflict: somebody else has replaced it meanwhile; nothing was written.
+        """
+        ...
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """All keys below a prefix, in order."""
+        """All keys that begin with a prefix, in order."""
+        ...
 
     def delete(self, key: str) -> None:
-        """Forgets an object; no error if it does not exist."""
-
-
-class Catalog(Protocol):
-    """An index for people and other tools. It is written after the fact and never read for a decision."""
-
-    def require(self) -> None:
-        """Checks that the index can be used, before anything else is written."""
-
-    def prepare(self) -> None:
-        """Makes an empty index, so that people can look at it from the start."""
-
-    def record(self, manifest: AdapterManifest, digest: Digest, source: str) -> None:
-        """Makes a version known, or known again with the same content."""
-
-    def point(self, name: str, alias: str, digest: Digest) -> None:
-        """Mirrors a signed alias, which names the manifest with this digest."""
+        """Forget an object; no error if it does not exist."""
+        ...
 
 
 def check_key(key: str) -> str:
-    """Returns the key if it is a plain relative path.
+    """Return the key if it is a plain relative path.
 
     Raises:
         UsageError: it is not; it could leave the store.
@@ -85,14 +110,13 @@ def check_key(key: str) -> str:
 
 
 def read(store: ObjectStore, key: str, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
-    """Reads a small object into memory.
+    """Read a small object into memory.
 
     Raises:
         NotFound: there is no such object.
         DigestMismatch: it is larger than `limit` bytes, which no genuine one is.
     """
-    with store.open(key) as stream:
-        data = stream.read(limit + 1)
+    data = store.read(key, 0, limit + 1)
     if len(data) > limit:
         raise DigestMismatch(
             f"the object {key} is larger than {limit} bytes",
@@ -101,9 +125,16 @@ def read(store: ObjectStore, key: str, limit: int = MAX_DOCUMENT_BYTES) -> bytes
     return data
 
 
-def blob_key(digest: Digest) -> str:
-    """Key of a file's bytes."""
-    return f"blobs/sha256/{digest.hex}"
+def file_key(entry: FileEntry) -> str:
+    """Key of a file's bytes. Weights lie where MLflow looks for them, so that they are stored once."""
+    if entry.path == WEIGHTS_NAME:
+        return f"{model_prefix(entry)}adapter_weights/{WEIGHTS_NAME}"
+    return f"blobs/blake3/{entry.blake3}"
+
+
+def model_prefix(weights: FileEntry) -> str:
+    """Common beginning of the keys of the MLflow model directory that holds the weights."""
+    return f"models/{weights.blake3}/"
 
 
 def manifest_key(digest: Digest) -> str:
@@ -114,8 +145,3 @@ def manifest_key(digest: Digest) -> str:
 def statements_prefix(digest: Digest) -> str:
     """Common beginning of the keys of the statements about a manifest."""
     return f"statements/{digest.hex}/"
-
-
-def model_prefix(digest: Digest) -> str:
-    """Common beginning of the keys of the MLflow model directory of a manifest."""
-    return f"models/{digest.hex}/"

@@ -8,14 +8,16 @@ signatures are.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
-from registry.errors import NotFound, RegistryError
-from registry.storage.base import check_key
+from registry.content import Content, chunks
+from registry.errors import Conflict, NotFound, RegistryError
+from registry.storage.base import ObjectStat, check_key
 
 _OBJECT_MODE = 0o444
 
@@ -35,25 +37,32 @@ class LocalObjects:
         """The file that holds an object."""
         return self._folder / check_key(key)
 
-    def open(self, key: str) -> BinaryIO:
-        """See `ObjectStore.open`. Symbolic links are not followed: a store holds files only."""
-        try:
-            return os.fdopen(os.open(self.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(
-                f"the store has no object {key}", mend=f"is {self.uri} the right store, and is it complete?"
-            ) from None
-        except OSError as error:
-            raise _io_error(f"the object {key} cannot be read", error) from error
+    def stat(self, key: str) -> ObjectStat:
+        """See `ObjectStore.stat`. Every replacement is a new file, so its number and time are its tag."""
+        with self._opened(key) as descriptor:
+            status = os.fstat(descriptor)
+        tag = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
+        return ObjectStat(size=status.st_size, tag=tag)
 
-    def put(self, key: str, chunks: Iterable[bytes]) -> bool:
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        """See `ObjectStore.read`."""
+        pieces = []
+        with self._opened(key) as descriptor:
+            while start < stop and (piece := os.pread(descriptor, stop - start, start)):
+                pieces.append(piece)
+                start += len(piece)
+        return b"".join(pieces)
+
+    def put(self, key: str, content: Content, sent: Callable[[int], None] | None = None) -> bool:
         """See `ObjectStore.put`."""
         target = self.path(key)
         if target.exists():
             return False
         with _temporary(target) as (temporary, stream):
-            for chunk in chunks:
+            for chunk in chunks(content):
                 stream.write(chunk)
+                if sent is not None:
+                    sent(len(chunk))
             _flush(stream)
             try:
                 # A link fails if the name exists, where a rename would silently replace it.
@@ -63,28 +72,20 @@ class LocalObjects:
         _flush_folder(target.parent)
         return True
 
-    def replace(self, key: str, data: bytes) -> None:
+    def replace(self, key: str, data: bytes, tag: str | None) -> None:
         """See `ObjectStore.replace`."""
         target = self.path(key)
-        with _temporary(target) as (temporary, stream):
+        with _temporary(target) as (temporary, stream), self._alone():
+            try:
+                found = self.stat(key).tag
+            except NotFound:
+                found = None
+            if found != tag:
+                raise Conflict(f"somebody else has just replaced {key}", "run the same command again")
             stream.write(data)
             _flush(stream)
             os.replace(temporary, target)
         _flush_folder(target.parent)
-
-    def copy(self, source: str, key: str) -> bool:
-        """See `ObjectStore.copy`: a hard link, so that a change of one name is a change of the other."""
-        target = self.path(key)
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(self.path(source), target, follow_symlinks=False)
-        except FileExistsError:
-            return False
-        except FileNotFoundError:
-            raise NotFound(f"the store has no object {source}", mend="push the adapter again") from None
-        except OSError as error:
-            raise _io_error(f"the object {key} cannot be written", error) from error
-        return True
 
     def keys(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.keys`; files that are still being written are left out."""
@@ -101,6 +102,32 @@ class LocalObjects:
             self.path(key).unlink(missing_ok=True)
         except OSError as error:
             raise _io_error(f"the object {key} cannot be deleted", error) from error
+
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[int]:
+        """A descriptor of an object. Symbolic links are not followed: a store holds files only."""
+        try:
+            descriptor = os.open(self.path(key), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(
+                f"the store has no object {key}", mend=f"is {self.uri} the right store, and is it complete?"
+            ) from None
+        except OSError as error:
+            raise _io_error(f"the object {key} cannot be read", error) from error
+        try:
+            yield descriptor
+        except OSError as error:
+            raise _io_error(f"the object {key} cannot be read", error) from error
+        finally:
+            os.close(descriptor)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Lets one writer at a time compare and replace."""
+        with (self._folder / ".lock").open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
 
 @contextlib.contextmanager
