@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from registry.digest import Digest
-from registry.errors import BadSignature, RegistryError, StaleTrust, UsageError
+from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
 from registry.signing.refresh import TrustClient
 from registry.signing.signers import ONLINE, ROOT, STATEMENT_ROLES, KeyRing
 from registry.signing.trust import (
@@ -93,14 +93,16 @@ class Authority:
                 raise
             try:
                 with self._exclusive():
-                    self._publish(self._client.last_trusted())
+                    tag = self._tag()
+                    self._publish(self._client.last_trusted(), tag)
             except UsageError as error:
                 raise ExpiredTrust(expired.message, f"it was to be renewed, but {error}") from error
             return self._client.refresh()
         if state.renewal_due(datetime.now(UTC)) and self._keys.holds(ONLINE):
             try:
                 with self._exclusive():
-                    self._publish(self._client.refresh())
+                    tag = self._tag()
+                    self._publish(self._client.refresh(), tag)
             except RegistryError as error:
                 # What was verified is still valid; only its renewal has to wait.
                 _logger.warning("the trust metadata expires soon and could not be renewed: %s", error.message)
@@ -163,11 +165,12 @@ class Authority:
 
     def _change(self, change: Callable[[TrustState], dict[str, Signed]]) -> TrustState:
         with self._exclusive():
+            tag = self._tag()
             try:
                 state = self._client.refresh()
             except ExpiredTrust:
                 state = self._client.last_trusted()
-            self._publish(state, self._aging(state) | change(state))
+            self._publish(state, tag, self._aging(state) | change(state))
         return self._client.refresh()
 
     def _aging(self, state: TrustState) -> dict[str, Signed]:
@@ -180,8 +183,14 @@ class Authority:
             aging[VERSIONS] = state.version_targets
         return aging
 
-    def _publish(self, state: TrustState, changed: Mapping[str, Signed] | None = None) -> None:
-        """Signs and writes changed names, then snapshot, then timestamp, and removes what is superseded."""
+    def _publish(
+        self, state: TrustState, tag: str | None, changed: Mapping[str, Signed] | None = None
+    ) -> None:
+        """Signs and writes changed names, then snapshot, then timestamp, and removes what is superseded.
+
+        Raises:
+            Conflict: the timestamp is not the one with this tag any more; what was written is named by nobody.
+        """
         from tuf.api.metadata import MetaFile
 
         snapshot, timestamp = state.snapshot, state.timestamp
@@ -194,7 +203,7 @@ class Authority:
         timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, data, ["sha256"])
         timestamp.version += 1
         timestamp.expires = _expiry("timestamp")
-        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, online))
+        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, online), tag)
         self._prune(snapshot.version, {role: state_of.version for role, state_of in _parts(state).items()})
 
     def _write(self, role: str, signed: Signed, signer: CryptoSigner) -> bytes:
@@ -204,7 +213,7 @@ class Authority:
         signed.version = max([signed.version, *taken]) + 1
         signed.expires = _expiry(role)
         data = _signed_bytes(signed, signer)
-        if not self._store.put(f"{PREFIX}{signed.version}.{role}.json", [data]):
+        if not self._store.put(f"{PREFIX}{signed.version}.{role}.json", data):
             raise StaleTrust(
                 "somebody else is changing the trust metadata of this store", mend="try again in a moment"
             )
@@ -263,9 +272,16 @@ class Authority:
             expires=_expiry("timestamp"), snapshot_meta=MetaFile.from_data(1, parts["snapshot"], ["sha256"])
         )
         for role, data in {"root": root_bytes, **parts}.items():
-            self._store.put(f"{PREFIX}1.{role}.json", [data])
+            self._store.put(f"{PREFIX}1.{role}.json", data)
         self._client.pin(root_bytes)
-        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, signers[ONLINE]))
+        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, signers[ONLINE]), None)
+
+    def _tag(self) -> str | None:
+        """Which timestamp is in the store before anything is read: what is published replaces only that."""
+        try:
+            return self._store.stat(PREFIX + "timestamp.json").tag
+        except NotFound:
+            return None
 
     def _in_use(self) -> bool:
         return any(True for _ in self._store.keys("manifests/"))

@@ -100,7 +100,7 @@ def test_an_interrupted_publication_is_repeated(
     authority: Authority, store: LocalObjects, client: TrustClient
 ) -> None:
     """What it left behind is named by no snapshot: readers do not see it, the next one steps over it."""
-    store.put("trust/2.versions.json", [b"half"])
+    store.put("trust/2.versions.json", b"half")
     assert client.refresh().versions() == {}
     state = authority.add_version("x:1", ONE, 3)
     assert state.version_targets.version == 3
@@ -120,7 +120,7 @@ def test_an_interrupted_start_is_repeated(store: LocalObjects, keys: KeyRing, cl
 
 def test_a_registry_in_use_is_never_started_again(authority: Authority, store: LocalObjects) -> None:
     """A missing timestamp beside adapters is an attack or an accident, not a new registry."""
-    store.put("manifests/sha256/" + ONE.hex, [b"one"])
+    store.put("manifests/sha256/" + ONE.hex, b"one")
     store.delete("trust/timestamp.json")
     assert not authority.initialise()
     with pytest.raises(StaleTrust, match="withholds"):
