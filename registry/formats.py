@@ -9,13 +9,15 @@ explain a refusal.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from registry.content import CHUNK_BYTES, Content
 from registry.errors import InvalidDocument, shown
 
 MAX_WEIGHTS_BYTES: Final = 4 << 30
@@ -111,7 +113,7 @@ def foreign_dialect(key: str) -> str | None:
     return next((name for pattern, name in _FOREIGN if pattern.search(key)), None)
 
 
-def read_header(data: bytes) -> Header:
+def read_header(content: Content) -> Header:
     """Return the table of contents of a safetensors container.
 
     It is strict: what this returns has one reading. Nothing is allocated beyond the header, whose length is
@@ -120,50 +122,85 @@ def read_header(data: bytes) -> Header:
     Raises:
         FormatError: the container breaks one of the format's demands.
     """
-    length = _header_length(data)
+    length = _header_length(content)
     try:
-        text = data[8 : 8 + length].decode("ascii")
+        text = content[8 : 8 + length].decode("ascii")
     except UnicodeDecodeError:
         raise FormatError("json", "the header is not ASCII") from None
-    content = _header_json(text)
-    metadata = _metadata(content.pop(_METADATA, {}))
-    if not 1 <= len(content) <= MAX_TENSORS:
-        raise FormatError("entry", f"the file has {len(content)} tensors; 1 to {MAX_TENSORS} are allowed")
+    table = _header_json(text)
+    metadata = _metadata(table.pop(_METADATA, {}))
+    if not 1 <= len(table) <= MAX_TENSORS:
+        raise FormatError("entry", f"the file has {len(table)} tensors; 1 to {MAX_TENSORS} are allowed")
     origin = 8 + length
-    tensors = {key: _tensor(key, value, origin) for key, value in content.items()}
+    tensors = {key: _tensor(key, value, origin) for key, value in table.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
-    _check_layout(ordered, origin, len(data))
+    _check_layout(ordered, origin, len(content))
     return Header(tensors=ordered, metadata=metadata)
 
 
-def serialise(header: Header, data: bytes) -> bytes:
+def serialise(header: Header, content: Content) -> bytes:
     """Return the canonical container of the same tensors.
 
     Tensors are sorted by key, the header holds no metadata beyond ``format`` and has one spelling, so that
     two files with the same tensors become the same bytes and nothing but tensors is left of the file.
     """
+    # Its value is its buffer: the container is in memory once.
+    sink = io.BytesIO()
+    serialise_to(header, content, sink.write)
+    return sink.getvalue()
+
+
+def serialise_to(header: Header, content: Content, write: Callable[[bytes], object]) -> None:
+    """Write what ``serialise`` returns, piece by piece.
+
+    Args:
+        header: the table of contents of ``content``.
+        content: a container; at most CHUNK_BYTES of it are held at a time.
+        write: takes the pieces in order, all of each.
+    """
+
+    def pieces(info: TensorInfo) -> Iterable[bytes]:
+        for start in range(info.start, info.end, CHUNK_BYTES):
+            yield content[start : min(start + CHUNK_BYTES, info.end)]
+
+    write_container(header.tensors, lambda key: pieces(header.tensors[key]), write)
+
+
+def write_container(
+    tensors: Mapping[str, TensorInfo],
+    pieces: Callable[[str], Iterable[bytes]],
+    write: Callable[[bytes], object],
+) -> None:
+    """Write a container in the canonical form.
+
+    Args:
+        tensors: key -> dtype and shape; where the tensor lies in another file does not matter.
+        pieces: the bytes of a key's tensor, in order; asked once for each key, in the order of the file.
+        write: takes the pieces of the container in order, all of each.
+    """
     table: dict[str, Any] = {_METADATA: {"format": "pt"}}
-    pieces: list[bytes | memoryview] = []
-    view = memoryview(data)
     offset = 0
-    for key in sorted(header.tensors):
-        info = header.tensors[key]
-        size = info.end - info.start
+    for key in sorted(tensors):
+        info = tensors[key]
+        size = math.prod(info.shape) * DTYPE_BYTES[info.dtype]
         table[key] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [offset, offset + size]}
-        pieces.append(view[info.start : info.end])
         offset += size
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=True).encode("ascii")
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *pieces])
+    write(len(text).to_bytes(8, "little") + text)
+    for key in sorted(tensors):
+        for piece in pieces(key):
+            write(piece)
 
 
-def _header_length(data: bytes) -> int:
-    if len(data) < 10:
-        raise FormatError("size", f"the file has {len(data)} bytes: too short for a safetensors file")
-    if len(data) > MAX_WEIGHTS_BYTES:
-        raise FormatError("size", f"the file has {len(data)} bytes; at most {MAX_WEIGHTS_BYTES} are allowed")
-    length = int.from_bytes(data[:8], "little")
-    if not 2 <= length <= min(MAX_HEADER_BYTES, len(data) - 8):
+def _header_length(content: Content) -> int:
+    size = len(content)
+    if size < 10:
+        raise FormatError("size", f"the file has {size} bytes: too short for a safetensors file")
+    if size > MAX_WEIGHTS_BYTES:
+        raise FormatError("size", f"the file has {size} bytes; at most {MAX_WEIGHTS_BYTES} are allowed")
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
         raise FormatError(
             "header-length",
             f"the header claims {length} bytes; it needs 2 to {MAX_HEADER_BYTES}, within the file",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fakes.adapters import BASES, card, clean_adapter, container, factors, raw_container
-from registry.formats import FormatError, LoraKey, foreign_dialect, parse_key, read_header, serialise
+from registry.content import FileContent
+from registry.formats import (
+    FormatError,
+    LoraKey,
+    foreign_dialect,
+    parse_key,
+    read_header,
+    serialise,
+    serialise_to,
+)
 from registry.manifest import WEIGHTS_NAME, AdapterCard
 from registry.scanning import scan
 from registry.scanning.container import check as check_container
@@ -97,6 +107,26 @@ def test_the_canonical_form_is_one_form(tensors: dict[str, tuple[str, list[int]]
     assert forms[0] == forms[1]
     assert serialise(read_header(forms[0]), forms[0]) == forms[0]
     reads_as_the_reference_does(forms[0])
+
+
+def test_a_container_on_disk_is_never_whole_in_memory(tmp_path: Path) -> None:
+    """The file and its canonical form are read and written piece by piece."""
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(CLEAN)
+    largest = 0
+
+    class Counted(FileContent):
+        def __getitem__(self, where: slice, /) -> bytes:
+            nonlocal largest
+            piece = super().__getitem__(where)
+            largest = max(largest, len(piece))
+            return piece
+
+    with Counted(path) as content, (tmp_path / "canonical").open("wb") as output:
+        header = read_header(content)
+        serialise_to(header, content, output.write)
+    assert (tmp_path / "canonical").read_bytes() == serialise(read_header(CLEAN), CLEAN)
+    assert largest <= max(HEADER_END, *(info.end - info.start for info in header.tensors.values()))
 
 
 @given(st.binary(max_size=120))
