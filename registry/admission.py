@@ -15,7 +15,16 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
 from registry import families, licenses
-from registry.attestation import KINDS, ROLE_OF, Kind, Statement, materials_match, parse_statement
+from registry.attestation import (
+    KINDS,
+    ROLE_OF,
+    Kind,
+    Statement,
+    materials_match,
+    parse_statement,
+    scanned_with,
+)
+from registry.content import Content, VerifiedContent
 from registry.digest import Digest, digest_bytes, file_entry
 from registry.errors import (
     BadSignature,
@@ -39,6 +48,7 @@ from registry.manifest import (
     AdapterManifest,
 )
 from registry.reference import Reference
+from registry.scanning.report import RULES_VERSION
 from registry.signing import envelope
 
 if TYPE_CHECKING:
@@ -110,6 +120,27 @@ class Policy:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdmittedDocuments:
+    """What is said about an adapter, believed: steps 1 to 10. Nothing is known about its files yet.
+
+    Attributes:
+        manifest: the signed manifest.
+        digest: its digest.
+        statements: every statement about it; each one is signed by its role and says yes.
+    """
+
+    manifest: AdapterManifest
+    digest: Digest
+    statements: tuple[Statement, ...]
+
+    @property
+    def scanned_by_todays_rules(self) -> bool:
+        """Whether a signed scan statement tells what the scanner of today would find in these weights."""
+        weights = self.manifest.file(WEIGHTS_NAME).sha256
+        return any(scanned_with(found, weights) == RULES_VERSION for found in self.statements)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class VerifiedAdapter:
     """An adapter that passed admission; the only thing that serving and trainer load.
 
@@ -166,8 +197,38 @@ def admit(
         Unsigned, BadSignature, DigestMismatch, PolicyRefused, Revoked, NeedsReview, InvalidDocument: a step
             refuses; docs/threat-model.md tells which.
     """
+    documents = admit_documents(manifest_bytes, statements, trust, policy, expected, reference)
+    manifest = documents.manifest
+    report = check_files(documents, files, policy)
+    # 14. Only tensors are left: what is loaded is written anew.
+    return VerifiedAdapter(
+        manifest=manifest,
+        card=manifest.card,
+        digest=expected,
+        weights=_canonical_weights(files[WEIGHTS_NAME]),
+        origin=Origin.REGISTRY,
+        reference=f"{manifest.name}:{manifest.version}",
+        scan=report,
+        token=_TOKEN,
+    )
+
+
+def admit_documents(
+    manifest_bytes: bytes,
+    statements: Sequence[bytes],
+    trust: TrustView,
+    policy: Policy,
+    expected: Digest,
+    reference: Reference,
+) -> AdmittedDocuments:
+    """Return what is said about an adapter: the steps before its files, which may be far away and large.
+
+    Raises:
+        Unsigned, BadSignature, DigestMismatch, PolicyRefused, Revoked, NeedsReview, InvalidDocument: as
+            ``admit``.
+    """
     # 1. Sizes: nothing is parsed or hashed that is larger than its limit.
-    _check_sizes(manifest_bytes, files, statements)
+    _check_sizes(manifest_bytes, {}, statements)
     # 2. The manifest is the one that was named.
     _check_manifest_digest(manifest_bytes, expected)
     # 3. The manifest has one reading.
@@ -186,33 +247,65 @@ def admit(
     _check_outcomes(read, manifest, policy)
     # 10. The licences permit the adapter.
     _check_licences(manifest.card, policy)
+    return AdmittedDocuments(manifest=manifest, digest=expected, statements=tuple(read))
+
+
+def check_files(documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy) -> ScanReport:
+    """Take the steps about an adapter's files, read in pieces; what is read is verified as it is read.
+
+    Returns:
+        The report of the scan that just ran.
+
+    Raises:
+        DigestMismatch, ScanRefused, NeedsReview, InvalidDocument: a step refuses.
+    """
+    manifest = documents.manifest
+    # 1. Sizes again: the manifest does not bound them, the format does.
+    _check_sizes(b"", files, ())
     # 11. The files are those of the manifest: no more, no fewer, the same bytes.
     _check_files(manifest, files)
+    return _check_contents(documents, files, policy)
+
+
+def check_transfer(documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy) -> None:
+    """Take the steps about files whose chunks were compared with the manifest while they arrived.
+
+    What the scanner says is taken from the signed scan statement when that was made by the rules of today
+    over these weights: the same rules find the same. Whoever loads the files runs the scanner all the same.
+
+    Raises:
+        DigestMismatch, ScanRefused, NeedsReview, InvalidDocument: a step refuses.
+    """
+    _check_sizes(b"", files, ())
+    _check_file_set(files)
+    if documents.scanned_by_todays_rules:
+        _check_card(documents.manifest, VerifiedContent(files[CARD_NAME], documents.manifest.file(CARD_NAME)))
+    else:
+        _check_contents(documents, files, policy)
+
+
+def _check_contents(
+    documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy
+) -> ScanReport:
+    manifest = documents.manifest
+    contents = {entry.path: VerifiedContent(files[entry.path], entry) for entry in manifest.files}
     # 12. The card beside the weights says what the manifest says.
-    _check_card(manifest, files)
+    _check_card(manifest, contents[CARD_NAME])
     # 13. The scanner of today finds nothing.
-    report = _scan(files[WEIGHTS_NAME], manifest.card, policy)
-    # 14. Only tensors are left: what is loaded is written anew.
-    return VerifiedAdapter(
-        manifest=manifest,
-        card=manifest.card,
-        digest=expected,
-        weights=_canonical_weights(files[WEIGHTS_NAME]),
-        origin=Origin.REGISTRY,
-        reference=f"{manifest.name}:{manifest.version}",
-        scan=report,
-        token=_TOKEN,
-    )
+    return _scan(contents[WEIGHTS_NAME], manifest.card, policy, manifest.file(WEIGHTS_NAME).sha256)
 
 
-def admit_candidate(files: Mapping[str, bytes], policy: Policy | None = None) -> VerifiedAdapter:
-    """Return an adapter folder that was scanned but not signed, for evaluation before the push.
+def inspect_candidate(
+    files: Mapping[str, Content], policy: Policy | None = None, digest: Digest | None = None
+) -> tuple[AdapterCard, ScanReport]:
+    """Return the card of an adapter folder and the report of its scan, reading the files in pieces.
 
-    It takes the steps that need no signature: sizes, the set of files, licences, scan and canonical weights.
+    It takes the steps that need no signature: sizes, the set of files, licences and scan.
 
     Args:
-        files: file name -> bytes of the adapter folder.
-        policy: only its bases and ``allow_review`` count.
+        files: file name -> content of the adapter folder.
+        policy: only its bases, purpose and ``allow_review`` count.
+        digest: the sha256 of the weights, when it is known already.
 
     Raises:
         DigestMismatch: a file is missing or too much.
@@ -221,9 +314,22 @@ def admit_candidate(files: Mapping[str, bytes], policy: Policy | None = None) ->
     policy = Policy() if policy is None else policy
     _check_sizes(b"", files, ())
     _check_file_set(files)
-    card = AdapterCard.parse(files[CARD_NAME])
+    card = AdapterCard.parse(files[CARD_NAME][: len(files[CARD_NAME])])
     _check_licences(card, policy)
-    report = _scan(files[WEIGHTS_NAME], card, policy)
+    return card, _scan(files[WEIGHTS_NAME], card, policy, digest)
+
+
+def admit_candidate(files: Mapping[str, bytes], policy: Policy | None = None) -> VerifiedAdapter:
+    """Return an adapter folder that was scanned but not signed, for evaluation before the push.
+
+    Args:
+        files: file name -> bytes of the adapter folder.
+        policy: as for `inspect_candidate`.
+
+    Raises:
+        DigestMismatch, InvalidDocument, PolicyRefused, NeedsReview: as `inspect_candidate`.
+    """
+    card, report = inspect_candidate(files, policy)
     weights = _canonical_weights(files[WEIGHTS_NAME])
     return VerifiedAdapter(
         manifest=None,
@@ -237,7 +343,7 @@ def admit_candidate(files: Mapping[str, bytes], policy: Policy | None = None) ->
     )
 
 
-def _check_sizes(manifest_bytes: bytes, files: Mapping[str, bytes], statements: Sequence[bytes]) -> None:
+def _check_sizes(manifest_bytes: bytes, files: Mapping[str, Content], statements: Sequence[bytes]) -> None:
     mend = "this is not what the trainer exports; ask who published it"
     sizes = [
         ("the manifest", len(manifest_bytes), MAX_MANIFEST_BYTES),
@@ -350,7 +456,7 @@ def _check_licences(card: AdapterCard, policy: Policy) -> None:
     licenses.require(licenses.judge(card, None if base is None else base.license))
 
 
-def _check_file_set(files: Mapping[str, bytes]) -> None:
+def _check_file_set(files: Mapping[str, Content]) -> None:
     missing, extra = sorted(set(_FILE_LIMITS) - set(files)), sorted(set(files) - set(_FILE_LIMITS))
     if missing:
         raise DigestMismatch(f"the adapter lacks {', '.join(missing)}", "fetch it again")
@@ -361,7 +467,7 @@ def _check_file_set(files: Mapping[str, bytes]) -> None:
         )
 
 
-def _check_files(manifest: AdapterManifest, files: Mapping[str, bytes]) -> None:
+def _check_files(manifest: AdapterManifest, files: Mapping[str, Content]) -> None:
     _check_file_set(files)
     for entry in manifest.files:
         found = file_entry(entry.path, files[entry.path])
@@ -373,18 +479,18 @@ def _check_files(manifest: AdapterManifest, files: Mapping[str, bytes]) -> None:
             )
 
 
-def _check_card(manifest: AdapterManifest, files: Mapping[str, bytes]) -> None:
-    if AdapterCard.parse(files[CARD_NAME]) != manifest.card:
+def _check_card(manifest: AdapterManifest, card: Content) -> None:
+    if AdapterCard.parse(card[: len(card)]) != manifest.card:
         raise IdentityMismatch(
             f"{CARD_NAME} of {manifest.name}:{manifest.version} says something else than the manifest",
             "push the adapter again; the manifest is made from the card",
         )
 
 
-def _scan(weights: bytes, card: AdapterCard, policy: Policy) -> ScanReport:
+def _scan(weights: Content, card: AdapterCard, policy: Policy, digest: Digest | None) -> ScanReport:
     from registry.scanning import scan
 
-    report = scan(weights, card, bases=policy.bases)
+    report = scan(weights, card, bases=policy.bases, digest=digest)
     if report.verdict == "block":
         raise ScanRefused(
             "the scanner blocks the file:\n" + report.text().rstrip(),

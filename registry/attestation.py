@@ -239,6 +239,19 @@ def scan_predicate(report: ScanReport) -> dict[str, Any]:
     }
 
 
+def scanned_with(found: Statement, weights: Digest) -> str | None:
+    """Return the version of the rules by which a scan statement found nothing in these weights, or None."""
+    if found.kind != "scan" or found.outcome != "pass":
+        return None
+    try:
+        rules, scanned = found.predicate["configuration"]
+        if scanned["digest"]["sha256"] != weights.hex or rules["name"] != "scanner-rules":
+            return None
+        return str(rules["annotations"]["version"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the predicate of an evaluation: the report as it is, which must hold a verdict.
 

@@ -10,23 +10,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from registry.errors import shown
+from registry.digest import Digest, digest_content
+from registry.errors import DigestMismatch, NetworkError, shown
 from registry.scanning.report import Finding, ScanReport, finding, report
 
 if TYPE_CHECKING:
+    from registry.content import Content
     from registry.families import BaseFacts
     from registry.manifest import AdapterCard
 
 __all__ = ["Finding", "ScanReport", "scan"]
 
 
-def scan(weights: bytes, card: AdapterCard, *, bases: Mapping[str, BaseFacts] | None = None) -> ScanReport:
+def scan(
+    weights: Content,
+    card: AdapterCard,
+    *,
+    bases: Mapping[str, BaseFacts] | None = None,
+    digest: Digest | None = None,
+) -> ScanReport:
     """Return what is suspicious about an adapter's weights.
 
     Args:
-        weights: the bytes of the safetensors file, hostile.
+        weights: the content of the safetensors file, hostile; read tensor by tensor.
         card: what the adapter claims to be.
         bases: the base models that are known; ``families.KNOWN_BASES`` by default.
+        digest: the sha256 of the weights, when it is known already.
 
     Returns:
         A report; its verdict is "pass" only when every check ran and found nothing.
@@ -35,13 +44,15 @@ def scan(weights: bytes, card: AdapterCard, *, bases: Mapping[str, BaseFacts] | 
     facts: dict[str, float] = {}
     try:
         _run(weights, card, bases, findings, facts)
+    except (DigestMismatch, NetworkError):
+        raise  # the bytes are not there to be judged
     except Exception as error:  # fail closed: whatever a file provokes is a finding
         findings.append(finding("ADP-SCN-001", "the file", f"{type(error).__name__}: {shown(error)}"))
-    return report(weights, findings, facts)
+    return report(digest_content(weights) if digest is None else digest, findings, facts)
 
 
 def _run(
-    weights: bytes,
+    weights: Content,
     card: AdapterCard,
     bases: Mapping[str, BaseFacts] | None,
     findings: list[Finding],

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from registry.content import Content
 from registry.formats import FormatError, Header, Problem, read_header
 from registry.scanning.report import Finding, finding
 
@@ -36,10 +37,11 @@ _MAGICS: Final = (
 _STRENGTH = re.compile(
     r"alpha|adapter_metadata|scal(e|ing)|rslora|rank_pattern|network_(dim|args)", re.IGNORECASE
 )
+_MAGIC_BYTES: Final = 16
 _LABEL = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*", re.ASCII)
 
 
-def check(weights: bytes) -> tuple[Header | None, list[Finding]]:
+def check(weights: Content) -> tuple[Header | None, list[Finding]]:
     """Return the container's table of contents (None when it cannot be trusted) and the findings.
 
     Args:
@@ -55,34 +57,37 @@ def check(weights: bytes) -> tuple[Header | None, list[Finding]]:
     return header, list(_metadata_findings(header.metadata))
 
 
-def _foreign_format(weights: bytes) -> str | None:
+def _foreign_format(weights: Content) -> str | None:
+    first = weights[:_MAGIC_BYTES]
     for pattern, name in _MAGICS:
-        if pattern.match(weights):
+        if pattern.match(first):
             return f"it begins like {name}"
     if _zip_at_end(weights):
         return "a zip archive ends within it, so that other programs read it as one"
     return None
 
 
-def _zip_at_end(weights: bytes) -> bool:
+def _zip_at_end(weights: Content) -> bool:
     """Return whether zip readers would find an archive in the file.
 
     They look for the end record in the last 64 KiB. Four bytes occur by chance in random weights, so a
     directory must stand where the record says, or the record must describe an empty or a 64-bit archive.
     """
-    tail_start = max(0, len(weights) - _ZIP_TAIL)
-    at = weights.find(_ZIP_END, tail_start)
+    origin = max(0, len(weights) - _ZIP_TAIL)
+    tail = weights[origin : len(weights)]
+    at = tail.find(_ZIP_END)
     while at != -1:
-        record = weights[at : at + _ZIP_END_BYTES]
+        record = tail[at : at + _ZIP_END_BYTES]
         if len(record) == _ZIP_END_BYTES:
             size = int.from_bytes(record[12:16], "little")
             entries = int.from_bytes(record[10:12], "little")
-            start = at - size
+            start = origin + at - size
             has_directory = size > 0 and start >= 0 and weights[start : start + 4] == b"PK\x01\x02"
             is_empty = entries == 0 and size == 0 and record[4:10] == bytes(6)
-            if has_directory or is_empty or weights[max(0, at - 20) : at].startswith(_ZIP64_LOCATOR):
+            before = weights[max(0, origin + at - 20) : origin + at]
+            if has_directory or is_empty or before.startswith(_ZIP64_LOCATOR):
                 return True
-        at = weights.find(_ZIP_END, at + 1)
+        at = tail.find(_ZIP_END, at + 1)
     return False
 
 

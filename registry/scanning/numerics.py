@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.content import Content
 from registry.families import BaseSpec, FamilyFacts
 from registry.formats import TensorInfo
 from registry.scanning.report import Finding, finding
@@ -41,7 +42,7 @@ class _Measured:
 
 
 def check(
-    weights: bytes, pairs: Iterable[Pair], family: FamilyFacts, spec: BaseSpec
+    weights: Content, pairs: Iterable[Pair], family: FamilyFacts, spec: BaseSpec
 ) -> tuple[list[Finding], dict[str, float]]:
     """Return the findings and the figures of the numbers, reading one module at a time.
 
@@ -79,9 +80,9 @@ def check(
     return findings, _figures(norms)
 
 
-def tensor(weights: bytes, info: TensorInfo) -> F32:
+def tensor(weights: Content, info: TensorInfo) -> F32:
     """Return a tensor as float32, of its own shape."""
-    piece = memoryview(weights)[info.start : info.end]
+    piece = weights[info.start : info.end]
     flat: NDArray[Any]
     if info.dtype == "BF16":
         # bfloat16 is the upper half of a float32.

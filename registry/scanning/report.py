@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from registry.digest import Digest, digest_bytes
+from registry.digest import Digest
 from registry.errors import shown
 
 Severity = Literal["block", "review"]
@@ -194,8 +194,8 @@ def finding(rule: str, where: object, evidence: object) -> Finding:
     )
 
 
-def report(weights: bytes, findings: Iterable[Finding], facts: Mapping[str, float]) -> ScanReport:
-    """Return the report of a scan of ``weights``."""
+def report(weights: Digest, findings: Iterable[Finding], facts: Mapping[str, float]) -> ScanReport:
+    """Return the report of a scan of the bytes with the digest ``weights``."""
     kept: list[Finding] = []
     counts: dict[str, int] = {}
     for found in sorted(findings, key=lambda item: (item.severity != "block", item.rule)):
@@ -203,7 +203,7 @@ def report(weights: bytes, findings: Iterable[Finding], facts: Mapping[str, floa
         if counts[found.rule] <= _MAX_PER_RULE:
             kept.append(found)
     return ScanReport(
-        weights=digest_bytes(weights),
+        weights=weights,
         findings=tuple(kept),
         verdict=_verdict(kept),
         rules_version=RULES_VERSION,
