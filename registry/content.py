@@ -12,12 +12,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
 from registry.errors import DigestMismatch, NotFound, RegistryError, shown
-
-if TYPE_CHECKING:
-    from registry.digest import FileEntry
 
 CHUNK_BYTES: Final = 8 << 20
 """Bytes of a chunk, the unit of verification and transfer; the last chunk of a file may be shorter."""
@@ -32,6 +29,30 @@ class Content(Protocol):
 
     def __getitem__(self, where: slice, /) -> bytes:
         """Return the bytes of a range, clipped to the length as for ``bytes``."""
+        ...
+
+
+class Described(Protocol):
+    """What the bytes of a file must be: a `FileEntry`, or the half of one that is known before its sha256."""
+
+    @property
+    def path(self) -> str:
+        """The file's name."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def blake3(self) -> str:
+        """Hex digits of the whole file's digest."""
+        ...
+
+    @property
+    def chunks(self) -> tuple[str, ...]:
+        """Hex digits of each chunk's digest."""
         ...
 
 
@@ -113,7 +134,7 @@ class VerifiedContent:
         DigestMismatch: the length or a chunk is another one.
     """
 
-    def __init__(self, content: Content, entry: FileEntry) -> None:
+    def __init__(self, content: Content, entry: Described) -> None:
         if len(content) != entry.size:
             raise DigestMismatch(
                 f"{entry.path} has {len(content)} bytes, {entry.size} were signed",
@@ -153,7 +174,7 @@ def chunks(content: Content) -> Iterator[bytes]:
         yield content[start : start + CHUNK_BYTES]
 
 
-def check_chunk(chunk: bytes, entry: FileEntry, number: int) -> None:
+def check_chunk(chunk: bytes, entry: Described, number: int) -> None:
     """Compare a chunk with its digest in a file entry.
 
     Raises:

@@ -15,8 +15,8 @@ from registry.errors import DigestMismatch, UsageError, shown
 from registry.manifest import WEIGHTS_NAME
 
 if TYPE_CHECKING:
-    from registry.content import Content
-    from registry.digest import Digest, FileEntry
+    from registry.content import Content, Described
+    from registry.digest import Digest
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*", re.ASCII)
 MAX_DOCUMENT_BYTES: Final = 8 * 1024 * 1024
@@ -125,14 +125,14 @@ def read(store: ObjectStore, key: str, limit: int = MAX_DOCUMENT_BYTES) -> bytes
     return data
 
 
-def file_key(entry: FileEntry) -> str:
+def file_key(entry: Described) -> str:
     """Key of a file's bytes. Weights lie where MLflow looks for them, so that they are stored once."""
     if entry.path == WEIGHTS_NAME:
         return f"{model_prefix(entry)}adapter_weights/{WEIGHTS_NAME}"
     return f"blobs/blake3/{entry.blake3}"
 
 
-def model_prefix(weights: FileEntry) -> str:
+def model_prefix(weights: Described) -> str:
     """Common beginning of the keys of the MLflow model directory that holds the weights."""
     return f"models/{weights.blake3}/"
 

@@ -103,7 +103,6 @@ class LocalObjects:
         except OSError as error:
             raise _io_error(f"the object {key} cannot be deleted", error) from error
 
-
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[int]:
         """A descriptor of an object. Symbolic links are not followed: a store holds files only."""

@@ -1,4 +1,4 @@
-"""The objects of one adapter in a store: its manifest, its statements, its files.
+"""The documents of one adapter in a store: its manifest and its statements.
 
 Everything read here is still hostile, but it is at least what its name says: every key holds a digest, and
 bytes that do not have it are refused. Whether they are believed is decided by admission.
@@ -6,13 +6,11 @@ bytes that do not have it are refused. Whether they are believed is decided by a
 
 from __future__ import annotations
 
-from registry.cache import Parcel
 from registry.digest import Digest, digest_bytes
 from registry.errors import DigestMismatch
 from registry.manifest import MAX_MANIFEST_BYTES, AdapterManifest
 from registry.signing.envelope import MAX_ENVELOPE_BYTES
 from registry.storage.base import ObjectStore, manifest_key, read, statements_prefix
-from registry.transfer import Progress, download, silent
 
 MAX_STATEMENTS = 64
 """As many statements about one adapter are read; admission allows no more either."""
@@ -28,7 +26,7 @@ def put_manifest(store: ObjectStore, manifest: AdapterManifest) -> None:
     """
     data = manifest.canonical_bytes()
     key = manifest_key(manifest.digest)
-    if not store.put(key, [data]) and read(store, key) != data:
+    if not store.put(key, data) and read(store, key) != data:
         raise DigestMismatch(f"the store holds other bytes under {key}", _MEND)
 
 
@@ -53,7 +51,7 @@ def put_statement(store: ObjectStore, digest: Digest, kind: str, envelope: bytes
         Its key, and whether it is new.
     """
     key = f"{statements_prefix(digest)}{kind}.{digest_bytes(envelope).hex}.json"
-    return key, store.put(key, [envelope])
+    return key, store.put(key, envelope)
 
 
 def read_statements(store: ObjectStore, digest: Digest) -> dict[str, bytes]:
@@ -75,19 +73,3 @@ def read_statements(store: ObjectStore, digest: Digest) -> dict[str, bytes]:
             raise DigestMismatch(f"the statement {key} is not what its name says", _MEND)
         found[key] = data
     return found
-
-
-def fetch(store: ObjectStore, digest: Digest, progress: Progress = silent) -> Parcel:
-    """Reads everything that admission judges about an adapter.
-
-    Raises:
-        NotFound: something is missing.
-        DigestMismatch: something is not what its name says.
-    """
-    manifest = read_manifest(store, digest)
-    statements = read_statements(store, digest)
-    return Parcel(
-        manifest=manifest.canonical_bytes(),
-        files=download(store, manifest.files, progress),
-        statements=tuple(statements.values()),
-    )
