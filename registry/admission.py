@@ -260,7 +260,7 @@ def check_files(documents: AdmittedDocuments, files: Mapping[str, Content], poli
         DigestMismatch, ScanRefused, NeedsReview, InvalidDocument: a step refuses.
     """
     manifest = documents.manifest
-    # 1. Sizes again: the manifest does not bound them, the format does.
+    # Sizes again (step 1): the manifest does not bound those of the files, the format does.
     _check_sizes(b"", files, ())
     # 11. The files are those of the manifest: no more, no fewer, the same bytes.
     _check_files(manifest, files)

@@ -40,28 +40,45 @@ class RegistrySettings(BaseModel):
     """Settings of the registry.
 
     Attributes:
-        store: where objects live, as a URI; None is the folder of this machine's registry.
+        store: where objects live, ``file:///folder`` or ``s3://bucket/prefix``; None is the folder of this
+            machine's registry.
         cache: where pulled adapters are kept; None is ``<home>/cache``.
+        ledger: database of the audit log, ``sqlite:///file`` or ``postgresql+psycopg://user@host/name``; None
+            is the SQLite file of this machine's registry.
         mlflow_tracking_uri: the MLflow index; None is the SQLite file of this machine's registry.
+        policy: TOML file of gates and licence policy; None is ``<home>/registry/policy.toml`` if that exists.
+        actor: who works here, as the audit log names them; None is ``user@host``.
         key_passphrase: opens and encrypts the private key files; read it from the environment only.
-        allow_review: accept adapters whose scan asks for a review; for after somebody has looked.
         keys: URI of the private key of a role, where it is not the key file that ``registry init`` made.
+        trust_max_age: seconds for which verified trust metadata is used without asking the store again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     store: str | None = None
     cache: Path | None = None
+    ledger: str | None = None
     mlflow_tracking_uri: Annotated[str | None, StandardVariable("MLFLOW_TRACKING_URI")] = None
+    policy: Path | None = None
+    actor: str | None = None
     key_passphrase: SecretStr | None = None
-    allow_review: bool = False
     keys: Mapping[str, str] = Field(default_factory=dict)
+    trust_max_age: Annotated[float, Field(ge=0, le=86400)] = 0.0
 
     @field_validator("store")
     @classmethod
-    def _file_store(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("file:///"):
-            raise ValueError("a store is a URI such as file:///srv/adapters")
+    def _known_store(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("file:///", "s3://")):
+            raise ValueError("a store is a URI such as file:///srv/adapters or s3://bucket/prefix")
+        return value
+
+    @field_validator("ledger")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("sqlite:///", "postgresql")):
+            raise ValueError(
+                "a ledger is a URI such as sqlite:////srv/ledger.db or postgresql+psycopg://host/name"
+            )
         return value
 
 
@@ -78,11 +95,34 @@ class Layout:
     settings: RegistrySettings
 
     @property
-    def objects(self) -> Path:
-        """The folder of the object store."""
-        if self.settings.store is not None:
-            return Path(self.settings.store.removeprefix("file://"))
-        return self.home / "registry" / "objects"
+    def store_uri(self) -> str:
+        """The object store."""
+        return self.settings.store or (self.home / "registry" / "objects").as_uri()
+
+    @property
+    def ledger_uri(self) -> str:
+        """The database of the audit log."""
+        return self.settings.ledger or f"sqlite:///{self.home / 'registry' / 'ledger.db'}"
+
+    @property
+    def policy(self) -> Path | None:
+        """The policy file, or None for the policy that ships with the product."""
+        default = self.home / "registry" / "policy.toml"
+        return self.settings.policy or (default if default.is_file() else None)
+
+    @property
+    def actor(self) -> str:
+        """Who works on this machine."""
+        if self.settings.actor:
+            return self.settings.actor
+        import getpass
+        import socket
+
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container may run as a number without a name
+            user = f"uid-{os.getuid()}"
+        return f"{user}@{socket.gethostname()}"
 
     @property
     def keys(self) -> Path:

@@ -502,9 +502,8 @@ def documented_steps(repository: Path) -> dict[int, str]:
 def test_the_steps_of_the_code_are_those_of_the_threat_model(repository: Path) -> None:
     source = Path(admission.__file__).read_text()
     body = source[source.index("def admit(") : source.index("def admit_candidate(")]
-    in_code = [
-        (int(number), text) for number, text in re.findall(r"^    # (\d+)\. (.+)\.$", body, re.MULTILINE)
-    ]
+    steps = re.findall(r"^    # (\d+)\. (.+)\.$", body, re.MULTILINE)
+    in_code = sorted((int(number), text) for number, text in steps)
     documented = documented_steps(repository)
     assert [number for number, _ in in_code] == list(range(1, len(in_code) + 1))
     assert dict(in_code) == documented
