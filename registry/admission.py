@@ -236,18 +236,30 @@ def admit_documents(
     # 4. The manifest is what the user asked for: name, version, digest.
     _check_identity(manifest, expected, reference)
     # 5. Neither the manifest nor its weights are revoked.
-    _check_revocation(manifest, expected, trust)
+    check_revocation(manifest, trust)
+    read = check_statements(statements, manifest, trust, policy)
+    # 10. The licences permit the adapter.
+    check_licences(manifest.card, policy)
+    return AdmittedDocuments(manifest=manifest, digest=expected, statements=tuple(read))
+
+
+def check_statements(
+    statements: Sequence[bytes], manifest: AdapterManifest, trust: TrustView, policy: Policy
+) -> list[Statement]:
+    """Return the statements about a manifest: steps 6 to 9.
+
+    Raises:
+        Unsigned, BadSignature, PolicyRefused, NeedsReview: a step refuses.
+    """
     # 6. Every required kind of statement is there.
     by_kind = _sort_statements(statements, policy)
     # 7. Every statement is signed by enough keys of its kind's role.
     read = _verify_signatures(by_kind, trust)
     # 8. Every statement is about this manifest.
-    _check_subjects(read, manifest, expected)
+    _check_subjects(read, manifest, manifest.digest)
     # 9. Every statement says yes.
     _check_outcomes(read, manifest, policy)
-    # 10. The licences permit the adapter.
-    _check_licences(manifest.card, policy)
-    return AdmittedDocuments(manifest=manifest, digest=expected, statements=tuple(read))
+    return read
 
 
 def check_files(documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy) -> ScanReport:
@@ -284,9 +296,7 @@ def check_transfer(documents: AdmittedDocuments, files: Mapping[str, Content], p
         _check_contents(documents, files, policy)
 
 
-def _check_contents(
-    documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy
-) -> ScanReport:
+def _check_contents(documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy) -> ScanReport:
     manifest = documents.manifest
     contents = {entry.path: VerifiedContent(files[entry.path], entry) for entry in manifest.files}
     # 12. The card beside the weights says what the manifest says.
@@ -315,7 +325,7 @@ def inspect_candidate(
     _check_sizes(b"", files, ())
     _check_file_set(files)
     card = AdapterCard.parse(files[CARD_NAME][: len(files[CARD_NAME])])
-    _check_licences(card, policy)
+    check_licences(card, policy)
     return card, _scan(files[WEIGHTS_NAME], card, policy, digest)
 
 
@@ -380,8 +390,16 @@ def _check_identity(manifest: AdapterManifest, expected: Digest, reference: Refe
         )
 
 
-def _check_revocation(manifest: AdapterManifest, expected: Digest, trust: TrustView) -> None:
-    for what, digest in (("the adapter", expected), ("its weights file", manifest.file(WEIGHTS_NAME).sha256)):
+def check_revocation(manifest: AdapterManifest, trust: TrustView) -> None:
+    """Step 5 alone.
+
+    Raises:
+        Revoked: the manifest or its weights were withdrawn.
+    """
+    for what, digest in (
+        ("the adapter", manifest.digest),
+        ("its weights file", manifest.file(WEIGHTS_NAME).sha256),
+    ):
         reason = trust.is_revoked(digest)
         if reason is not None:
             raise Revoked(
@@ -451,7 +469,12 @@ def _check_outcomes(statements: Sequence[Statement], manifest: AdapterManifest, 
             )
 
 
-def _check_licences(card: AdapterCard, policy: Policy) -> None:
+def check_licences(card: AdapterCard, policy: Policy) -> None:
+    """Step 10 alone.
+
+    Raises:
+        LicenseRefused: an ingredient forbids the adapter.
+    """
     base = policy.bases.get(card.base.id)
     licenses.require(licenses.judge(card, None if base is None else base.license))
 
