@@ -1,119 +1,324 @@
 """Adapters that this machine has pulled, by the digest of their manifest.
 
-A folder appears in the cache whole or not at all, and only after admission. It is not believed afterwards
-either: whoever loads from it runs admission again over the very bytes that were read.
+    <cache>/sha256/<manifest hex>/     manifest.json, adapter.json and the weights; whole or not there at all
+    <cache>/incoming/<manifest hex>/   what a pull is putting together; private, and found again after a kill
+    <cache>/receipts/<manifest hex>.json   what the files looked like when they were verified
+
+A cached file is never believed by whoever loads it: loading runs admission over the very bytes it uses. A
+receipt only saves `registry pull` from reading 850 MB again to say that nothing changed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
+from registry.content import FileContent
 from registry.digest import Digest
-from registry.errors import RegistryError
-from registry.manifest import CARD_NAME, WEIGHTS_NAME
+from registry.errors import NetworkError, NotFound, RegistryError, UsageError
+from registry.manifest import CARD_NAME, MAX_CARD_BYTES, MAX_MANIFEST_BYTES, WEIGHTS_NAME
 
-MANIFEST_NAME = "manifest.json"
+MANIFEST_NAME: Final = "manifest.json"
+FILE_NAMES: Final = (MANIFEST_NAME, CARD_NAME, WEIGHTS_NAME)
+"""What the folder of an adapter holds."""
+_MAX_RECEIPT_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parcel:
-    """Everything that admission judges about one adapter, as hostile bytes.
+class Documents:
+    """The small files of a cached adapter, as hostile bytes.
 
     Attributes:
         manifest: the manifest.
-        files: the adapter's files by name.
-        statements: DSSE envelopes. The cache does not keep them: they are always asked for anew, so that
-            a later refusal is heard.
+        card: the adapter card.
     """
 
     manifest: bytes
-    files: Mapping[str, bytes]
-    statements: Sequence[bytes] = ()
+    card: bytes
 
 
 class AdapterCache:
-    """A folder of pulled adapters."""
+    """A folder of pulled adapters.
+
+    Args:
+        folder: where it is; made when something is kept.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()
 
     def path(self, digest: Digest) -> Path:
         """Where an adapter is kept, whether or not it is there."""
         return self._folder / "sha256" / digest.hex
 
-    def read(self, digest: Digest) -> Parcel | None:
-        """What the cache holds under a digest, unverified; None if that is not complete."""
-        folder = self.path(digest)
-        try:
-            return Parcel(
-                manifest=(folder / MANIFEST_NAME).read_bytes(),
-                files={name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)},
-            )
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _cannot(folder, error) from error
-
-    def write(self, digest: Digest, parcel: Parcel) -> Path:
-        """Keeps an admitted adapter; if another process was faster, its folder stays.
-
-        Returns:
-            The folder.
+    def read_documents(self, digest: Digest) -> Documents | None:
+        """Returns the small files of an adapter, unverified; None unless all of it is there.
 
         Raises:
-            RegistryError: the folder cannot be written; nothing is left behind.
+            RegistryError: the cache cannot be read, or somebody else could write to it.
         """
-        target = self.path(digest)
         try:
-            with _incoming(target.parent) as folder:
-                _write(folder / MANIFEST_NAME, parcel.manifest)
-                for name, data in parcel.files.items():
-                    _write(folder / name, data)
-                folder.chmod(0o755)
-                with contextlib.suppress(FileExistsError):
-                    _rename(folder, target)
+            self._check_folders("sha256", digest)
+            with self.content(digest, WEIGHTS_NAME):
+                return Documents(
+                    manifest=self._small(digest, MANIFEST_NAME, MAX_MANIFEST_BYTES),
+                    card=self._small(digest, CARD_NAME, MAX_CARD_BYTES),
+                )
+        except (FileNotFoundError, NotFound):
+            return None
+        except OSError as error:
+            raise _cannot(self.path(digest), error) from error
+
+    def content(self, digest: Digest, name: str) -> FileContent:
+        """Opens a file of an adapter; its bytes are hostile.
+
+        Raises:
+            NotFound: it is not there.
+            RegistryError: it cannot be read, or is no plain file.
+        """
+        return FileContent(self.path(digest) / name)
+
+    @contextlib.contextmanager
+    def incoming(self, digest: Digest) -> Iterator[Path]:
+        """Gives the private folder in which a pull puts an adapter together; one pull at a time, others wait.
+
+        Whoever had to wait should look into the cache again before fetching anything. The folder outlives a
+        kill and errors of the network or the disk, so that the next pull goes on from there; it is removed
+        when the adapter is refused.
+
+        Raises:
+            RegistryError: the folder cannot be made, or somebody else could write to it.
+        """
+        folder = self._folder / "incoming" / digest.hex
+        try:
+            for made in (self._folder, folder.parent, folder):
+                made.mkdir(mode=0o700, parents=made is self._folder, exist_ok=True)
+            self._check_folders("incoming", digest)
+            lock = os.open(folder.with_suffix(".lock"), _LOCK_FLAGS, 0o600)
+        except OSError as error:
+            raise _cannot(folder, error) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            # The one who held the lock before may have moved the folder into its place.
+            folder.mkdir(mode=0o700, exist_ok=True)
+            yield folder
+        except RegistryError as error:
+            # A plain RegistryError is a full disk or the like; its more exact kinds are refusals.
+            if not isinstance(error, NetworkError) and type(error) is not RegistryError:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # left empty, or moved
+                folder.rmdir()
+            os.close(lock)
+
+    def commit(self, digest: Digest, manifest: bytes) -> Path:
+        """Moves what was put together into its place; call it inside `incoming`, after admission.
+
+        Args:
+            digest: the adapter.
+            manifest: its manifest, written beside the files.
+
+        Returns:
+            The folder in the cache.
+
+        Raises:
+            RegistryError: the folder cannot be written.
+        """
+        folder, target = self._folder / "incoming" / digest.hex, self.path(digest)
+        try:
+            _write(folder / MANIFEST_NAME, manifest)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            self._check_folders("sha256")
+            if target.is_symlink():
+                target.unlink()
+            shutil.rmtree(target, ignore_errors=True)  # damaged, or `incoming` would not have been asked for
+            folder.chmod(0o755)
+            os.rename(folder, target)
+            _flush_folder(target.parent)
         except OSError as error:
             raise _cannot(target, error) from error
         return target
 
     def drop(self, digest: Digest) -> None:
-        """Forgets an adapter."""
-        shutil.rmtree(self.path(digest), ignore_errors=True)
+        """Forgets an adapter, and what a pull has begun to fetch of it."""
+        self._receipt(digest).unlink(missing_ok=True)
+        for folder in (self.path(digest), self._folder / "incoming" / digest.hex):
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.unlink()  # rmtree leaves a symbolic link alone
+
+    def link(self, digest: Digest, output: Path) -> None:
+        """Puts the files of a cached adapter into a folder, as hard links or, across disks, as copies.
+
+        Args:
+            digest: the adapter.
+            output: the folder; made if it is not there. What it already holds of the adapter stays.
+
+        Raises:
+            UsageError: a file of the same name with other bytes is there; nothing was changed.
+            RegistryError: the folder cannot be written.
+        """
+        source = self.path(digest)
+        facts = self.receipt(digest)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+            missing = [name for name in FILE_NAMES if not _is_there(source / name, output / name)]
+            for name in missing:
+                _link_or_copy(source / name, output / name)
+            _flush_folder(output)
+        except OSError as error:
+            raise RegistryError(
+                f"{output} cannot be written: {error.strerror or error}",
+                mend="choose another folder for --output, or check its permissions and free space",
+            ) from error
+        if facts is not None and missing:
+            # A new link changes the time of the status, which the receipt has noted.
+            self.write_receipt(digest, facts)
+
+    def write_receipt(self, digest: Digest, facts: Mapping[str, str]) -> None:
+        """Notes that the files of an adapter were just verified.
+
+        Args:
+            digest: the adapter.
+            facts: what the verification depended on, such as the version of the scanner's rules.
+
+        Raises:
+            RegistryError: the note cannot be written.
+        """
+        path = self._receipt(digest)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._check_folders("receipts")
+            note = {"facts": dict(facts), "files": self._appearance(digest)}
+            _write(path, json.dumps(note, sort_keys=True).encode())
+        except OSError as error:
+            raise _cannot(path, error) from error
+
+    def receipt(self, digest: Digest) -> dict[str, str] | None:
+        """Returns the facts of the last receipt; None if a file looks different from when it was written."""
+        try:
+            self._check_folders("receipts")
+            self._check_folders("sha256", digest)
+            with FileContent(self._receipt(digest)) as content:
+                note = json.loads(content[:_MAX_RECEIPT_BYTES])
+            if note["files"] != self._appearance(digest):
+                return None
+            return {str(key): str(value) for key, value in note["facts"].items()}
+        except (OSError, RegistryError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    def _appearance(self, digest: Digest) -> dict[str, list[int]]:
+        """What changes when somebody changes a file: a write sets the times, an exchange the inode."""
+        found = {}
+        for name in FILE_NAMES:
+            status = os.lstat(self.path(digest) / name)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(f"{name} is not a plain file")
+            found[name] = [
+                status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns,
+            ]  # fmt: skip
+        return found
+
+    def _small(self, digest: Digest, name: str, limit: int) -> bytes:
+        with self.content(digest, name) as content:
+            # One byte more than allowed is enough for admission to refuse it.
+            return content[: limit + 1]
+
+    def _receipt(self, digest: Digest) -> Path:
+        return self._folder / "receipts" / f"{digest.hex}.json"
+
+    def _check_folders(self, kind: str, digest: Digest | None = None) -> None:
+        """Refuses folders below the cache through which somebody else could reach our files.
+
+        Raises:
+            FileNotFoundError: one is not there.
+            RegistryError: one is a symbolic link, or belongs to or can be written by somebody else.
+        """
+        top = self._folder / kind
+        for folder in (top,) if digest is None else (top, top / digest.hex):
+            status = folder.lstat()
+            sound = stat.S_ISDIR(status.st_mode) and status.st_uid in (os.geteuid(), 0)
+            if not sound or status.st_mode & 0o022:
+                raise RegistryError(
+                    f"{folder} in the cache is a link, or somebody else can write to it",
+                    mend=f"look who made it, then remove {folder}; it holds nothing that cannot be pulled again",
+                )
 
 
-@contextlib.contextmanager
-def _incoming(parent: Path) -> Iterator[Path]:
-    """A hidden folder that is gone afterwards unless it was renamed; so are parents that stayed empty."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".incoming-", dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    path.chmod(0o444)
-
-
-def _rename(folder: Path, target: Path) -> None:
+    """Writes a small file whole, over what had the name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
     try:
-        os.rename(folder, target)
-    except OSError as error:
-        if target.is_dir():  # renaming onto a folder that is not empty fails with an errno that varies
-            raise FileExistsError from error
+        with temporary.open("xb") as stream:
+            os.fchmod(stream.fileno(), 0o444)
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_there(source: Path, target: Path) -> bool:
+    """Whether the target is the source already, by link or by its bytes.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not os.path.lexists(target):
+        return False
+    with contextlib.suppress(RegistryError), FileContent(source) as ours, FileContent(target) as theirs:
+        same = os.path.samestat(os.stat(source), os.stat(target))
+        if same or (len(ours) == len(theirs) and _equal(ours, theirs)):
+            return True
+    raise UsageError(
+        f"{target} is there already and is something else",
+        mend="choose an empty folder for --output, or remove that file",
+    )
+
+
+def _equal(one: FileContent, other: FileContent) -> bool:
+    from registry.content import chunks
+
+    return all(left == right for left, right in zip(chunks(one), chunks(other), strict=True))
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Gives a file a second name, which must be free; copies it where the disk cannot do that."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
         raise
-    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        try:
+            with FileContent(source) as content, temporary.open("xb") as stream:
+                os.fchmod(stream.fileno(), 0o444)
+                for start in range(0, len(content), 1 << 20):
+                    stream.write(content[start : start + (1 << 20)])
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:

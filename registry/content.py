@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -54,6 +55,16 @@ class Described(Protocol):
     def chunks(self) -> tuple[str, ...]:
         """Hex digits of each chunk's digest."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """See `Described`: what is known of a file before its sha256 is."""
+
+    path: str
+    size: int
+    blake3: str
+    chunks: tuple[str, ...]
 
 
 class FileContent:
