@@ -14,9 +14,14 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from servers.postgres import Postgres
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -62,3 +67,15 @@ def _one_torch_thread() -> None:
 
     if "torch" in sys.modules:  # torch reads OMP_NUM_THREADS when it is imported later
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL; ``postgres.database()`` is the URI of a new database."""
+    from servers import postgres as server
+
+    reason = server.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with server.running() as found:
+        yield found
