@@ -112,11 +112,14 @@ class Policy:
         required: the kinds of statements that must be there.
         bases: the base models that adapters may be made for.
         allow_review: load adapters with findings that ask for a review.
+        approvals: how many different approvers must have signed, if approval is required at all; the trust
+            root may ask for more, never for fewer.
     """
 
     required: tuple[Kind, ...] = KINDS
     bases: Mapping[str, BaseFacts] = field(default_factory=lambda: families.KNOWN_BASES)
     allow_review: bool = False
+    approvals: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -254,7 +257,7 @@ def check_statements(
     # 6. Every required kind of statement is there.
     by_kind = _sort_statements(statements, policy)
     # 7. Every statement is signed by enough keys of its kind's role.
-    read = _verify_signatures(by_kind, trust)
+    read = _verify_signatures(by_kind, trust, policy)
     # 8. Every statement is about this manifest.
     _check_subjects(read, manifest, manifest.digest)
     # 9. Every statement says yes.
@@ -425,16 +428,33 @@ def _sort_statements(statements: Sequence[bytes], policy: Policy) -> list[tuple[
     return sorted_
 
 
-def _verify_signatures(statements: Sequence[tuple[Kind, bytes]], trust: TrustView) -> list[Statement]:
-    read = []
+def _verify_signatures(
+    statements: Sequence[tuple[Kind, bytes]], trust: TrustView, policy: Policy
+) -> list[Statement]:
+    """Each envelope needs a key of its role; the keys of a kind are counted over all of its envelopes.
+
+    So k approvals are k people who each sign on their own machine. Kinds that the policy does not require
+    are not counted, but what is there must be signed by the role: it may be a refusal.
+    """
+    read: list[Statement] = []
+    signed: dict[Kind, frozenset[str]] = {}
     for kind, data in statements:
         role = ROLE_OF[kind]
         try:
-            payload = envelope.verify(data, trust.keys(role), trust.threshold(role))
+            payload, keys = envelope.verified(data, trust.keys(role))
         except BadSignature as error:
             message = f"the {kind} statement needs the role {role}: {error.message}"
             raise BadSignature(message, error.mend) from None
         read.append(parse_statement(payload))
+        signed[kind] = signed.get(kind, frozenset()) | keys
+    for kind in policy.required:
+        role = ROLE_OF[kind]
+        needed = max(trust.threshold(role), policy.approvals if kind == "approval" else 1)
+        if len(signed[kind]) < needed:
+            raise BadSignature(
+                f"the {kind} is signed by {len(signed[kind])} of the {needed} {role} keys that it needs",
+                f"somebody else who holds a key of the role {role} must sign too, on their machine",
+            )
     return read
 
 

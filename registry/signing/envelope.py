@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import BadSignature, Unsigned
+from registry.errors import BadSignature, Unsigned, shown
 
 if TYPE_CHECKING:
     from securesystemslib.dsse import Envelope as SslibEnvelope
@@ -75,10 +75,37 @@ def sign(payload: bytes, signers: Iterable[Signer]) -> bytes:
     return json.dumps(envelope.to_dict(), sort_keys=True, separators=(",", ":")).encode()
 
 
-def verify(envelope: bytes, keys: Sequence[PublicKey], threshold: int) -> bytes:
-    """Returns the payload if at least `threshold` different keys out of `keys` signed it.
+def verified(envelope: bytes, keys: Sequence[PublicKey]) -> tuple[bytes, frozenset[str]]:
+    """Returns the payload and which of `keys` signed it; at least one must have.
 
-    A key counts once, however often it signed and under however many key ids a trust root lists it.
+    A key is named by what it is, however often it signed and under however many key ids a trust root lists
+    it, so that the answers for several envelopes can be counted together.
+
+    Args:
+        envelope: hostile bytes.
+        keys: the keys of the role that should have signed.
+
+    Returns:
+        The verified payload and the identities of the keys.
+
+    Raises:
+        Unsigned: the envelope carries no signature at all.
+        BadSignature: the bytes are no DSSE envelope of an in-toto statement, or none of the keys signed.
+    """
+    parsed = _parse(envelope)
+    if not parsed.signatures:
+        raise Unsigned(
+            "a statement carries no signature",
+            mend="ask the publisher to push the adapter again; unsigned statements are never believed",
+        )
+    signed_by = frozenset(_identity(key) for key in keys if _signed(parsed, key))
+    if not signed_by:
+        raise _too_few(0, 1, parsed)
+    return bytes(parsed.payload), signed_by
+
+
+def verify(envelope: bytes, keys: Sequence[PublicKey], threshold: int) -> bytes:
+    """Returns the payload if at least `threshold` different keys out of `keys` signed this envelope.
 
     Args:
         envelope: hostile bytes.
@@ -95,21 +122,19 @@ def verify(envelope: bytes, keys: Sequence[PublicKey], threshold: int) -> bytes:
     """
     if threshold < 1:
         raise ValueError(f"a threshold of {threshold} would trust everybody")
-    parsed = _parse(envelope)
-    if not parsed.signatures:
-        raise Unsigned(
-            "a statement carries no signature",
-            mend="ask the publisher to push the adapter again; unsigned statements are never believed",
-        )
-    signed_by = {_identity(key) for key in keys if _signed(parsed, key)}
+    payload, signed_by = verified(envelope, keys)
     if len(signed_by) < threshold:
-        raise BadSignature(
-            f"a statement is signed by {len(signed_by)} of the {threshold} trusted keys it needs "
-            f"(signatures by: {', '.join(sorted(keyid[:12] for keyid in parsed.signatures))})",
-            mend="the store may have been tampered with, or a key signed that the trust root does not list "
-            "for this role; compare with `registry show --attestations`",
-        )
-    return bytes(parsed.payload)
+        raise _too_few(len(signed_by), threshold, _parse(envelope))
+    return payload
+
+
+def _too_few(found: int, needed: int, parsed: SslibEnvelope) -> BadSignature:
+    return BadSignature(
+        f"a statement is signed by {found} of the {needed} trusted keys it needs "
+        f"(signatures by: {', '.join(sorted(shown(keyid[:12]) for keyid in parsed.signatures))})",
+        mend="the store may have been tampered with, or a key signed that the trust root does not list "
+        "for this role; compare with `registry show --attestations`",
+    )
 
 
 def unverified_payload(envelope: bytes) -> bytes:
@@ -155,9 +180,9 @@ def _malformed(why: str) -> BadSignature:
     )
 
 
-def _identity(key: PublicKey) -> tuple[str, str]:
-    """What makes two listed keys the same key, whatever their key ids say."""
-    return key.keytype, key.public.strip().lower()
+def _identity(key: PublicKey) -> str:
+    """What makes two listed keys the same key, whatever their key ids, types and line breaks say."""
+    return "".join(key.public.split()).lower()
 
 
 def _signed(envelope: SslibEnvelope, key: PublicKey) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from fakes.adapters import BASES, TINY_BASE, card, changed, clean_adapter, container, factors, folder
-from fakes.trust import FakeTrust, Published, predicate, publish, signed, signer
+from fakes.trust import FakeTrust, Published, predicate, public_key, publish, signed, signer
 from registry import admission, attestation
 from registry.admission import Origin, Policy, VerifiedAdapter, admit_candidate
 from registry.attestation import KINDS, Kind
@@ -154,6 +154,47 @@ def one_key_counted_twice() -> Published:
     document = json.loads(honest.statements[KINDS.index("approval")])
     document["signatures"] = [*document["signatures"], {**document["signatures"][0], "keyid": "0" * 64}]
     return swapped(honest, "approval", json.dumps(document).encode())
+
+
+TWO_APPROVERS = FakeTrust(
+    signers={**FakeTrust().signers, "approver": ("approver", "second approver", "third approver")},
+    thresholds={"approver": 2},
+)
+
+
+def approved_by(
+    *envelopes: tuple[str, ...], trust: FakeTrust = TWO_APPROVERS, approvals: int = 1
+) -> Published:
+    """An adapter with one approval for each tuple of signers, under other words so that all are kept."""
+    honest = publish(kinds=[kind for kind in KINDS if kind != "approval"])
+    extra = (
+        signed(
+            "approval",
+            NAME,
+            honest.expected,
+            attestation.approval_predicate(
+                by=who[0], reason=f"looks right ({number})", at="2026-01-01T00:00:00Z"
+            ),
+            who,
+        )
+        for number, who in enumerate(envelopes)
+    )
+    policy = Policy(bases=BASES, approvals=approvals)
+    return replace(honest, statements=(*honest.statements, *extra), trust=trust, policy=policy)
+
+
+def one_approver_under_two_key_ids() -> Published:
+    """Two approvals, each under another key id, by one key that the trust root lists twice."""
+    twin = replace(public_key("approver"), keyid="0" * 64)
+
+    class ListedTwice(FakeTrust):
+        def keys(self, role: str) -> Any:
+            return [*super().keys(role), twin] if role == "approver" else super().keys(role)
+
+    attack = approved_by(("approver",), ("approver",), trust=ListedTwice(thresholds={"approver": 2}))
+    document = json.loads(attack.statements[-1])
+    document["signatures"][0]["keyid"] = twin.keyid
+    return replace(attack, statements=(*attack.statements[:-1], json.dumps(document).encode()))
 
 
 def removed_key() -> Published:
@@ -314,6 +355,43 @@ ATTACKS: dict[str, tuple[int, Callable[[], Published], type[RegistryError], str]
     "a failed evaluation is edited": (7, edited_payload, BadSignature, "evaluator"),
     "one approver of two": (7, below_threshold, BadSignature, "1 of the 2"),
     "one approver counted twice": (7, one_key_counted_twice, BadSignature, "1 of the 2"),
+    "k-1 of k approvals": (7, lambda: approved_by(("approver",)), BadSignature, "1 of the 2"),
+    "k-1 of the policy's k approvals": (
+        7,
+        lambda: approved_by(("approver",), ("second approver",), approvals=3),
+        BadSignature,
+        "2 of the 3",
+    ),
+    "the policy asks for fewer approvals than the trust root": (
+        7,
+        lambda: approved_by(("approver",), approvals=0),
+        BadSignature,
+        "1 of the 2",
+    ),
+    "one approver approves twice": (
+        7,
+        lambda: approved_by(("approver",), ("approver",)),
+        BadSignature,
+        "1 of the 2",
+    ),
+    "one approver approves twice under two key ids": (
+        7,
+        one_approver_under_two_key_ids,
+        BadSignature,
+        "1 of the 2",
+    ),
+    "a publisher pads the approvals": (
+        7,
+        lambda: approved_by(("approver",), ("publisher",)),
+        BadSignature,
+        "approver",
+    ),
+    "a publisher signs beside an approver": (
+        7,
+        lambda: approved_by(("approver", "publisher")),
+        BadSignature,
+        "1 of the 2",
+    ),
     "a key that was rotated away": (7, removed_key, BadSignature, "evaluator"),
     "an additional statement by nobody": (7, unsigned_addition, BadSignature, "evaluator"),
     "a signature over another payload type": (7, foreign_payload_type, BadSignature, "payload type"),
@@ -406,6 +484,19 @@ def test_a_threshold_of_two_is_met_by_two() -> None:
         thresholds={"approver": 2},
     )
     assert replace(signed_by("approval", "approver", "second approver"), trust=trust).admit()
+
+
+def test_approvals_are_counted_over_their_envelopes() -> None:
+    """Two people approve on two machines: each adds a statement of their own."""
+    assert approved_by(("approver",), ("third approver",)).admit()
+    assert approved_by(("approver",), ("second approver",), ("third approver",), approvals=3).admit()
+
+
+def test_approvals_that_nobody_requires_are_not_counted() -> None:
+    """The first of two approvers does not lock the adapter for stages that need none."""
+    first = approved_by(("approver",))
+    needed = tuple(kind for kind in KINDS if kind != "approval")
+    assert replace(first, policy=Policy(bases=BASES, required=needed)).admit()
 
 
 def test_a_policy_may_allow_reviewed_adapters() -> None:
