@@ -1,84 +1,44 @@
-"""The registry: push, attest, approve, promote, pull, verify.
+"""The registry: one object that opens everything a registry consists of, and its verbs.
 
 A shell around pure parts. What comes out of the store, the cache or the index is hostile until
-``admission`` has judged it against trust metadata that this machine has verified. Every writing step can be
-interrupted and repeated: blobs, then manifest, then statements, then the signed name, and last the index.
-The file is longer than others because the whole shell is one class.
+``admission`` has judged it against trust metadata that this machine has verified. The verbs are written in
+``publishing``, ``promotion`` and ``pulling``; the parts are public, for commands that need only one of them.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from registry import attestation
-from registry.admission import Policy, VerifiedAdapter, admit, admit_candidate
-from registry.attestation import ROLE_OF, Kind
-from registry.cache import AdapterCache, Parcel
-from registry.digest import Digest, file_entry
-from registry.errors import (
-    DigestMismatch,
-    NotFound,
-    RegistryError,
-    UsageError,
-    shown,
-)
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterManifest
-from registry.reference import Reference, check_alias, check_name
-from registry.results import Attested, Listed, Promotion, PushResult, Shown, StatementView
+from registry.reference import Reference
 from registry.settings import Layout, layout
-from registry.signing import envelope
-from registry.signing.authority import Authority
-from registry.signing.refresh import TrustClient
-from registry.signing.signers import KeyRing
-from registry.signing.trust import Target, TrustState
-from registry.storage import shelf
-from registry.storage.base import Catalog, ObjectStore
-from registry.storage.catalog import MlflowCatalog, check_model, write_model
-from registry.storage.local import LocalObjects
-from registry.transfer import Progress, silent, upload
-from registry.views import listing, statement_view
 
-_logger = logging.getLogger(__name__)
-
-TRUST_STEPS = (
-    "the root of trust is the one that this machine pinned, or was signed by it",
-    "timestamp, snapshot, aliases and versions are signed by the keys that the root names",
-    "none of them is expired, and none is older than what this machine has seen",
-    "the store shows exactly these trust metadata, byte for byte",
-    "the name is a signed one, and it means this manifest",
-    "every object has the digest that its name says",
-)
-"""What happens before admission, in order; `registry verify` tells it."""
-
-BUILDER = "https://adapter-foundry.dev/builder/registry-push/v1"
+if TYPE_CHECKING:
+    from registry.admission import VerifiedAdapter
+    from registry.attestation import Kind
+    from registry.policy import RegistryPolicy
+    from registry.promotion import GateReport
+    from registry.results import Attested, Listed, Promotion, Pulled, PushResult, Shown
+    from registry.signing.authority import Authority
+    from registry.signing.signers import KeyRing
+    from registry.storage.base import ObjectStore
+    from registry.storage.catalog import MlflowCatalog
+    from registry.storage.ledger import Ledger
+    from registry.transfer import Progress
 
 
 class Registry:
-    """The registry of one data folder.
+    """The registry of one data folder; its parts are opened when they are first used.
 
     Args:
         place: where everything is.
-        store: the objects.
-        catalog: the index.
     """
 
-    def __init__(self, place: Layout, store: ObjectStore, catalog: Catalog) -> None:
-        secret = place.settings.key_passphrase
-        self._store = store
-        self._catalog = catalog
-        self._cache = place.cache
-        self._policy = Policy(allow_review=place.settings.allow_review)
-        self._keys = KeyRing(
-            folder=place.keys,
-            uris=place.settings.keys,
-            passphrase=secret.get_secret_value() if secret is not None else None,
-        )
-        self._authority = Authority(store, self._keys, TrustClient(store, place.trust))
+    def __init__(self, place: Layout) -> None:
+        self.place = place
+        self._anchor: Mapping[str, Any] | None = None
 
     @classmethod
     def open(cls, home: Path | None = None) -> Registry:
@@ -87,8 +47,7 @@ class Registry:
         Raises:
             UsageError: a setting is wrong.
         """
-        place = layout(home)
-        return cls(place, LocalObjects(place.objects), MlflowCatalog(place.tracking_uri))
+        return cls(layout(home))
 
     @classmethod
     def init(cls, home: Path | None = None) -> Registry:
@@ -101,8 +60,78 @@ class Registry:
         registry.initialise()
         return registry
 
+    # -- parts --
+
+    @cached_property
+    def store(self) -> ObjectStore:
+        """The objects."""
+        from registry.storage.stores import open_store
+
+        return open_store(self.place.store_uri)
+
+    @cached_property
+    def catalog(self) -> MlflowCatalog:
+        """The index for people."""
+        from registry.storage.catalog import MlflowCatalog
+
+        return MlflowCatalog(self.place.tracking_uri)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The audit log."""
+        from registry.storage.ledger import Ledger
+
+        return Ledger(self.place.ledger_uri)
+
+    @cached_property
+    def policy(self) -> RegistryPolicy:
+        """The policy file, or the policy that ships with the product."""
+        from registry.policy import RegistryPolicy
+
+        return RegistryPolicy.load(self.place.policy)
+
+    @cached_property
+    def keys(self) -> KeyRing:
+        """The private keys of this machine."""
+        from registry.signing.signers import KeyRing
+
+        secret = self.place.settings.key_passphrase
+        return KeyRing(
+            folder=self.place.keys,
+            uris=self.place.settings.keys,
+            passphrase=secret.get_secret_value() if secret is not None else None,
+        )
+
+    @cached_property
+    def authority(self) -> Authority:
+        """What this machine believes, and the means to sign something new."""
+        from registry.signing.authority import Authority
+        from registry.signing.refresh import TrustClient
+
+        client = TrustClient(self.store, self.place.trust, max_age=self.place.settings.trust_max_age)
+        return Authority(self.store, self.keys, client, anchor=lambda: self._anchor)
+
+    def record(
+        self, action: str, subject: str, details: Mapping[str, Any], *, actor: str | None = None
+    ) -> None:
+        """Writes a line of the audit log; what is published next carries its digest, signed.
+
+        Args:
+            action: what is done, such as ``push``.
+            subject: to what, such as ``pixelsmile:3``.
+            details: JSON values.
+            actor: who does it; None is who works on this machine.
+
+        Raises:
+            NetworkError: the database does not answer; the action must not go on without its line.
+        """
+        head = self.ledger.append(action, subject, details, actor or self.place.actor)
+        self._anchor = {"length": head.length, "digest": str(head.digest)}
+
+    # -- verbs --
+
     def initialise(self) -> bool:
-        """Makes keys, trust root and index.
+        """Makes keys, trust root, audit log and index.
 
         Returns:
             False if they were there already; they are left as they are.
@@ -110,13 +139,13 @@ class Registry:
         Raises:
             UsageError: the store belongs to another registry.
         """
-        self._catalog.require()
-        made = self._authority.initialise()
+        self.catalog.require()
+        made = self.authority.initialise()
         if made:
-            self._catalog.prepare()
+            self.record("init", self.store.uri, {"home": str(self.place.home)})
+            self.authority.publish_anchor()
+            self.catalog.prepare()
         return made
-
-    # -- publishing --
 
     def push(
         self,
@@ -124,303 +153,119 @@ class Registry:
         name: str,
         *,
         evaluation: Mapping[str, Any] | None = None,
+        version: int | None = None,
         progress: Progress | None = None,
     ) -> PushResult:
-        """Publishes an adapter folder as a new version, or finds the version that it already is.
+        """Publishes an adapter folder as a new version; see `publishing.push`."""
+        from registry import publishing
 
-        Scan and licence policy come first; nothing is written if they refuse. The training, licence and scan
-        statements are signed, and the evaluation statement if there is an evaluation.
-
-        Args:
-            folder: holds the weights and the adapter card; other files are left alone.
-            name: name of the adapter.
-            evaluation: an evaluation report with a "verdict".
-            progress: hears about the upload.
-
-        Raises:
-            PolicyRefused: the scan or the licences refuse.
-            RegistryError: see the error tree.
-        """
-        check_name(name)
-        self._catalog.require()
-        files = read_folder(folder)
-        candidate = admit_candidate(files, self._policy)
-        entries = tuple(file_entry(path, data) for path, data in files.items())
-        state = self._authority.signing_state()
-        draft = AdapterManifest.make(candidate.card, name=name, version=1, files=entries)
-        known = _version_with(state, draft)
-        version = known or max(state.versions_of(name), default=0) + 1
-        manifest = AdapterManifest.make(candidate.card, name=name, version=version, files=entries)
-
-        uploaded = upload(self._store, files, manifest.files, progress or silent)
-        shelf.put_manifest(self._store, manifest)
-        for kind, predicate in self._push_predicates(candidate, evaluation):
-            self._sign(manifest, kind, predicate)
-        source = write_model(self._store, manifest, manifest.digest)
-        reference = f"{name}:{version}"
-        if known is None or state.renewal_of_names_due(datetime.now(UTC)):
-            size = len(manifest.canonical_bytes())
-            self._authority.add_version(reference, manifest.digest, size, {"content": str(draft.digest)})
-        self._catalog.record(manifest, manifest.digest, source)
-        return PushResult(
-            reference=reference,
-            version=version,
-            digest=manifest.digest,
-            uploaded_bytes=uploaded,
-            reused=known is not None,
-        )
+        return publishing.push(self, folder, name, evaluation=evaluation, version=version, progress=progress)
 
     def attest(
         self, ref: str | Reference, kind: Kind, predicate: Mapping[str, Any], role: str | None = None
     ) -> Attested:
-        """Signs a statement about a published version.
+        """Signs a statement about a published version; see `publishing.attest`."""
+        from registry import publishing
 
-        Args:
-            ref: the version.
-            kind: what is attested.
-            predicate: the statement's content.
-            role: whose key signs; the role that the kind needs is the only one that will be believed.
-
-        Raises:
-            UsageError: the role cannot sign such statements, or the predicate is not valid.
-            RegistryError: see the error tree.
-        """
-        if kind not in ROLE_OF:
-            raise UsageError(
-                f"there is no statement of the kind {shown(kind)!r}", mend=f"kinds are: {', '.join(ROLE_OF)}"
-            )
-        if role is not None and role != ROLE_OF[kind]:
-            raise UsageError(
-                f"a statement of the kind {kind!r} is only believed from the {ROLE_OF[kind]}",
-                mend=f"sign it as {ROLE_OF[kind]}",
-            )
-        target = self._authority.state().resolve(_reference(ref))
-        return self._sign(shelf.read_manifest(self._store, target.digest), kind, predicate)
+        return publishing.attest(self, Reference.of(ref), kind, predicate, role)
 
     def approve(self, ref: str | Reference, by: str, reason: str, *, automatic: bool = False) -> Attested:
-        """Signs that somebody approved a version, after everything else about it was verified.
+        """Signs that somebody approved a version; see `publishing.approve`."""
+        from registry import publishing
 
-        Args:
-            ref: the version.
-            by: who approves.
-            reason: why; people will read it.
-            automatic: no person looked at it.
+        return publishing.approve(self, Reference.of(ref), by, reason, automatic=automatic)
 
-        Raises:
-            RegistryError: the version would not pass admission even with an approval.
-        """
-        if not by.strip() or not reason.strip():
-            raise UsageError("an approval needs a name and a reason", mend="say who approves and why")
-        state = self._authority.state()
-        target = state.resolve(_reference(ref))
-        needed = tuple(kind for kind in self._policy.required if kind != "approval")
-        adapter = self._admit(state, target, _reference(ref), replace(self._policy, required=needed))
-        manifest = _manifest_of(adapter)
-        said = {"by": by, "reason": reason, "automatic": automatic}
-        for view in self._views(state, manifest.digest):
-            if view.kind == "approval" and view.signed and said.items() <= view.predicate.items():
-                return Attested(
-                    reference=str(adapter.reference),
-                    kind="approval",
-                    digest=manifest.digest,
-                    statement=view.key,
-                    reused=True,
-                )
-        at = datetime.now(UTC).isoformat(timespec="seconds")
-        predicate = attestation.approval_predicate(by=by, reason=reason, at=at, automatic=automatic)
-        return self._sign(manifest, "approval", predicate)
+    def gates(self, ref: str | Reference, alias: str) -> GateReport:
+        """Tells whether a version passes the gates of an alias; see `promotion.gates`."""
+        from registry import promotion
+
+        return promotion.gates(self, Reference.of(ref), alias)
 
     def promote(self, ref: str | Reference, alias: str) -> Promotion:
-        """Signs that an alias means a version that passes every check; MLflow is told afterwards.
+        """Signs that an alias means a version that passes every gate; see `promotion.promote`.
 
         Raises:
-            Unsigned: the evaluation, the approval or another statement is missing.
-            RegistryError: see the error tree.
+            RegistryError: the first gate that does not pass.
         """
-        check_alias(alias)
-        reference = _reference(ref)
-        self._catalog.require()
-        state = self._authority.signing_state()
-        target = state.resolve(reference)
-        manifest = _manifest_of(self._admit(state, target, reference, self._policy))
-        path = f"{manifest.name}@{alias}"
-        before = state.aliases().get(path)
-        reused = before is not None and before.digest == manifest.digest
-        if not reused or state.renewal_of_names_due(datetime.now(UTC)):
-            size = len(manifest.canonical_bytes())
-            self._authority.set_alias(path, manifest.digest, size, {"version": manifest.version})
-        self._catalog.point(manifest.name, alias, manifest.digest)
-        return Promotion(
-            reference=path,
-            version=manifest.version,
-            digest=manifest.digest,
-            previous=None if before is None else before.custom.get("version"),
-            reused=reused,
-        )
+        from registry import promotion
+
+        return promotion.promote(self, promotion.gates(self, Reference.of(ref), alias))
+
+    def rollback(self, name: str, alias: str, to: int | None = None) -> Promotion:
+        """Points an alias back to a version that it meant before; see `promotion.rollback`."""
+        from registry import promotion
+
+        return promotion.rollback(self, name, alias, to)
+
+    def demote(self, name: str, alias: str) -> Promotion:
+        """Takes an alias away; see `promotion.demote`."""
+        from registry import promotion
+
+        return promotion.demote(self, name, alias)
 
     def revoke(self, ref: str | Reference, reason: str) -> Listed:
-        """Signs that a version must not be loaded any more, not even from a warm cache.
+        """Signs that a version must not be loaded any more, not even from a warm cache."""
+        from registry import promotion
 
-        Raises:
-            RegistryError: see the error tree.
-        """
-        if not reason.strip():
-            raise UsageError("a revocation needs a reason", mend="say why; people will read it")
-        target = self._authority.signing_state().resolve(_reference(ref))
-        state = self._authority.revoke(target.digest, reason)
-        return next(found for found in listing(state) if found.digest == target.digest)
+        return promotion.revoke(self, Reference.of(ref), reason)
 
-    # -- using --
+    def yank(self, ref: str | Reference, reason: str | None) -> Listed:
+        """Hides a version from lists and promotions, or shows it again (None); it can still be pulled."""
+        from registry import promotion
+
+        return promotion.yank(self, Reference.of(ref), reason)
 
     def pull(
+        self,
+        ref: str | Reference,
+        cache: Path | None = None,
+        *,
+        output: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Pulled:
+        """Fetches and verifies an adapter and keeps its files in the cache; see `pulling.pull`."""
+        from registry import pulling
+
+        return pulling.pull(self, Reference.of(ref), cache, output=output, progress=progress)
+
+    def load(
         self, ref: str | Reference, cache: Path | None = None, progress: Progress | None = None
     ) -> VerifiedAdapter:
-        """Fetches an adapter, verifies everything about it and keeps it in the cache.
+        """Pulls an adapter and admits the bytes that are read from the cache; see `pulling.load`."""
+        from registry import pulling
 
-        A cached adapter is verified again, against the newest trust metadata; if the cache was damaged, it is
-        fetched anew. Nothing is kept of an adapter that is refused.
+        return pulling.load(self, Reference.of(ref), cache, progress)
 
-        Args:
-            ref: the adapter.
-            cache: folder to keep it in, instead of this machine's.
-            progress: hears about the download.
+    def verify(self, ref: str | Reference) -> Pulled:
+        """Verifies an adapter in the store, every byte and today's scan; keeps nothing."""
+        from registry import pulling
 
-        Raises:
-            RegistryError: see the error tree.
-        """
-        reference = _reference(ref)
-        state = self._authority.state()
-        target = state.resolve(reference)
-        kept = AdapterCache(cache if cache is not None else self._cache)
-        warm = kept.read(target.digest)
-        if warm is not None:
-            try:
-                statements = shelf.read_statements(self._store, target.digest)
-                warm = replace(warm, statements=tuple(statements.values()))
-                return self._judge(state, target, reference, self._policy, warm)
-            except DigestMismatch as error:
-                _logger.warning("the cached %s is damaged and is fetched again: %s", reference, error.message)
-            except RegistryError:
-                kept.drop(target.digest)
-                raise
-        kept.drop(target.digest)
-        parcel = shelf.fetch(self._store, target.digest, progress or silent)
-        adapter = self._judge(state, target, reference, self._policy, parcel)
-        check_model(self._store, _manifest_of(adapter), target.digest)
-        kept.write(target.digest, parcel)
-        return adapter
+        return pulling.verify(self, Reference.of(ref))
 
-    def cached(self, adapter: VerifiedAdapter, cache: Path | None = None) -> Path:
-        """The folder where `pull` keeps an adapter."""
-        return AdapterCache(cache if cache is not None else self._cache).path(adapter.digest)
+    def verify_folder(self, folder: Path) -> Pulled:
+        """Verifies a pulled folder, wherever it comes from; see `pulling.verify_folder`."""
+        from registry import pulling
 
-    def verify(self, ref: str | Reference) -> VerifiedAdapter:
-        """Verifies an adapter in the store exactly as a pull into an empty cache would, and keeps nothing.
+        return pulling.verify_folder(self, folder)
 
-        Raises:
-            RegistryError: see the error tree.
-        """
-        reference = _reference(ref)
-        state = self._authority.state()
-        target = state.resolve(reference)
-        adapter = self._admit(state, target, reference, self._policy)
-        check_model(self._store, _manifest_of(adapter), target.digest)
-        return adapter
+    def list(self, name: str | None = None) -> tuple[Listed, ...]:
+        """Every signed version with its signed aliases, or those of one adapter."""
+        from registry.views import listing
 
-    def list(self) -> tuple[Listed, ...]:
-        """Every signed version with its signed aliases.
-
-        Raises:
-            RegistryError: see the error tree.
-        """
-        return listing(self._authority.state())
+        return listing(self.authority.state(), name)
 
     def show(self, ref: str | Reference) -> Shown:
-        """What is signed about an adapter, also if it would be refused.
+        """What is signed about an adapter, also if it would be refused."""
+        from registry.results import Shown
+        from registry.storage import shelf
+        from registry.views import listed, statement_view
 
-        Raises:
-            RegistryError: see the error tree.
-        """
-        state = self._authority.state()
-        target = state.resolve(_reference(ref))
-        listed = next(found for found in listing(state) if found.digest == target.digest)
-        manifest = shelf.read_manifest(self._store, target.digest)
-        return Shown(listed=listed, manifest=manifest, statements=self._views(state, target.digest))
-
-    # -- parts --
-
-    def _push_predicates(
-        self, candidate: VerifiedAdapter, evaluation: Mapping[str, Any] | None
-    ) -> Iterable[tuple[Kind, Mapping[str, Any]]]:
-        from registry import licenses
-
-        base = self._policy.bases.get(candidate.card.base.id)
-        verdict = licenses.judge(candidate.card, None if base is None else base.license)
-        yield "training", attestation.training_predicate(candidate.card, builder=BUILDER)
-        yield "licence", attestation.licence_predicate(verdict, candidate.card)
-        yield "scan", attestation.scan_predicate(candidate.scan)
-        if evaluation is not None:
-            yield "evaluation", attestation.evaluation_predicate(evaluation)
-
-    def _sign(self, manifest: AdapterManifest, kind: Kind, predicate: Mapping[str, Any]) -> Attested:
-        subject = f"{manifest.name}:{manifest.version}"
-        payload = attestation.statement(kind, subject, manifest.digest, predicate)
-        data = envelope.sign(payload, [self._keys.signer(ROLE_OF[kind])])
-        key, new = shelf.put_statement(self._store, manifest.digest, kind, data)
-        return Attested(reference=subject, kind=kind, digest=manifest.digest, statement=key, reused=not new)
-
-    def _judge(
-        self, state: TrustState, target: Target, reference: Reference, policy: Policy, parcel: Parcel
-    ) -> VerifiedAdapter:
-        return admit(
-            parcel.manifest, parcel.files, parcel.statements, state, policy, target.digest, reference
+        state = self.authority.state()
+        target = state.resolve(Reference.of(ref))
+        manifest = shelf.read_manifest(self.store, target.digest)
+        statements = shelf.read_statements(self.store, target.digest)
+        return Shown(
+            listed=listed(state, manifest.name, manifest.version, target.digest),
+            manifest=manifest,
+            statements=tuple(statement_view(state, key, data) for key, data in statements.items()),
         )
-
-    def _admit(
-        self, state: TrustState, target: Target, reference: Reference, policy: Policy
-    ) -> VerifiedAdapter:
-        return self._judge(state, target, reference, policy, shelf.fetch(self._store, target.digest))
-
-    def _views(self, state: TrustState, digest: Digest) -> tuple[StatementView, ...]:
-        statements = shelf.read_statements(self._store, digest)
-        return tuple(statement_view(state, key, data) for key, data in statements.items())
-
-
-def read_folder(folder: Path) -> dict[str, bytes]:
-    """Reads the files of an adapter folder.
-
-    Raises:
-        NotFound: the folder is no adapter folder.
-        RegistryError: a file cannot be read.
-    """
-    files = {}
-    for name in (CARD_NAME, WEIGHTS_NAME):
-        try:
-            files[name] = (folder / name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(
-                f"{folder} has no {name}",
-                mend=f"an adapter folder holds {WEIGHTS_NAME} and {CARD_NAME}, as the trainer writes them",
-            ) from None
-        except OSError as error:
-            raise RegistryError(
-                f"{folder / name} cannot be read: {error.strerror}", mend="check the file"
-            ) from error
-    return files
-
-
-def _reference(ref: str | Reference) -> Reference:
-    return ref if isinstance(ref, Reference) else Reference.parse(ref)
-
-
-def _manifest_of(adapter: VerifiedAdapter) -> AdapterManifest:
-    assert adapter.manifest is not None, "an adapter of a registry has a manifest"
-    return adapter.manifest
-
-
-def _version_with(state: TrustState, draft: AdapterManifest) -> int | None:
-    """The signed version that holds the same content, whatever its number."""
-    for version, target in state.versions_of(draft.name).items():
-        if target.custom.get("content") == draft.digest:
-            return version
-    return None

@@ -72,6 +72,15 @@ class Reference:
             raise UsageError(f"{self.version} is not a version", "versions count from 1")
 
     @classmethod
+    def of(cls, value: str | Reference) -> Reference:
+        """Return a reference as it is, and text parsed.
+
+        Raises:
+            UsageError: as `parse`.
+        """
+        return value if isinstance(value, Reference) else cls.parse(value)
+
+    @classmethod
     def parse(cls, text: str) -> Reference:
         """Return the reference that ``text`` writes.
 

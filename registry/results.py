@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from registry.attestation import Kind
@@ -51,21 +52,44 @@ class Attested:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """An alias that was signed, or was right already.
+    """An alias that was signed, was right already, or was taken away.
 
     Attributes:
         reference: ``name@alias``.
-        version: the version that it means now.
-        digest: digest of that version's manifest.
+        version: the version that it means now; None if it was taken away.
+        digest: digest of that version's manifest, or of the one that it meant.
         previous: the version that it meant before, if any.
         reused: it meant that version before.
     """
 
     reference: str
-    version: int
+    version: int | None
     digest: Digest
     previous: int | None
     reused: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pulled:
+    """An adapter whose files were verified.
+
+    Attributes:
+        reference: what was asked for.
+        resolved: ``name:version``.
+        digest: digest of the manifest.
+        manifest: the signed manifest.
+        path: the folder that holds the files; None if nothing was kept.
+        fetched_bytes: how many bytes came from the store; 0 from a warm cache.
+        warnings: what a person should know, such as that the version was yanked.
+    """
+
+    reference: str
+    resolved: str
+    digest: Digest
+    manifest: AdapterManifest
+    path: Path | None
+    fetched_bytes: int
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +101,16 @@ class Listed:
         digest: digest of its manifest.
         aliases: aliases that mean it.
         revoked: the signed reason why it must not be used, or None.
+        yanked: the signed reason why it should not be used for anything new, or None.
+        facts: what its publisher signed about it for lists: base, licence, time.
     """
 
     reference: str
     digest: Digest
     aliases: tuple[str, ...]
     revoked: str | None
+    yanked: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

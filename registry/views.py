@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from registry import attestation
 from registry.attestation import ROLE_OF
+from registry.digest import Digest
 from registry.errors import BadSignature, InvalidDocument, Unsigned
 from registry.results import Listed, StatementView
 from registry.signing import envelope
-from registry.signing.trust import TrustState
+from registry.signing.trust import Target, TrustState
 
 
-def listing(state: TrustState) -> tuple[Listed, ...]:
-    """Every signed version, by name and number."""
-    aliases = state.aliases()
-    listed = []
-    for path, target in state.versions().items():
-        name = path.partition(":")[0]
-        mine = (
-            alias
-            for alias, to in aliases.items()
-            if to.digest == target.digest and alias.startswith(f"{name}@")
-        )
-        listed.append(
-            Listed(
-                reference=path,
-                digest=target.digest,
-                aliases=tuple(alias.partition("@")[2] for alias in mine),
-                revoked=state.is_revoked(target.digest),
-            )
-        )
-    return tuple(sorted(listed, key=lambda found: _order(found.reference)))
+def listing(state: TrustState, name: str | None = None) -> tuple[Listed, ...]:
+    """Every signed version, by name and number; or those of one adapter."""
+    aliases: dict[Digest, list[str]] = {}
+    for path, target in state.aliases().items():
+        aliases.setdefault(target.digest, []).append(path)
+    versions = (
+        state.versions()
+        if name is None
+        else {f"{name}:{number}": target for number, target in state.versions_of(name).items()}
+    )
+    found = [
+        _listed(state, path, target, aliases.get(target.digest, ())) for path, target in versions.items()
+    ]
+    return tuple(sorted(found, key=lambda row: _order(row.reference)))
+
+
+def listed(state: TrustState, name: str, version: int, digest: Digest) -> Listed:
+    """One signed version."""
+    target = state.versions_of(name)[version]
+    mine = [path for path, to in state.aliases().items() if to.digest == digest]
+    return _listed(state, f"{name}:{version}", target, mine)
+
+
+def _listed(state: TrustState, path: str, target: Target, aliases: Iterable[str]) -> Listed:
+    name = path.partition(":")[0]
+    return Listed(
+        reference=path,
+        digest=target.digest,
+        aliases=tuple(alias.partition("@")[2] for alias in aliases if alias.startswith(f"{name}@")),
+        revoked=state.is_revoked(target.digest),
+        yanked=state.is_yanked(target.digest),
+        facts={key: value for key, value in target.custom.items() if key != "content"},
+    )
 
 
 def _order(reference: str) -> tuple[str, int]:
@@ -45,9 +61,7 @@ def statement_view(state: TrustState, key: str, data: bytes) -> StatementView:
         ids = envelope.signer_ids(data)
         claimed = attestation.parse_statement(envelope.unverified_payload(data)).kind
         kind, role = claimed, ROLE_OF[claimed]
-        predicate = attestation.parse_statement(
-            envelope.verify(data, state.keys(role), state.threshold(role))
-        ).predicate
+        predicate = attestation.parse_statement(envelope.verify(data, state.keys(role), 1)).predicate
     except (BadSignature, Unsigned, InvalidDocument) as error:
         return StatementView(
             key=key, kind=kind, role=role, signed=False, problem=error.message, key_ids=ids, predicate={}

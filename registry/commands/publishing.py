@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from registry.commands import Answer, command, read_json
+from registry.commands import Answer, command, read_json, table
 from registry.commands.using import listed
 
 if TYPE_CHECKING:
+    from registry.promotion import GateReport
+    from registry.results import Promotion
     from registry.transfer import Progress
 
 
@@ -51,17 +53,19 @@ def init() -> Answer:
     type=click.Path(exists=True, dir_okay=False),
     help='Evaluation report (JSON with a "verdict") to sign along.',
 )
-def push(folder: str, name: str, evaluation: str | None, progress: Progress) -> Answer:
+@click.option("--version", type=click.IntRange(1), help="Number that it must get; default: the next one.")
+def push(folder: str, name: str, evaluation: str | None, version: int | None, progress: Progress) -> Answer:
     """Publish an adapter FOLDER as the next version of a name.
 
-    Scans it, checks its licences, signs it. The same adapter pushed again is found, not duplicated.
+    Scans it, checks its licences, signs it. The same adapter pushed again is found, not duplicated; a version
+    that exists is never overwritten. An interrupted push is completed by the next one.
     """
     from pathlib import Path
 
     from registry.client import Registry
 
     report = None if evaluation is None else read_json(Path(evaluation), "the evaluation.json of a run")
-    result = Registry.open().push(Path(folder), name, evaluation=report, progress=progress)
+    result = Registry.open().push(Path(folder), name, evaluation=report, version=version, progress=progress)
     data = {
         "reference": result.reference,
         "version": result.version,
@@ -94,27 +98,72 @@ def approve(reference: str, by: str, reason: str) -> Answer:
 
 @command
 @click.argument("reference")
-@click.argument("alias")
-def promote(reference: str, alias: str) -> Answer:
-    """Sign that ALIAS means REFERENCE, if it passes every check.
+@click.option("--to", "alias", required=True, help="The alias that shall mean it, such as prod.")
+@click.option("--dry-run", is_flag=True, help="Look at the gates and change nothing.")
+def promote(reference: str, alias: str, dry_run: bool) -> Answer:
+    """Sign that an alias means REFERENCE, if it passes every gate.
 
-    Example: registry promote pixelsmile:3 prod
+    All gates are shown, also behind one that fails. Example: registry promote pixelsmile:3 --to prod
+    """
+    from registry.client import Registry
+    from registry.promotion import promote as promote_reported
+
+    registry = Registry.open()
+    report = registry.gates(reference, alias)
+    shown = _gates(report)
+    data = {
+        "reference": report.alias,
+        "version": report.manifest.version,
+        "digest": str(report.manifest.digest),
+        "checks": [
+            {"name": check.name, "outcome": check.outcome, "detail": check.detail} for check in report.checks
+        ],
+    }
+    if report.refusal is not None:
+        error = report.refusal
+        text = f"{shown}\n{report.reference} is not promoted: {error}"
+        refusal = {"kind": type(error).__name__, "message": error.message, "mend": error.mend}
+        return Answer(data | {"promoted": False, "error": refusal}, text, error.exit_code)
+    if dry_run:
+        return Answer(data | {"promoted": False}, f"{shown}\n{report.alias} could mean {report.reference}.")
+    result = promote_reported(registry, report)
+    more = {"promoted": True, "previous": result.previous, "reused": result.reused}
+    return Answer(data | more, f"{shown}\n{_moved(result)}")
+
+
+@command
+@click.argument("reference")
+@click.option(
+    "--to", "version", type=click.IntRange(1), help="Version that it meant before; default: the last."
+)
+def rollback(reference: str, version: int | None) -> Answer:
+    """Point the alias of REFERENCE (name@alias) back to a version that it meant before.
+
+    That version has to pass the gates of today.
     """
     from registry.client import Registry
 
-    result = Registry.open().promote(reference, alias)
+    name, alias = _name_and_alias(reference)
+    result = Registry.open().rollback(name, alias, version)
     data = {
         "reference": result.reference,
         "version": result.version,
         "digest": str(result.digest),
         "previous": result.previous,
-        "reused": result.reused,
     }
-    before = "" if result.previous is None else f", which meant version {result.previous} before"
-    verb = "already means" if result.reused else "now means"
-    return Answer(
-        data, f"{result.reference}  {result.digest}\nThe alias {verb} version {result.version}{before}."
-    )
+    return Answer(data, _moved(result))
+
+
+@command
+@click.argument("reference")
+def demote(reference: str) -> Answer:
+    """Take the alias of REFERENCE (name@alias) away; versions stay."""
+    from registry.client import Registry
+
+    name, alias = _name_and_alias(reference)
+    result = Registry.open().demote(name, alias)
+    data = {"reference": result.reference, "version": None, "previous": result.previous}
+    return Answer(data, f"{result.reference} means nothing any more; it meant version {result.previous}.")
 
 
 @command
@@ -128,4 +177,45 @@ def revoke(reference: str, reason: str) -> Answer:
     return Answer(listed(row), f"{row.reference}  {row.digest}\nRevoked: {reason}")
 
 
-COMMANDS = (init, push, approve, promote, revoke)
+@command
+@click.argument("reference")
+@click.option("--reason", help="Why; people will read it.")
+@click.option("--undo", is_flag=True, help="Show it again.")
+def yank(reference: str, reason: str | None, undo: bool) -> Answer:
+    """Hide REFERENCE from lists and promotions; pulling it by version still works, with a warning."""
+    from registry.client import Registry
+    from registry.errors import UsageError
+
+    if undo == (reason is not None):
+        raise UsageError("a yank needs either --reason or --undo", "say why, or take it back")
+    row = Registry.open().yank(reference, reason)
+    said = "Shown again." if undo else f"Yanked: {reason}"
+    return Answer(listed(row), f"{row.reference}  {row.digest}\n{said}")
+
+
+def _gates(report: GateReport) -> str:
+    marks = {"pass": "pass", "fail": "FAIL", "missing": "MISSING"}
+    rows = [("GATE", "RESULT", "FOUND")]
+    rows += [
+        (check.name, marks[check.outcome], check.detail.partition("\n")[0] or "-") for check in report.checks
+    ]
+    return table(rows)
+
+
+def _moved(result: Promotion) -> str:
+    before = "" if result.previous is None else f", which meant version {result.previous} before"
+    verb = "already means" if result.reused else "now means"
+    return f"{result.reference}  {result.digest}\nThe alias {verb} version {result.version}{before}."
+
+
+def _name_and_alias(text: str) -> tuple[str, str]:
+    from registry.errors import UsageError
+    from registry.reference import Reference
+
+    reference = Reference.parse(text)
+    if reference.alias is None:
+        raise UsageError(f"{text} names no alias", "write name@alias, for example pixelsmile@prod")
+    return reference.name, reference.alias
+
+
+COMMANDS = (init, push, approve, promote, rollback, demote, revoke, yank)

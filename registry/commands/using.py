@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,62 +10,98 @@ import click
 from registry.commands import DIGEST_SHOWN, Answer, as_text, command, table
 
 if TYPE_CHECKING:
-    from registry.admission import VerifiedAdapter
-    from registry.results import Listed, StatementView
+    from registry.results import Listed, Pulled, StatementView
     from registry.transfer import Progress
 
 
 @command
 @click.argument("reference")
+@click.option("--output", type=click.Path(file_okay=False), help="Folder that gets the files as well.")
 @click.option("--cache", type=click.Path(file_okay=False), help="Folder to keep it in.")
-def pull(reference: str, cache: str | None, progress: Progress) -> Answer:
+def pull(reference: str, output: str | None, cache: str | None, progress: Progress) -> Answer:
     """Fetch and verify REFERENCE, keep it in the cache.
 
-    Nothing is kept of an adapter that is refused.
+    Nothing is kept of an adapter that is refused. An interrupted pull goes on where it was.
     """
     from pathlib import Path
 
     from registry.client import Registry
 
-    registry, folder = Registry.open(), None if cache is None else Path(cache)
-    adapter = registry.pull(reference, folder, progress)
-    path = registry.cached(adapter, folder)
-    data = _adapter(reference, adapter) | {"path": str(path)}
-    return Answer(data, f"{reference}  {adapter.digest}\n{path}")
+    pulled = Registry.open().pull(
+        reference,
+        None if cache is None else Path(cache),
+        output=None if output is None else Path(output),
+        progress=progress,
+    )
+    _warn(pulled)
+    data = _pulled(pulled) | {"path": str(pulled.path), "fetched_bytes": pulled.fetched_bytes}
+    return Answer(data, f"{reference}  {pulled.digest}\n{pulled.path}")
 
 
 @command
 @click.argument("reference")
 def verify(reference: str) -> Answer:
-    """Verify REFERENCE in the store; say what was checked."""
-    from registry.admission import STEPS
-    from registry.client import TRUST_STEPS, Registry
+    """Verify REFERENCE in the store, or a pulled folder; say what was checked.
 
-    adapter = Registry.open().verify(reference)
+    REFERENCE is name@alias, name:version, name@sha256:<hex>, or the path of a folder with a manifest.json.
+    """
+    from pathlib import Path
+
+    from registry.admission import STEPS
+    from registry.client import Registry
+    from registry.pulling import TRUST_STEPS
+
+    registry, folder = Registry.open(), Path(reference)
+    is_folder = "/" in reference or folder.is_dir()
+    pulled = registry.verify_folder(folder) if is_folder else registry.verify(reference)
+    _warn(pulled)
+    # The last step makes the bytes that are loaded, and nothing is loaded here.
     checks = [
         {"number": number, "check": check, "passed": True}
-        for number, check in enumerate((*TRUST_STEPS, *STEPS), start=1)
+        for number, check in enumerate((*TRUST_STEPS, *STEPS[:-1]), start=1)
     ]
-    lines = [f"{reference}  {adapter.digest}", "The following checks were performed and passed:"]
+    lines = [f"{reference}  {pulled.digest}", "The following checks were performed and passed:"]
     lines += [f"  {check['number']:2}. {check['check']}" for check in checks]
-    return Answer(_adapter(reference, adapter) | {"checks": checks}, "\n".join(lines))
+    return Answer(_pulled(pulled) | {"checks": checks}, "\n".join(lines))
 
 
 @command
-def list() -> Answer:
+@click.option("--all", "everything", is_flag=True, help="Show yanked versions too.")
+def list(everything: bool) -> Answer:
     """List every signed version and its aliases."""
     from registry.client import Registry
 
-    found = Registry.open().list()
-    rows = [("REFERENCE", "ALIASES", "DIGEST", "")]
-    rows += [
-        (row.reference, ", ".join(row.aliases) or "-", row.digest[:DIGEST_SHOWN], f"REVOKED: {row.revoked}")
-        if row.revoked
-        else (row.reference, ", ".join(row.aliases) or "-", row.digest[:DIGEST_SHOWN], "")
-        for row in found
-    ]
-    text = table(rows) if found else "There are no adapters yet; `registry push` publishes one."
-    return Answer({"adapters": [listed(row) for row in found]}, text)
+    return _rows(Registry.open().list(), everything)
+
+
+@command
+@click.argument("name")
+def versions(name: str) -> Answer:
+    """List the versions of the adapter NAME, yanked ones too."""
+    from registry.client import Registry
+    from registry.errors import NotFound
+    from registry.reference import check_name
+
+    found = Registry.open().list(check_name(name))
+    if not found:
+        raise NotFound(f"there is no adapter {name}", "`registry list` shows what there is")
+    return _rows(found, True)
+
+
+@command
+@click.argument("words", nargs=-1, required=True)
+def search(words: tuple[str, ...]) -> Answer:
+    """List the versions whose name, base, licence or description holds all WORDS.
+
+    What is searched is what the publisher signed, not the index.
+    """
+    from registry.client import Registry
+
+    def matches(row: Listed) -> bool:
+        text = " ".join((row.reference, *map(str, row.facts.values()))).lower()
+        return all(word.lower() in text for word in words)
+
+    return _rows([row for row in Registry.open().list() if matches(row)], False)
 
 
 @command
@@ -87,6 +124,7 @@ def show(reference: str, attestations: bool) -> Answer:
         ("digest", str(found.listed.digest)),
         ("aliases", ", ".join(found.listed.aliases) or "-"),
         ("revoked", found.listed.revoked or "no"),
+        ("yanked", found.listed.yanked or "no"),
         ("licence", manifest.license),
         ("base", f"{manifest.base.id} at {manifest.base.revision} ({manifest.base.license})"),
         ("lora", f"rank {manifest.lora.rank}, alpha {manifest.lora.alpha:g}, {manifest.lora.dtype}"),
@@ -112,26 +150,45 @@ def scan(folder: str) -> Answer:
     """
     from pathlib import Path
 
-    from registry.client import read_folder
     from registry.errors import NeedsReview, ScanRefused
     from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+    from registry.publishing import open_folder
     from registry.scanning import scan as scan_weights
 
-    files = read_folder(Path(folder))
-    report = scan_weights(files[WEIGHTS_NAME], AdapterCard.parse(files[CARD_NAME]))
+    with open_folder(Path(folder)) as files:
+        card = files[CARD_NAME]
+        report = scan_weights(files[WEIGHTS_NAME], AdapterCard.parse(card[: len(card)]))
     codes = {"pass": 0, "review": NeedsReview.exit_code, "block": ScanRefused.exit_code}
     return Answer(report.to_json(), report.text().rstrip(), codes[report.verdict])
 
 
-def _adapter(reference: str, adapter: VerifiedAdapter) -> dict[str, Any]:
+def _rows(found: Sequence[Listed], everything: bool) -> Answer:
+    """A table of versions; yanked ones only if they are asked for."""
+    shown = [row for row in found if everything or row.yanked is None]
+    rows = [("REFERENCE", "ALIASES", "DIGEST", "LICENCE", "")]
+    for row in shown:
+        state = f"REVOKED: {row.revoked}" if row.revoked else f"yanked: {row.yanked}" if row.yanked else ""
+        aliases = ", ".join(row.aliases) or "-"
+        rows.append((row.reference, aliases, row.digest[:DIGEST_SHOWN], row.facts.get("license", "-"), state))
+    text = table(rows) if shown else "There are no such adapters; `registry push` publishes one."
+    return Answer({"adapters": [listed(row) for row in shown]}, text)
+
+
+def _warn(pulled: Pulled) -> None:
+    for warning in pulled.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _pulled(pulled: Pulled) -> dict[str, Any]:
+    manifest = pulled.manifest
     return {
-        "reference": reference,
-        "resolved": adapter.reference,
-        "version": None if adapter.manifest is None else adapter.manifest.version,
-        "digest": str(adapter.digest),
-        "license": adapter.card.license,
-        "base": {"id": adapter.card.base.id, "revision": adapter.card.base.revision},
-        "scan": adapter.scan.verdict,
+        "reference": pulled.reference,
+        "resolved": pulled.resolved,
+        "version": manifest.version,
+        "digest": str(pulled.digest),
+        "license": manifest.license,
+        "base": {"id": manifest.base.id, "revision": manifest.base.revision},
+        "warnings": [*pulled.warnings],
     }
 
 
@@ -142,6 +199,8 @@ def listed(row: Listed) -> dict[str, Any]:
         "digest": str(row.digest),
         "aliases": [*row.aliases],
         "revoked": row.revoked,
+        "yanked": row.yanked,
+        **row.facts,
     }
 
 
@@ -162,4 +221,4 @@ def _statement_line(view: StatementView) -> str:
     return f"{view.kind}, signed by the {view.role} key {', '.join(keyid[:12] for keyid in view.key_ids)}"
 
 
-COMMANDS = (pull, verify, list, show, scan)
+COMMANDS = (pull, verify, list, versions, search, show, scan)

@@ -1,0 +1,308 @@
+"""Pulling: from a reference to verified files on this machine, or to verified bytes in memory.
+
+Documents are judged before a file is fetched. Files are compared with the manifest chunk by chunk while they
+arrive. A warm pull asks for nothing that did not change: the receipt of the cache tells by which root, policy,
+rules and statements the files were admitted, and as long as all of that is the same, only revocation has to
+be looked at. Nothing that loads bytes relies on a receipt: `load` admits the bytes that it read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from registry.admission import (
+    AdmittedDocuments,
+    Policy,
+    VerifiedAdapter,
+    admit,
+    admit_documents,
+    check_files,
+    check_revocation,
+    check_transfer,
+)
+from registry.cache import MANIFEST_NAME, AdapterCache
+from registry.content import Content, FileContent, VerifiedContent, chunks
+from registry.digest import Digest, digest_bytes
+from registry.errors import DigestMismatch, NetworkError, NotFound, RegistryError
+from registry.manifest import CARD_NAME, MAX_MANIFEST_BYTES, WEIGHTS_NAME, AdapterManifest
+from registry.reference import Reference
+from registry.results import Pulled
+from registry.scanning.report import RULES_VERSION
+from registry.storage import shelf
+from registry.storage.base import statements_prefix
+
+if TYPE_CHECKING:
+    from registry.client import Registry
+    from registry.signing.trust import TrustState
+    from registry.transfer import Progress
+
+_logger = logging.getLogger(__name__)
+
+TRUST_STEPS = (
+    "the root of trust is the one that this machine pinned, or was signed by it",
+    "timestamp, snapshot, aliases and versions are signed by the keys that the root names",
+    "none of them is expired, and none is older than what this machine has seen",
+    "the store shows exactly these trust metadata, byte for byte",
+    "the name is a signed one, and it means this manifest",
+    "every object has the digest that its name says",
+)
+"""What happens before admission, in order; `registry verify` tells it."""
+
+
+def pull(
+    registry: Registry,
+    reference: Reference,
+    cache: Path | None = None,
+    *,
+    output: Path | None = None,
+    progress: Progress | None = None,
+) -> Pulled:
+    """Fetch and verify an adapter and keep its files in the cache; nothing is kept of one that is refused.
+
+    Args:
+        registry: where from.
+        reference: the adapter.
+        cache: folder to keep it in, instead of this machine's.
+        output: folder that gets the files as well, as hard links.
+        progress: hears about the download.
+
+    Raises:
+        RegistryError: see the error tree.
+    """
+    kept = AdapterCache(cache if cache is not None else registry.place.cache)
+    state = registry.authority.state()
+    target = state.resolve(reference)
+    with _dropping(kept, target.digest):
+        manifest, fetched = _warm(registry, state, kept, target.digest, reference), 0
+        if manifest is None:
+            manifest, fetched = _cold(registry, state, kept, target.digest, reference, progress)
+        if output is not None:
+            kept.link(target.digest, output)
+    return Pulled(
+        reference=str(reference),
+        resolved=f"{manifest.name}:{manifest.version}",
+        digest=target.digest,
+        manifest=manifest,
+        path=output if output is not None else kept.path(target.digest),
+        fetched_bytes=fetched,
+        warnings=_warnings(state, target.digest),
+    )
+
+
+def load(
+    registry: Registry, reference: Reference, cache: Path | None = None, progress: Progress | None = None
+) -> VerifiedAdapter:
+    """Pull an adapter, read it from the cache and admit the bytes that were read.
+
+    Raises:
+        RegistryError: see the error tree.
+    """
+    kept = AdapterCache(cache if cache is not None else registry.place.cache)
+    for attempt in (1, 2):
+        pulled = pull(registry, reference, cache, progress=progress)
+        state = registry.authority.state()
+        policy = registry.policy.admission(reference.alias)
+        statements = kept.read_statements(pulled.digest)
+        try:
+            with contextlib.ExitStack() as stack:
+                files = {}
+                for name in (CARD_NAME, WEIGHTS_NAME):
+                    content = stack.enter_context(kept.content(pulled.digest, name))
+                    files[name] = content[: len(content)]
+            manifest = pulled.manifest.canonical_bytes()
+            return admit(manifest, files, statements or (), state, policy, pulled.digest, reference)
+        except (DigestMismatch, NotFound) as error:
+            kept.drop(pulled.digest)
+            if attempt == 2:
+                raise
+            _logger.warning("the cached %s is damaged and is fetched again: %s", reference, error.message)
+        except RegistryError:
+            kept.drop(pulled.digest)
+            raise
+    raise AssertionError("unreachable")
+
+
+def verify(registry: Registry, reference: Reference) -> Pulled:
+    """Verify an adapter in the store: every document, every byte, and the scanner of today; keep nothing.
+
+    Raises:
+        RegistryError: see the error tree.
+    """
+    state = registry.authority.state()
+    target = state.resolve(reference)
+    policy = registry.policy.admission(reference.alias)
+    documents = check_in_store(registry, state, target.digest, reference, policy)
+    return _verified(state, reference, documents, None)
+
+
+def verify_folder(registry: Registry, folder: Path) -> Pulled:
+    """Verify a folder that somebody pulled: this machine's trust says whether it is what its manifest says.
+
+    Args:
+        registry: the registry that it should be from.
+        folder: holds manifest.json, adapter.json and the weights.
+
+    Raises:
+        NotFound: a file is missing, or the registry has signed no such manifest.
+        RegistryError: see the error tree.
+    """
+    with FileContent(folder / MANIFEST_NAME) as content:
+        data = content[:MAX_MANIFEST_BYTES]
+    claimed = AdapterManifest.parse(data)
+    reference = Reference(name=claimed.name, digest=digest_bytes(data))
+    state = registry.authority.state()
+    target = state.resolve(reference)
+    policy = registry.policy.admission(None)
+    statements = shelf.read_statements(registry.store, target.digest)
+    documents = admit_documents(data, tuple(statements.values()), state, policy, target.digest, reference)
+    with _opened(folder) as files:
+        check_files(documents, files, policy)
+    return _verified(state, reference, documents, folder)
+
+
+def check_in_store(
+    registry: Registry, state: TrustState, digest: Digest, reference: Reference, policy: Policy
+) -> AdmittedDocuments:
+    """Take all steps of admission but the last over what the store holds, without keeping it.
+
+    Raises:
+        RegistryError: see the error tree.
+    """
+    from registry.storage.catalog import check_model
+    from registry.transfer import StoredContent
+
+    documents = _documents(registry, state, digest, reference, policy)[0]
+    files = {entry.path: StoredContent(registry.store, entry) for entry in documents.manifest.files}
+    check_files(documents, files, policy)
+    check_model(registry.store, documents.manifest)
+    return documents
+
+
+def _documents(
+    registry: Registry, state: TrustState, digest: Digest, reference: Reference, policy: Policy
+) -> tuple[AdmittedDocuments, Mapping[str, bytes]]:
+    """Read and judge what is said about an adapter; also return the envelopes by their keys."""
+    manifest = shelf.read_manifest(registry.store, digest).canonical_bytes()
+    statements = shelf.read_statements(registry.store, digest)
+    admitted = admit_documents(manifest, tuple(statements.values()), state, policy, digest, reference)
+    return admitted, statements
+
+
+def _warm(
+    registry: Registry, state: TrustState, kept: AdapterCache, digest: Digest, reference: Reference
+) -> AdapterManifest | None:
+    """The manifest of a cached adapter to which nothing has happened since it was admitted; else None."""
+    receipt = kept.receipt(digest)
+    found = kept.read_documents(digest) if receipt is not None else None
+    if receipt is None or found is None or digest_bytes(found.manifest) != digest:
+        return None
+    names = receipt.get("statements", "")
+    if not state.remembered:
+        names = _names(registry.store.keys(statements_prefix(digest)))
+    if receipt != _receipt(registry, state, reference, names):
+        return None
+    manifest = AdapterManifest.parse(found.manifest)
+    check_revocation(manifest, state)
+    return manifest
+
+
+def _cold(
+    registry: Registry,
+    state: TrustState,
+    kept: AdapterCache,
+    digest: Digest,
+    reference: Reference,
+    progress: Progress | None,
+) -> tuple[AdapterManifest, int]:
+    """Admit an adapter anew; fetch the files that the cache has not, or has not whole."""
+    from registry import transfer
+
+    policy = registry.policy.admission(reference.alias)
+    documents, statements = _documents(registry, state, digest, reference, policy)
+    manifest, fetched = documents.manifest, 0
+    with kept.incoming(digest) as folder:
+        if _is_whole(kept, manifest, digest):
+            with _opened(kept.path(digest)) as files:
+                check_transfer(documents, files, policy)
+        else:
+            transfer.download(registry.store, manifest.files, folder, progress or transfer.silent)
+            with _opened(folder) as files:
+                check_transfer(documents, files, policy)
+            kept.commit(digest, manifest.canonical_bytes())
+            fetched = sum(entry.size for entry in manifest.files)
+    kept.write_statements(digest, tuple(statements.values()))
+    kept.write_receipt(digest, _receipt(registry, state, reference, _names(statements)))
+    return manifest, fetched
+
+
+def _is_whole(kept: AdapterCache, manifest: AdapterManifest, digest: Digest) -> bool:
+    """Whether every byte in the cache is what the manifest says."""
+    found = kept.read_documents(digest)
+    if found is None:
+        return False
+    try:
+        with _opened(kept.path(digest)) as files:
+            for entry in manifest.files:
+                for _ in chunks(VerifiedContent(files[entry.path], entry)):
+                    pass
+    except DigestMismatch as error:
+        _logger.warning("the cached %s is damaged and is fetched again: %s", manifest.name, error.message)
+        return False
+    return found.manifest == manifest.canonical_bytes()
+
+
+def _receipt(registry: Registry, state: TrustState, reference: Reference, names: str) -> dict[str, str]:
+    """By what an adapter was admitted; an adapter is judged anew when any of it changes."""
+    return {
+        "root": str(state.root_version),
+        "policy": str(registry.policy.digest),
+        "gate": reference.alias or "",
+        "rules": RULES_VERSION,
+        "statements": names,
+    }
+
+
+def _names(keys: Iterator[str] | Mapping[str, bytes]) -> str:
+    return str(digest_bytes("\n".join(sorted(keys)).encode()))
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[dict[str, Content]]:
+    """The files of an adapter in a folder."""
+    with contextlib.ExitStack() as stack:
+        yield {name: stack.enter_context(FileContent(folder / name)) for name in (CARD_NAME, WEIGHTS_NAME)}
+
+
+@contextlib.contextmanager
+def _dropping(kept: AdapterCache, digest: Digest) -> Iterator[None]:
+    """Forget an adapter that is refused; trouble with the network or the disk refuses nothing."""
+    try:
+        yield
+    except RegistryError as error:
+        if type(error) is not RegistryError and not isinstance(error, NetworkError):
+            kept.drop(digest)
+        raise
+
+
+def _verified(
+    state: TrustState, reference: Reference, documents: AdmittedDocuments, path: Path | None
+) -> Pulled:
+    manifest = documents.manifest
+    return Pulled(
+        reference=str(reference),
+        resolved=f"{manifest.name}:{manifest.version}",
+        digest=documents.digest,
+        manifest=manifest,
+        path=path,
+        fetched_bytes=0,
+        warnings=_warnings(state, documents.digest),
+    )
+
+
+def _warnings(state: TrustState, digest: Digest) -> tuple[str, ...]:
+    reason = state.is_yanked(digest)
+    return () if reason is None else (f"this version was yanked: {reason}; use another one for new work",)
