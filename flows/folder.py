@@ -50,12 +50,11 @@ def gather(home: Path, root: Path, stages: Mapping[str, StageResult], summary: M
 
 def copy_statements(manifest: Digest, home: Path, out: Path) -> None:
     """Copy the signed statements about a manifest out of the registry's store, as they are."""
-    from registry.settings import layout
-    from registry.storage.local import LocalObjects
+    from registry.client import Registry
     from registry.storage.shelf import read_statements
 
     out.mkdir()
-    for key, data in read_statements(LocalObjects(layout(home).objects), manifest).items():
+    for key, data in read_statements(Registry.open(home).store, manifest).items():
         (out / Path(key).name).write_bytes(data)
 
 

@@ -14,9 +14,10 @@ from typing import Any
 from prefect import task
 
 from flows.portraits import edit_portraits
-from registry.client import Registry, read_folder
+from registry.client import Registry
 from registry.digest import Digest, digest_bytes
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from registry.publishing import read_folder
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, new_folder, stage_key, write_result
@@ -106,18 +107,18 @@ def promote(home: Path, reference: str, alias: str, progress: Progress) -> dict[
 def pull(home: Path, reference: str, out: Path, progress: Progress) -> dict[str, Any]:
     """See `registry.client.Registry.pull`; ``out`` is emptied first: what lay there is not believed."""
     shutil.rmtree(out, ignore_errors=True)
-    registry = Registry.open(home)
-    adapter = registry.pull(reference, cache=out, progress=_bytes(progress))
-    facts = {"adapter": adapter.reference, "bytes": len(adapter.weights), "scan": adapter.scan.verdict}
-    return _result("pull", registry.cached(adapter, cache=out), adapter.digest, facts)
+    pulled = Registry.open(home).pull(reference, cache=out, progress=_bytes(progress))
+    assert pulled.path is not None, "a pull keeps what it fetched"
+    facts = {"adapter": pulled.resolved, "bytes": pulled.fetched_bytes}
+    return _result("pull", pulled.path, pulled.digest, facts)
 
 
 @task(name="edit", description="portraits of people that training has not seen, with the pulled adapter")
 def edit(
     recipe: Recipe, home: Path, reference: str, pulled: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Pull from the warm cache, which verifies once more, and edit portraits with the engine that serves."""
-    adapter = Registry.open(home).pull(reference, cache=pulled)
+    """Load from the warm cache, which verifies once more, and edit portraits with the engine that serves."""
+    adapter = Registry.open(home).load(reference, cache=pulled)
     with new_folder(out) as folder:
         facts = edit_portraits(adapter, recipe, home, folder, progress)
         files = {path.name: digest_bytes(path.read_bytes()) for path in sorted(folder.iterdir())}

@@ -237,7 +237,7 @@ def admit_documents(
     # 3. The manifest has one reading.
     manifest = AdapterManifest.parse(manifest_bytes)
     # 4. The manifest is what the user asked for: name, version, digest.
-    _check_identity(manifest, expected, reference)
+    check_identity(manifest, reference)
     # 5. Neither the manifest nor its weights are revoked.
     check_revocation(manifest, trust)
     read = check_statements(statements, manifest, trust, policy)
@@ -380,15 +380,20 @@ def _check_manifest_digest(manifest_bytes: bytes, expected: Digest) -> None:
         )
 
 
-def _check_identity(manifest: AdapterManifest, expected: Digest, reference: Reference) -> None:
+def check_identity(manifest: AdapterManifest, reference: Reference) -> None:
+    """Step 4 alone.
+
+    Raises:
+        IdentityMismatch: the manifest is not what the user asked for.
+    """
     wrong = (
         manifest.name != reference.name
         or (reference.version is not None and manifest.version != reference.version)
-        or (reference.digest is not None and expected != reference.digest)
+        or (reference.digest is not None and manifest.digest != reference.digest)
     )
     if wrong:
         raise IdentityMismatch(
-            f"asked for {reference}, got {manifest.name}:{manifest.version} ({expected})",
+            f"asked for {reference}, got {manifest.name}:{manifest.version} ({manifest.digest})",
             "the index was changed or is confused; report it to who runs the registry",
         )
 

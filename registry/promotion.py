@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from registry import admission, attestation, policy
@@ -16,6 +17,7 @@ from registry.attestation import ROLE_OF, Kind
 from registry.errors import (
     BadSignature,
     InvalidDocument,
+    NetworkError,
     NotFound,
     PolicyRefused,
     RegistryError,
@@ -125,8 +127,6 @@ class _Bench:
 
     def look(self, name: str, step: Callable[[], object]) -> None:
         """Take a step and note how it went; a network that fails ends the looking."""
-        from registry.errors import NetworkError
-
         try:
             detail = step()
         except NetworkError:
@@ -143,13 +143,7 @@ class _Bench:
 
 
 def _named(manifest: AdapterManifest, reference: Reference) -> str:
-    if manifest.name != reference.name or reference.version not in (None, manifest.version):
-        from registry.errors import IdentityMismatch
-
-        raise IdentityMismatch(
-            f"asked for {reference}, got {manifest.name}:{manifest.version}",
-            "report it to who runs the registry",
-        )
+    admission.check_identity(manifest, reference)
     return f"{manifest.name}:{manifest.version}, {manifest.digest}"
 
 
@@ -174,18 +168,14 @@ def _look_at_statements(bench: _Bench) -> None:
         bench.note("statements", "fail", strange.message, strange)
     wanted: Sequence[Kind] = bench.policy.required
     for kind in (*wanted, *(kind for kind in by_kind if kind not in wanted)):
-        demand = replace(bench.policy, required=(kind,))
-        bench.look(
-            kind, lambda kind=kind, demand=demand: _statements(bench, kind, by_kind.get(kind, []), demand)
-        )
+        bench.look(kind, partial(_statements, bench, kind, by_kind.get(kind, [])))
 
 
-def _statements(bench: _Bench, kind: Kind, found: Sequence[bytes], demand: admission.Policy) -> str:
+def _statements(bench: _Bench, kind: Kind, found: Sequence[bytes]) -> str:
     if not found:
-        raise Unsigned(
-            f"no {kind} statement",
-            f"`registry attest` or `registry approve` where the {ROLE_OF[kind]} key is",
-        )
+        mend = f"`registry attest` or `registry approve` where the {ROLE_OF[kind]} key is"
+        raise Unsigned(f"no {kind} statement", mend)
+    demand = replace(bench.policy, required=(kind,))
     read = admission.check_statements(found, bench.manifest, bench.state, demand)
     bench.statements[kind] = read
     if kind == "approval":
@@ -234,11 +224,7 @@ def promote(registry: Registry, report: GateReport, action: str = "promote") -> 
     reused = before is not None and before.digest == manifest.digest
     if not reused:
         expected = None if before is None else before.digest
-        details = {
-            "alias": report.alias,
-            "digest": str(manifest.digest),
-            "before": expected and str(expected),
-        }
+        details = {"alias": report.alias, "digest": str(manifest.digest), "before": expected}
         registry.record(action, report.reference, details)
         registry.authority.set_alias(
             report.alias,

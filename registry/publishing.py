@@ -290,7 +290,7 @@ def open_folder(folder: Path) -> Iterator[dict[str, Content]]:
             except NotFound:
                 raise NotFound(
                     f"{folder} has no {name}",
-                    mend=f"an adapter folder holds {WEIGHTS_NAME} and {CARD_NAME}, as the trainer writes them",
+                    mend=f"an adapter folder holds {WEIGHTS_NAME} and {CARD_NAME}, as a trainer writes them",
                 ) from None
         yield contents
 

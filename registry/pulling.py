@@ -1,9 +1,9 @@
 """Pulling: from a reference to verified files on this machine, or to verified bytes in memory.
 
-Documents are judged before a file is fetched. Files are compared with the manifest chunk by chunk while they
-arrive. A warm pull asks for nothing that did not change: the receipt of the cache tells by which root, policy,
-rules and statements the files were admitted, and as long as all of that is the same, only revocation has to
-be looked at. Nothing that loads bytes relies on a receipt: `load` admits the bytes that it read.
+Documents are judged before a file is fetched. Files are compared with the manifest chunk by chunk while
+they arrive. A warm pull asks for nothing that did not change: the receipt of the cache tells by which root,
+policy, rules and statements the files were admitted, and as long as all of that is the same, only revocation
+has to be looked at. Nothing that loads bytes relies on a receipt: `load` admits the bytes that it read.
 """
 
 from __future__ import annotations

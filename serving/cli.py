@@ -199,7 +199,7 @@ def _pull(reference: Any) -> VerifiedAdapter:
     from registry.client import Registry
 
     with _progress() as show:
-        return Registry.open().pull(reference, progress=lambda stage, done, total: show(stage, done, total))
+        return Registry.open().load(reference, progress=lambda stage, done, total: show(stage, done, total))
 
 
 def _sweep(

@@ -133,9 +133,7 @@ def promote(reference: str, alias: str, dry_run: bool) -> Answer:
 
 @command
 @click.argument("reference")
-@click.option(
-    "--to", "version", type=click.IntRange(1), help="Version that it meant before; default: the last."
-)
+@click.option("--to", "version", type=click.IntRange(1), help="A version that it meant; default: the last.")
 def rollback(reference: str, version: int | None) -> Answer:
     """Point the alias of REFERENCE (name@alias) back to a version that it meant before.
 
