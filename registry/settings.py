@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
@@ -190,6 +191,41 @@ def load(
             f"the setting {shown(where)!r} of {floor} is wrong: {first['msg']}",
             mend=f"correct {_variable(floor, where.partition('.')[0])} in the environment or {source}",
         ) from error
+
+
+def save(data_folder: Path, values: Mapping[str, str]) -> Path:
+    """Writes the registry's settings of a new installation into its data folder.
+
+    Args:
+        data_folder: the data folder.
+        values: settings of the table ``[registry]``.
+
+    Returns:
+        The file.
+
+    Raises:
+        UsageError: a value is wrong or holds a password, or the folder has a file that says something else.
+    """
+    for key, value in values.items():
+        if urlsplit(value).password is not None:
+            raise UsageError(
+                f"the {key} holds a password, which does not belong into a file",
+                mend=f"leave it out; set {_variable('registry', key)} or the service's own variable "
+                "(PGPASSWORD, MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY) in the environment",
+            )
+    lines = ["[registry]", *(f"{key} = {json.dumps(value)}" for key, value in sorted(values.items()))]
+    text = "\n".join(lines) + "\n"
+    path = data_folder / CONFIG_NAME
+    data_folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        if path.read_text("utf-8") != text:
+            raise UsageError(
+                f"{path} exists and says something else", mend="edit that file, or choose another data folder"
+            ) from None
+    return path
 
 
 def _variable(floor: str, key: str) -> str:

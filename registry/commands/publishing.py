@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -10,39 +11,68 @@ from registry.commands import Answer, command, read_json, table
 from registry.commands.using import listed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from registry.promotion import GateReport
     from registry.results import Promotion
     from registry.transfer import Progress
 
 
 @command
-def init() -> Answer:
-    """Make a registry in the data folder.
+@click.option("--server", is_flag=True, help="For a team: objects in S3, index and audit log on servers.")
+@click.option("--store", help="Object store of the team, such as s3://bucket/prefix.")
+@click.option("--mlflow", help="MLflow server of the team, such as https://mlflow.example.org.")
+@click.option("--ledger", help="Audit log, such as postgresql+psycopg://user@host/database.")
+def init(server: bool, store: str | None, mlflow: str | None, ledger: str | None) -> Answer:
+    """Make a registry: private keys, a trust root, an audit log and an empty index.
 
-    That is private keys, a trust root and an empty index. A registry that is there already is left as it is.
+    Without options everything is in the data folder. For a team, name the servers; the settings are kept in
+    the data folder, credentials stay in the environment (AWS_*, MLFLOW_TRACKING_*, PGPASSWORD). A registry
+    that is there already is left as it is; other machines join it by `registry trust pin`.
     """
     from registry.client import Registry
-    from registry.settings import layout
+    from registry.settings import home, layout
 
+    _team(server, {"store": store, "mlflow_tracking_uri": mlflow, "ledger": ledger}, home())
     place = layout()
     made = Registry.open().initialise()
     data = {
         "created": made,
         "home": str(place.home),
-        "store": place.objects.as_uri(),
+        "store": place.store_uri,
         "keys": str(place.keys),
         "mlflow_tracking_uri": place.tracking_uri,
+        "ledger": place.ledger_uri,
     }
     if not made:
         return Answer(data, f"The registry in {place.home} is there already; nothing was changed.")
     if place.settings.key_passphrase is None:
         click.echo("The key files are not encrypted; ADAPTER_FOUNDRY_KEY_PASSPHRASE would do that.", err=True)
+    index = place.tracking_uri
+    shown_index = index if index.startswith("http") else f"mlflow ui --backend-store-uri {index}"
     text = (
         f"Made a registry in {place.home}\n"
+        f"  store  {place.store_uri}\n"
         f"  keys   {place.keys} (private: keep them, and keep root.pem offline)\n"
-        f"  index  mlflow ui --backend-store-uri {place.tracking_uri}"
+        f"  log    {place.ledger_uri}\n"
+        f"  index  {shown_index}"
     )
     return Answer(data, text)
+
+
+def _team(server: bool, given: Mapping[str, str | None], folder: Path) -> None:
+    """Keep where a team's servers are; all of them are needed, or none."""
+    from registry.errors import UsageError
+    from registry.settings import save
+
+    values = {key: value for key, value in given.items() if value is not None}
+    if server and len(values) < len(given):
+        missing = ", ".join(f"--{key.partition('_')[0]}" for key in given if key not in values)
+        raise UsageError(f"a registry for a team also needs {missing}", "name all three servers")
+    if values and not server:
+        raise UsageError("--store, --mlflow and --ledger belong to --server", "add --server")
+    if values:
+        save(folder, values)
 
 
 @command
