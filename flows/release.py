@@ -109,7 +109,7 @@ def pull(home: Path, reference: str, out: Path, progress: Progress) -> dict[str,
     shutil.rmtree(out, ignore_errors=True)
     pulled = Registry.open(home).pull(reference, cache=out, progress=_bytes(progress))
     assert pulled.path is not None, "a pull keeps what it fetched"
-    facts = {"adapter": pulled.resolved, "bytes": pulled.fetched_bytes}
+    facts = {"adapter": pulled.reference, "bytes": pulled.fetched_bytes}
     return _result("pull", pulled.path, pulled.digest, facts)
 
 

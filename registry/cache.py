@@ -250,7 +250,7 @@ class AdapterCache:
             if not sound or status.st_mode & 0o022:
                 raise RegistryError(
                     f"{folder} in the cache is a link, or somebody else can write to it",
-                    mend=f"look who made it, then remove {folder}; it holds nothing that cannot be pulled again",
+                    mend=f"look who made it, then remove {folder}; everything in it can be pulled again",
                 )
 
 

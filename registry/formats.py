@@ -4,7 +4,7 @@ The header is read by this module's own bounded, strict parser before any librar
 reference reader accepts a repeated header key and lets the last one win, so that two readers may see two
 adapters in one file. The dialect is diffusers': ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
 (rank x in) and ``...lora_B.weight`` (out x rank), alpha folded into B. Other dialects are recognised only to
-explain a refusal.
+explain a refusal; ``registry.dialects`` reads them, with the same parser under the rules ``FOREIGN``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from registry.content import CHUNK_BYTES, Content
@@ -66,9 +66,47 @@ class FormatError(InvalidDocument):
         problem: which demand it breaks.
     """
 
-    def __init__(self, problem: Problem, message: str) -> None:
-        super().__init__(message, "export the adapter again; the trainer writes this format")
+    def __init__(
+        self,
+        problem: Problem,
+        message: str,
+        mend: str = "export the adapter again; the trainer writes this format",
+    ) -> None:
+        super().__init__(message, mend)
         self.problem: Problem = problem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rules:
+    """What a container may have beyond what every reader agrees on; all of it stays bounded.
+
+    Attributes:
+        text: the header's encoding, "ascii" or "utf-8". Names of tensors are printable ASCII in any case.
+        printable: metadata must be printable ASCII.
+        metadata_entries: at most so many entries of metadata.
+        metadata_bytes: at most so many characters of metadata, names included.
+        numbers: dtypes that a tensor of one element may have besides DTYPE_BYTES, with their bytes; with
+            any, such a tensor may also have the shape [].
+    """
+
+    text: Literal["ascii", "utf-8"] = "ascii"
+    printable: bool = True
+    metadata_entries: int = MAX_METADATA_ENTRIES
+    metadata_bytes: int = MAX_METADATA_BYTES
+    numbers: Mapping[str, int] = field(default_factory=dict)
+
+
+CANONICAL: Final = Rules()
+"""Adapters of this registry."""
+
+FOREIGN: Final = Rules(
+    text="utf-8",
+    printable=False,
+    metadata_entries=4096,
+    metadata_bytes=MAX_HEADER_BYTES,
+    numbers={"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8},
+)
+"""LoRA files of other trainers: they write alpha as a number without a shape, and much into the metadata."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,26 +151,30 @@ def foreign_dialect(key: str) -> str | None:
     return next((name for pattern, name in _FOREIGN if pattern.search(key)), None)
 
 
-def read_header(content: Content) -> Header:
+def read_header(content: Content, rules: Rules = CANONICAL) -> Header:
     """Return the table of contents of a safetensors container.
 
     It is strict: what this returns has one reading. Nothing is allocated beyond the header, whose length is
     bounded; the data is not read.
+
+    Args:
+        content: the container, hostile.
+        rules: what it may have; the layout of the data is strict under any rules.
 
     Raises:
         FormatError: the container breaks one of the format's demands.
     """
     length = _header_length(content)
     try:
-        text = content[8 : 8 + length].decode("ascii")
+        text = content[8 : 8 + length].decode(rules.text)
     except UnicodeDecodeError:
-        raise FormatError("json", "the header is not ASCII") from None
+        raise FormatError("json", f"the header is not {rules.text.upper()}") from None
     table = _header_json(text)
-    metadata = _metadata(table.pop(_METADATA, {}))
+    metadata = _metadata(table.pop(_METADATA, {}), rules)
     if not 1 <= len(table) <= MAX_TENSORS:
         raise FormatError("entry", f"the file has {len(table)} tensors; 1 to {MAX_TENSORS} are allowed")
     origin = 8 + length
-    tensors = {key: _tensor(key, value, origin) for key, value in table.items()}
+    tensors = {key: _tensor(key, value, origin, rules) for key, value in table.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     _check_layout(ordered, origin, len(content))
     return Header(tensors=ordered, metadata=metadata)
@@ -266,25 +308,25 @@ def _nesting(text: str) -> int:
     return deepest
 
 
-def _metadata(value: Any) -> dict[str, str]:
+def _metadata(value: Any, rules: Rules) -> dict[str, str]:
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise FormatError("metadata", "the header's metadata must map strings to strings")
-    if len(value) > MAX_METADATA_ENTRIES:
+    if len(value) > rules.metadata_entries:
         raise FormatError(
-            "metadata", f"the header has {len(value)} metadata entries; at most {MAX_METADATA_ENTRIES}"
+            "metadata", f"the header has {len(value)} metadata entries; at most {rules.metadata_entries}"
         )
     total = sum(len(key) + len(text) for key, text in value.items())
-    if total > MAX_METADATA_BYTES:
+    if total > rules.metadata_bytes:
         raise FormatError(
-            "metadata", f"the header's metadata has {total} characters; at most {MAX_METADATA_BYTES}"
+            "metadata", f"the header's metadata has {total} characters; at most {rules.metadata_bytes}"
         )
     for key, text in value.items():
-        if not (_PRINTABLE.fullmatch(key) and _PRINTABLE.fullmatch(text)):
+        if rules.printable and not (_PRINTABLE.fullmatch(key) and _PRINTABLE.fullmatch(text)):
             raise FormatError("metadata", f"the metadata entry {shown(key)!r} is not printable ASCII")
     return value
 
 
-def _tensor(key: str, value: Any, origin: int) -> TensorInfo:
+def _tensor(key: str, value: Any, origin: int, rules: Rules) -> TensorInfo:
     label = shown(key, 120)
     if not (1 <= len(key) <= MAX_KEY_LENGTH and _PRINTABLE.fullmatch(key)):
         raise FormatError(
@@ -295,18 +337,18 @@ def _tensor(key: str, value: Any, origin: int) -> TensorInfo:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not (
         isinstance(shape, list)
-        and 1 <= len(shape) <= _MAX_DIMENSIONS
+        and (0 if rules.numbers else 1) <= len(shape) <= _MAX_DIMENSIONS
         and all(type(size) is int and 1 <= size <= _MAX_DIMENSION for size in shape)
     ):
         raise FormatError("entry", f"the shape of {label!r} is not 1 to {_MAX_DIMENSIONS} positive integers")
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(at) is int for at in offsets)):
         raise FormatError("entry", f"the offsets of {label!r} are not two integers")
-    if not (isinstance(dtype, str) and dtype in DTYPE_BYTES):
-        raise FormatError(
-            "dtype", f"{label!r} has dtype {shown(dtype, 20)}; allowed: {', '.join(DTYPE_BYTES)}"
-        )
+    count = math.prod(shape)
+    allowed = rules.numbers if count == 1 and rules.numbers else DTYPE_BYTES
+    if not (isinstance(dtype, str) and dtype in allowed):
+        raise FormatError("dtype", f"{label!r} has dtype {shown(dtype, 20)}; allowed: {', '.join(allowed)}")
     begin, end = offsets
-    needed = math.prod(shape) * DTYPE_BYTES[dtype]
+    needed = count * allowed[dtype]
     if begin < 0 or end - begin != needed:
         raise FormatError(
             "offsets", f"{label!r} has {end - begin} bytes at {begin}; shape and dtype need {needed}"

@@ -33,7 +33,6 @@ from registry.views import listed
 
 if TYPE_CHECKING:
     from registry.client import Registry
-    from registry.policy import Gate
     from registry.signing.trust import Target, TrustState
 
 Outcome = Literal["pass", "fail", "missing"]
@@ -91,7 +90,7 @@ def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
     target = state.resolve(reference)
     manifest = shelf.read_manifest(registry.store, target.digest)
     path = f"{manifest.name}@{alias}"
-    bench = _Bench(registry=registry, state=state, manifest=manifest, gate=registry.policy.gate(alias))
+    bench = _Bench(registry=registry, state=state, manifest=manifest, alias=alias)
     bench.look("named", lambda: _named(manifest, reference))
     bench.look("not revoked", lambda: admission.check_revocation(manifest, state))
     bench.look("not yanked", lambda: _not_yanked(state, manifest))
@@ -116,14 +115,14 @@ class _Bench:
     registry: Registry
     state: TrustState
     manifest: AdapterManifest
-    gate: Gate
+    alias: str
     checks: list[GateCheck] = field(default_factory=list)
     refusal: RegistryError | None = None
     statements: dict[Kind, list[attestation.Statement]] = field(default_factory=dict)
 
     @property
     def policy(self) -> admission.Policy:
-        return self.registry.policy.admission(self.gate.alias)
+        return self.registry.policy.admission(self.alias)
 
     def look(self, name: str, step: Callable[[], object]) -> None:
         """Take a step and note how it went; a network that fails ends the looking."""
@@ -187,7 +186,7 @@ def _look_at_metrics(bench: _Bench) -> None:
     """One gate for each threshold; a figure that the signed evaluation lacks is missing."""
     evaluations = bench.statements.get("evaluation", [])
     predicate: Mapping[str, Any] = evaluations[-1].predicate if evaluations else {}
-    for check in policy.check_metrics(bench.gate, predicate):
+    for check in policy.check_metrics(bench.registry.policy.gate(bench.alias), predicate):
         refusal = None
         if check.outcome != "pass":
             kind = Unsigned if check.outcome == "missing" else PolicyRefused

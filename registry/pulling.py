@@ -83,8 +83,7 @@ def pull(
         if output is not None:
             kept.link(target.digest, output)
     return Pulled(
-        reference=str(reference),
-        resolved=f"{manifest.name}:{manifest.version}",
+        reference=f"{manifest.name}:{manifest.version}",
         digest=target.digest,
         manifest=manifest,
         path=output if output is not None else kept.path(target.digest),
@@ -136,7 +135,7 @@ def verify(registry: Registry, reference: Reference) -> Pulled:
     target = state.resolve(reference)
     policy = registry.policy.admission(reference.alias)
     documents = check_in_store(registry, state, target.digest, reference, policy)
-    return _verified(state, reference, documents, None)
+    return _verified(state, documents, None)
 
 
 def verify_folder(registry: Registry, folder: Path) -> Pulled:
@@ -161,7 +160,7 @@ def verify_folder(registry: Registry, folder: Path) -> Pulled:
     documents = admit_documents(data, tuple(statements.values()), state, policy, target.digest, reference)
     with _opened(folder) as files:
         check_files(documents, files, policy)
-    return _verified(state, reference, documents, folder)
+    return _verified(state, documents, folder)
 
 
 def check_in_store(
@@ -288,13 +287,10 @@ def _dropping(kept: AdapterCache, digest: Digest) -> Iterator[None]:
         raise
 
 
-def _verified(
-    state: TrustState, reference: Reference, documents: AdmittedDocuments, path: Path | None
-) -> Pulled:
+def _verified(state: TrustState, documents: AdmittedDocuments, path: Path | None) -> Pulled:
     manifest = documents.manifest
     return Pulled(
-        reference=str(reference),
-        resolved=f"{manifest.name}:{manifest.version}",
+        reference=f"{manifest.name}:{manifest.version}",
         digest=documents.digest,
         manifest=manifest,
         path=path,

@@ -74,8 +74,7 @@ class Pulled:
     """An adapter whose files were verified.
 
     Attributes:
-        reference: what was asked for.
-        resolved: ``name:version``.
+        reference: ``name:version``.
         digest: digest of the manifest.
         manifest: the signed manifest.
         path: the folder that holds the files; None if nothing was kept.
@@ -84,7 +83,6 @@ class Pulled:
     """
 
     reference: str
-    resolved: str
     digest: Digest
     manifest: AdapterManifest
     path: Path | None

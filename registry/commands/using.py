@@ -34,7 +34,7 @@ def pull(reference: str, output: str | None, cache: str | None, progress: Progre
         progress=progress,
     )
     _warn(pulled)
-    data = _pulled(pulled) | {"path": str(pulled.path), "fetched_bytes": pulled.fetched_bytes}
+    data = _pulled(reference, pulled) | {"path": str(pulled.path), "fetched_bytes": pulled.fetched_bytes}
     return Answer(data, f"{reference}  {pulled.digest}\n{pulled.path}")
 
 
@@ -62,7 +62,7 @@ def verify(reference: str) -> Answer:
     ]
     lines = [f"{reference}  {pulled.digest}", "The following checks were performed and passed:"]
     lines += [f"  {check['number']:2}. {check['check']}" for check in checks]
-    return Answer(_pulled(pulled) | {"checks": checks}, "\n".join(lines))
+    return Answer(_pulled(reference, pulled) | {"checks": checks}, "\n".join(lines))
 
 
 @command
@@ -179,11 +179,11 @@ def _warn(pulled: Pulled) -> None:
         click.echo(f"Warning: {warning}", err=True)
 
 
-def _pulled(pulled: Pulled) -> dict[str, Any]:
+def _pulled(reference: str, pulled: Pulled) -> dict[str, Any]:
     manifest = pulled.manifest
     return {
-        "reference": pulled.reference,
-        "resolved": pulled.resolved,
+        "reference": reference,
+        "resolved": pulled.reference,
         "version": manifest.version,
         "digest": str(pulled.digest),
         "license": manifest.license,

@@ -2,7 +2,7 @@
 
 MLflow is told about versions and aliases after they are signed, and is never asked for a decision: whoever
 rewrites its database makes no client load anything. Versions carry their digest as a tag, because MLflow
-counts versions by itself and may have been reset.
+counts versions by itself and may have been reset; ``registry reconcile`` compares the two.
 
 A version's source is an MLflow model directory of the ``mlflow.diffusers`` flavor in the object store.
 Loading it through MLflow skips every check of admission; it is there for inspection and for tools that
@@ -13,41 +13,59 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import logging
 import os
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from registry.digest import Digest, stream_entry
-from registry.errors import DigestMismatch, NetworkError, UsageError
-from registry.manifest import WEIGHTS_NAME, AdapterManifest
-from registry.storage.base import ObjectStore, blob_key, model_prefix, read
+from registry.digest import Digest
+from registry.errors import NetworkError, RegistryError, UsageError, shown
+from registry.index import DIGEST_TAG, CatalogModel, CatalogVersion, CatalogView, is_ours, manifest_tags
+from registry.manifest import AdapterManifest
+from registry.storage import database
+from registry.storage.mlmodel import check_model, write_model
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
-WEIGHTS_FOLDER = "adapter_weights"
-DIGEST_TAG = "adapter_foundry.digest"
-_MLMODEL = "MLmodel"
-# MLflow leaves this note beside a model that is loaded through it from a folder; it means nothing to us.
-_WRITTEN_BY_MLFLOW = "registered_model_meta"
+__all__ = ["MlflowCatalog", "check_model", "write_model"]
+
+_MEND: Final = "what was signed stays signed; run the same command again to bring the index up to date"
+_ATTEMPTS: Final = 6
+_GAP: Final = 64
+# MLflow's own defaults make a dead server cost minutes.
+_PATIENCE: Final = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+_T = TypeVar("_T")
 
 
 class MlflowCatalog:
-    """A `Catalog` in MLflow's model registry.
+    """The index in MLflow's model registry.
 
     Args:
-        tracking_uri: any URI that MLflow understands, such as ``sqlite:////home/me/mlflow.db``.
+        tracking_uri: ``sqlite:////file.db``, ``postgresql+psycopg://…``, or ``http(s)://`` of an MLflow
+            server, whose account is in ``MLFLOW_TRACKING_USERNAME`` and ``MLFLOW_TRACKING_PASSWORD``.
     """
 
     def __init__(self, tracking_uri: str) -> None:
         self._uri = tracking_uri
 
+    @property
+    def uri(self) -> str:
+        """Where the index is, for people: without a password."""
+        return database.masked(self._uri)
+
     def require(self) -> None:
-        """Checks that MLflow can be used, before anything is written.
+        """Check that MLflow can be used, before anything is written.
 
         Raises:
             UsageError: MLflow is not installed.
@@ -59,65 +77,167 @@ class MlflowCatalog:
             )
 
     def prepare(self) -> None:
-        """Creates the database, so that ``mlflow ui`` works from the start.
+        """Create the database, so that ``mlflow ui`` works from the start.
 
         Raises:
             NetworkError: MLflow failed.
+            UsageError: it refuses the account.
         """
         with self._client() as client:
             client.search_registered_models(max_results=1)
 
-    def record(self, manifest: AdapterManifest, digest: Digest, source: str) -> None:
-        """See `Catalog.record`.
+    def record(
+        self, manifest: AdapterManifest, digest: Digest, source: str, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Index a signed version, or bring its tags up to date.
+
+        Args:
+            manifest: the version.
+            digest: its digest.
+            source: URI of its model directory.
+            tags: what else the registry says about it (see `registry.index`), all of it: tags of the
+                registry that are not among them are removed.
 
         Raises:
             NetworkError: MLflow failed.
+            UsageError: it refuses the account or the source.
         """
-        tags = {
-            DIGEST_TAG: str(digest),
-            "adapter_foundry.reference": f"{manifest.name}:{manifest.version}",
-            "license": manifest.license,
-            "base": manifest.base.id,
-            "base_revision": manifest.base.revision,
-            "rank": str(manifest.lora.rank),
-        }
+        wanted = manifest_tags(manifest, digest) | dict(tags or {})
         with self._client() as client:
-            if not client.search_registered_models(f"name = '{manifest.name}'"):
-                client.create_registered_model(
-                    manifest.name, description="LoRA adapter; `registry show` has the truth."
-                )
-            if self._find(client, manifest.name, digest) is None:
-                client.create_model_version(
-                    manifest.name,
-                    source,
-                    tags=tags,
-                    description=manifest.description,
-                    run_id=manifest.training.run_id,
-                )
+            found = self._find(client, manifest.name, digest)
+            if found is None:
+                self._create(client, manifest, source, wanted)
+                return
+            number, present = str(found.version), dict(found.tags)
+            for key, value in wanted.items():
+                if present.get(key) != value:
+                    _again(partial(client.set_model_version_tag, manifest.name, number, key, value))
+            for key in present.keys() - wanted.keys():
+                if is_ours(key):
+                    client.delete_model_version_tag(manifest.name, number, key)
 
-    def point(self, name: str, alias: str, digest: Digest) -> None:
-        """See `Catalog.point`.
+    def point(self, name: str, alias: str, digest: Digest | None) -> None:
+        """Make an alias mean a version, or nothing (None).
 
         Raises:
             NetworkError: MLflow failed, or does not know the version.
+            UsageError: it refuses the account.
         """
         with self._client() as client:
+            from mlflow.exceptions import MlflowException
+
+            if digest is None:
+                try:
+                    client.delete_registered_model_alias(name, alias)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                        raise
+                return
             version = self._find(client, name, digest)
             if version is None:
                 raise NetworkError(
-                    f"MLflow does not know {name}@{digest}", mend="push the adapter again to index it"
+                    f"MLflow does not know {name}@{digest}", mend="`registry reconcile --repair` indexes it"
                 )
-            client.set_registered_model_alias(name, alias, str(version.version))
+            _again(lambda: client.set_registered_model_alias(name, alias, str(version.version)))
+
+    def remove(self, name: str, number: int | None = None) -> None:
+        """Take one entry out of the index, or a whole model; no error if it is not there. Files are kept.
+
+        Raises:
+            NetworkError: MLflow failed.
+            UsageError: it refuses the account.
+        """
+        with self._client() as client:
+            from mlflow.exceptions import MlflowException
+
+            try:
+                if number is None:
+                    client.delete_registered_model(name)
+                else:
+                    client.delete_model_version(name, str(number))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+
+    def survey(self) -> CatalogView:
+        """Return everything that the index says.
+
+        Sources are those of which MLflow says that it would load them, for versions that have an alias.
+
+        Raises:
+            NetworkError: MLflow failed.
+            UsageError: it refuses the account.
+        """
+        with self._client() as client:
+            versions: dict[str, list[CatalogVersion]] = {}
+            aliases = {
+                model.name: {alias: int(number) for alias, number in model.aliases.items()}
+                for model in _pages(client.search_registered_models, 1000)
+            }
+            for found in _pages(client.search_model_versions, 1000):
+                number, source = int(found.version), str(found.source)
+                if number in aliases.get(found.name, {}).values():
+                    source = str(client.get_model_version_download_uri(found.name, str(number)))
+                view = CatalogVersion(number=number, source=source, tags=dict(found.tags))
+                versions.setdefault(found.name, []).append(view)
+        return {
+            name: CatalogModel(
+                name=name,
+                versions=tuple(sorted(versions.get(name, ()), key=lambda version: version.number)),
+                aliases=pointing,
+            )
+            for name, pointing in aliases.items()
+        }
+
+    # -- parts --
+
+    def _create(
+        self, client: MlflowClient, manifest: AdapterManifest, source: str, tags: Mapping[str, str]
+    ) -> None:
+        """Adds a version; numbers that MLflow has missed are skipped, so that it counts as we do."""
+        from mlflow.exceptions import MlflowException
+
+        name = manifest.name
+        if not client.search_registered_models(f"name = '{name}'"):
+            described = (
+                f"LoRA adapter for {manifest.base.id}. This is an index for people: what is approved is "
+                f"signed elsewhere. `registry show {name}:<version>` tells the truth, and "
+                f"`registry pull {name}@<alias>` verifies what it fetches."
+            )
+            try:
+                _again(lambda: client.create_registered_model(name, description=described))
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+        for _ in range(_GAP + 1):
+            made = _again(
+                lambda: client.create_model_version(
+                    name,
+                    source,
+                    run_id=manifest.training.run_id,
+                    tags=dict(tags),
+                    description=manifest.description,
+                    await_creation_for=None,
+                )
+            )
+            if int(made.version) >= manifest.version:
+                return
+            if manifest.version - int(made.version) > _GAP:
+                return
+            client.delete_model_version(name, str(made.version))
 
     def _find(self, client: MlflowClient, name: str, digest: Digest) -> ModelVersion | None:
-        found: list[Any] = list(client.search_model_versions(f"name = '{name}'"))
-        return next((version for version in found if version.tags.get(DIGEST_TAG) == digest), None)
+        """The version that claims the digest; of several, the one that was there first."""
+        query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
+        found: list[Any] = list(client.search_model_versions(query))
+        return min(found, key=lambda version: int(version.version), default=None)
 
     @contextlib.contextmanager
     def _client(self) -> Iterator[MlflowClient]:
         """A client whose failures are explained errors of ours."""
         self.require()
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in _PATIENCE.items():
+            os.environ.setdefault(name, value)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
@@ -126,81 +246,51 @@ class MlflowCatalog:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         if self._uri.startswith("sqlite:///"):
             Path(self._uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        elif self._uri.startswith(database.POSTGRESQL):
+            database.reach(self._uri)  # MLflow would try for minutes
         try:
             yield MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
         except MlflowException as error:
-            raise NetworkError(
-                f"the MLflow index {self._uri} failed: {error.message}",
-                mend="what was signed stays signed; run the same command again to bring the index up to date",
-            ) from error
+            raise _explained(error, self.uri) from error
 
 
-def model_file(manifest: AdapterManifest, digest: Digest) -> bytes:
-    """The ``MLmodel`` file of a version: a pure function of the manifest, so that it can be checked.
-
-    Args:
-        manifest: the version.
-        digest: its digest.
-
-    Returns:
-        YAML in UTF-8.
-    """
-    lines = [
-        "flavors:",
-        "  diffusers:",
-        "    adapter_type: lora",
-        f"    adapter_weights: {WEIGHTS_FOLDER}",
-        f"    base_model: {json.dumps(manifest.base.id)}",
-        f"    base_model_revision: {json.dumps(manifest.base.revision)}",
-        "metadata:",
-        f"  digest: {json.dumps(str(digest))}",
-        f"  reference: {json.dumps(f'{manifest.name}:{manifest.version}')}",
-        f"model_uuid: {json.dumps(digest.hex[:32])}",
-    ]
-    return ("\n".join(lines) + "\n").encode()
+def _explained(error: MlflowException, uri: str) -> RegistryError:
+    """Return what MLflow raised as an error that says what to do."""
+    message, code = shown(error.message), getattr(error, "error_code", "")
+    if code in ("PERMISSION_DENIED", "UNAUTHENTICATED") or "error code 401" in message:
+        return UsageError(
+            f"the MLflow server {uri} refuses this account: {message}",
+            mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of an account with MANAGE on the "
+            f"adapter; {_MEND}",
+        )
+    if code == "INVALID_PARAMETER_VALUE" and "Invalid model version source" in message:
+        return UsageError(
+            f"the MLflow server {uri} refuses the object store: {message}",
+            mend="a server indexes no files of a local disk; use a store in S3, or an MLflow database",
+        )
+    return NetworkError(f"the MLflow index {uri} failed: {message}", mend=_MEND)
 
 
-def write_model(store: ObjectStore, manifest: AdapterManifest, digest: Digest) -> str:
-    """Writes the MLflow model directory of a version, whose weights are in the store already.
+def _again(call: Callable[[], _T]) -> _T:
+    """Call something that MLflow answers with an error if somebody else did the same at that moment."""
+    from mlflow.exceptions import MlflowException
 
-    Returns:
-        The URI of the directory.
-    """
-    prefix = model_prefix(digest)
-    store.copy(blob_key(manifest.file(WEIGHTS_NAME).sha256), f"{prefix}{WEIGHTS_FOLDER}/{WEIGHTS_NAME}")
-    store.put(prefix + _MLMODEL, [model_file(manifest, digest)])
-    return f"{store.uri}/{prefix.rstrip('/')}"
-
-
-def check_model(store: ObjectStore, manifest: AdapterManifest, digest: Digest) -> None:
-    """Compares the MLflow model directory of a version, if it is there, with what the manifest says.
-
-    Nothing is ever loaded from it by us; but who finds it changed should not trust the store.
-
-    Raises:
-        DigestMismatch: a file in it was changed or does not belong there.
-    """
-    prefix = model_prefix(digest)
-    weights = manifest.file(WEIGHTS_NAME)
-    for key in store.keys(prefix):
-        name = key.removeprefix(prefix)
-        if name == f"{WEIGHTS_FOLDER}/{WEIGHTS_NAME}":
-            with store.open(key) as view, store.open(blob_key(weights.sha256)) as blob:
-                genuine = _same_file(view, blob) or stream_entry(WEIGHTS_NAME, view) == weights
-        elif name == _WRITTEN_BY_MLFLOW:
-            continue
-        else:
-            genuine = name == _MLMODEL and read(store, key) == model_file(manifest, digest)
-        if not genuine:
-            raise DigestMismatch(
-                f"the object {key} is not what the signed manifest says",
-                mend="the store may have been tampered with; remove the object and push again",
-            )
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return call()
+        except MlflowException as error:
+            if not any(word in str(error.message) for word in ("IntegrityError", "UniqueViolation")):
+                raise
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))
+    return call()
 
 
-def _same_file(left: BinaryIO, right: BinaryIO) -> bool:
-    """Whether two streams read one file under two names, whose bytes were verified already."""
-    try:
-        return os.path.sameopenfile(left.fileno(), right.fileno())
-    except OSError:  # not files of this machine
-        return False
+def _pages(search: Callable[..., Any], size: int) -> Iterator[Any]:
+    """Everything that a search finds, page by page."""
+    token = None
+    while True:
+        page = search(max_results=size, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return

@@ -1,4 +1,4 @@
-"""Databases by URI, for the audit log: opening them, and ending their exceptions at one seam.
+"""Databases by URI, for the audit log and the index: opening them, and ending their exceptions at one seam.
 
 SQLite (``sqlite:////absolute/file.db``) serves one machine, PostgreSQL (``postgresql+psycopg://…``) a team.
 Passwords in a URI are never shown.
@@ -94,6 +94,18 @@ def open_engine(uri: str) -> Engine:
     return engine
 
 
+def reach(uri: str) -> None:
+    """Connect to a database once, and wait no longer than a connection takes.
+
+    Raises:
+        NetworkError: it does not answer, or refuses the account.
+        UsageError: the URI is wrong, or a driver is not installed.
+    """
+    engine = open_engine(uri)
+    with explained(uri):
+        engine.connect().close()
+
+
 @contextlib.contextmanager
 def explained(uri: str) -> Iterator[None]:
     """Turns what SQLAlchemy raises inside into an error that explains itself.
@@ -137,6 +149,6 @@ def _server_options() -> dict[str, Any]:
 def _require(module: str, extra: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise UsageError(
-            f"the audit log needs {module}, which is not installed",
+            f"this database needs {module}, which is not installed",
             mend=f"pip install 'adapter-foundry[{extra}]'",
         )

@@ -1,0 +1,88 @@
+"""The command that reads the audit log: log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.commands import Answer, command, table
+
+if TYPE_CHECKING:
+    from registry.client import Registry
+    from registry.storage.ledger import LedgerEntry
+
+_DETAILS_SHOWN = 80
+
+
+@command
+@click.option("--subject", metavar="REF", help="Only what was done to this reference, or to a whole adapter.")
+@click.option("--last", type=click.IntRange(1, 10_000), default=50, show_default=True, help="So many rows.")
+@click.option(
+    "--verify", is_flag=True, help="Verify the whole log first; the exit code is 13 if it was changed."
+)
+def log(subject: str | None, last: int, verify: bool) -> Answer:
+    """Show the audit log: who did what to which adapter and when."""
+    from registry.client import Registry
+
+    registry = Registry.open()
+    checked, lines = _verified(registry) if verify else (None, [])
+    entries = list(registry.ledger.entries(subject=subject, limit=last, newest=True))
+    data = {"ledger": registry.ledger.uri, "entries": [_entry(found) for found in entries]}
+    if checked is not None:
+        data["verified"] = checked
+    if entries:
+        rows = [("ROW", "TIME", "ACTOR", "ACTION", "SUBJECT", "DETAILS"), *map(_row, entries)]
+        lines.append(table(rows))
+    else:
+        lines.append("The audit log has no such rows.")
+    return Answer(data, "\n".join(lines))
+
+
+def _verified(registry: Registry) -> tuple[dict[str, Any], list[str]]:
+    """Verify the log against its signed head; say what was checked.
+
+    Raises:
+        DigestMismatch: it does not hold.
+    """
+    from registry.storage.ledger import LedgerHead
+
+    signed = registry.authority.state().ledger_anchor()
+    found = registry.ledger.verify(None if signed is None else LedgerHead.parse(signed))
+    length, open_rows = found.head.length, found.head.length - found.anchored
+    anchor = (
+        "no row is anchored in the trust metadata yet; the next publish anchors them"
+        if not found.anchored
+        else f"row {found.anchored} is the head that the trust metadata has signed"
+    )
+    checks = [
+        f"{length} rows are numbered from 1 without a gap",
+        "each row has the digest of its content, and names the digest of the row before it",
+        anchor,
+    ]
+    lines = [f"The audit log {registry.ledger.uri} holds. What was checked:"]
+    lines += [f"  {number}. {check}" for number, check in enumerate(checks, start=1)]
+    if found.anchored and open_rows:
+        lines.append(f"The newest {open_rows} rows are not anchored yet; the next publish anchors them.")
+    data = {
+        "head": found.head.facts(),
+        "anchored": found.anchored,
+        "not_yet_anchored": open_rows,
+        "checks": checks,
+    }
+    return data, [*lines, ""]
+
+
+def _entry(entry: LedgerEntry) -> dict[str, Any]:
+    return entry.facts() | {"digest": entry.digest}
+
+
+def _row(entry: LedgerEntry) -> tuple[str, ...]:
+    """A row for people; the database may have been changed, so nothing of it reaches a terminal as it is."""
+    from registry.errors import shown
+
+    words = (entry.time, entry.actor, entry.action, entry.subject)
+    return (str(entry.index), *map(shown, words), shown(entry.details, _DETAILS_SHOWN))
+
+
+COMMANDS = (log,)
