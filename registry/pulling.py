@@ -219,10 +219,12 @@ def _cold(
 ) -> tuple[AdapterManifest, int]:
     """Admit an adapter anew; fetch the files that the cache has not, or has not whole."""
     from registry import transfer
+    from registry.storage.catalog import check_model
 
     policy = registry.policy.admission(reference.alias)
     documents, statements = _documents(registry, state, digest, reference, policy)
     manifest, fetched = documents.manifest, 0
+    check_model(registry.store, manifest)
     with kept.incoming(digest) as folder:
         if _is_whole(kept, manifest, digest):
             with _opened(kept.path(digest)) as files:

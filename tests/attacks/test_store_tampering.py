@@ -11,8 +11,8 @@ from fakes.registries import NAME, copy_registry, forget_trust, kept, objects, o
 from registry.errors import DigestMismatch, NotFound, RegistryError, StaleTrust, Unsigned
 
 OBJECTS = {
-    "weights": "blobs/sha256/*",
-    "card": "blobs/sha256/*",
+    "weights": "models/*/adapter_weights/*",
+    "card": "blobs/blake3/*",
     "manifest": "manifests/sha256/*",
     "training statement": "statements/*/training.*",
     "licence statement": "statements/*/licence.*",
@@ -20,7 +20,6 @@ OBJECTS = {
     "evaluation statement": "statements/*/evaluation.*",
     "approval statement": "statements/*/approval.*",
     "MLflow model file": "models/*/MLmodel",
-    "MLflow weights": "models/*/adapter_weights/*",
     "root": "trust/*.root.json",
     "timestamp": "trust/timestamp.json",
     "snapshot": "trust/*.snapshot.json",
@@ -47,10 +46,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 
 def find(home: Path, what: str) -> Path:
-    """An object of the one adapter in the store; its two blobs are told apart by size."""
-    if what in ("weights", "card"):
-        by_size = sorted((objects(home) / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
-        return by_size[1] if what == "weights" else by_size[0]
+    """An object of the one adapter in the store."""
     return one(home, OBJECTS[what])
 
 

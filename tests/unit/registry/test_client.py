@@ -24,16 +24,19 @@ def registry(home: Path) -> Registry:
 
 def test_a_promoted_adapter_is_pulled_verified_and_kept(registry: Registry, home: Path) -> None:
     heard: list[tuple[str, int, int]] = []
-    adapter = registry.pull(PROD, progress=lambda *at: heard.append(at))
-    assert adapter.origin is Origin.REGISTRY
-    assert adapter.reference == f"{NAME}:1"
+    pulled = registry.pull(PROD, progress=lambda *at: heard.append(at))
+    assert (pulled.reference, pulled.manifest.name, pulled.warnings) == (f"{NAME}:1", NAME, ())
     assert heard[-1][0] == "download"
     assert heard[-1][1] == heard[-1][2] == sum(len(data) for data in adapter_files(0).values())
-    folder = registry.cached(adapter)
-    assert folder == home / "cache" / "sha256" / adapter.digest.hex
+    folder = home / "cache" / "sha256" / pulled.digest.hex
+    assert pulled.path == folder
+    assert pulled.fetched_bytes == sum(len(data) for data in adapter_files(0).values())
     assert (folder / WEIGHTS_NAME).read_bytes() == adapter_files(0)[WEIGHTS_NAME]
     assert sorted(path.name for path in folder.iterdir()) == [CARD_NAME, "manifest.json", WEIGHTS_NAME]
-    assert registry.verify(PROD).digest == adapter.digest
+    assert registry.verify(PROD).digest == pulled.digest
+    adapter = registry.load(PROD)
+    assert adapter.origin is Origin.REGISTRY
+    assert (adapter.reference, adapter.digest) == (f"{NAME}:1", pulled.digest)
 
 
 def test_every_form_of_reference_means_the_same(registry: Registry) -> None:
@@ -45,8 +48,8 @@ def test_every_form_of_reference_means_the_same(registry: Registry) -> None:
 def test_a_warm_cache_downloads_nothing(registry: Registry, tmp_path: Path) -> None:
     heard: list[Any] = []
     registry.pull(PROD, tmp_path / "mine")
-    registry.pull(PROD, tmp_path / "mine", lambda *at: heard.append(at))
-    assert heard == []
+    again = registry.pull(PROD, tmp_path / "mine", progress=lambda *at: heard.append(at))
+    assert (heard, again.fetched_bytes) == ([], 0)
 
 
 def test_the_same_push_again_changes_nothing(registry: Registry, home: Path, tmp_path: Path) -> None:
@@ -84,7 +87,9 @@ def test_approvals_and_promotions_are_found_again(registry: Registry, home: Path
     assert not registry.approve(f"{NAME}:1", "a person", "looks right", automatic=True).reused
 
 
-@pytest.mark.parametrize("step", ["put_manifest", "put_statement", "write_model", "add_version", "record"])
+@pytest.mark.parametrize(
+    "step", ["upload", "put_manifest", "put_statement", "write_model", "log", "add_version", "index"]
+)
 def test_an_interrupted_push_is_repeated(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -97,16 +102,18 @@ def test_an_interrupted_push_is_repeated(
     places = {
         "put_manifest": "registry.storage.shelf.put_manifest",
         "put_statement": "registry.storage.shelf.put_statement",
-        "write_model": "registry.client.write_model",
+        "write_model": "registry.publishing.write_model",
         "add_version": "registry.signing.authority.Authority.add_version",
-        "record": "registry.storage.catalog.MlflowCatalog.record",
+        "index": "registry.storage.catalog.MlflowCatalog.record",
+        "log": "registry.storage.ledger.Ledger.append",
+        "upload": "registry.storage.local.LocalObjects.put",
     }
     with monkeypatch.context() as patch:
         patch.setattr(places[step], killed)
         with pytest.raises(KeyboardInterrupt):
             registry.push(folder, NAME, evaluation=PASSING)
     assert registry.pull(PROD).reference == f"{NAME}:1"
-    assert len(registry.list()) == (2 if step == "record" else 1)
+    assert len(registry.list()) == (2 if step == "index" else 1)
 
     result = registry.push(folder, NAME, evaluation=PASSING)
     assert result.version == 2
@@ -201,7 +208,8 @@ def test_mlflow_shows_versions_and_aliases(registry: Registry, home: Path, tmp_p
     version = client.get_model_version_by_alias(NAME, "prod")
     assert version.tags["adapter_foundry.digest"] == promotion.digest
     assert version.tags["license"] == "LicenseRef-Proprietary"
-    assert version.source == f"{objects(home).as_uri()}/models/{promotion.digest.hex}"
+    weights = registry.show(PROD).manifest.file(WEIGHTS_NAME)
+    assert version.source == f"{objects(home).as_uri()}/models/{weights.blake3}"
 
 
 def test_a_lost_index_is_written_again(registry: Registry, home: Path, tmp_path: Path) -> None:
