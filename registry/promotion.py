@@ -96,7 +96,7 @@ def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
     bench.look("not yanked", lambda: _not_yanked(state, manifest))
     _look_at_statements(bench)
     _look_at_metrics(bench)
-    bench.look("licence", lambda: admission.check_licences(manifest.card, bench.policy))
+    bench.look("licence policy", lambda: admission.check_licences(manifest.card, bench.policy))
     bench.look("files and scan", lambda: _look_at_files(bench))
     return GateReport(
         reference=f"{manifest.name}:{manifest.version}",

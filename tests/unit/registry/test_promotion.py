@@ -1,0 +1,224 @@
+"""Promotion: all gates at once, and aliases that move only from what was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import NAME, PASSING, adapter_folder, copy_registry, objects, overwrite
+from registry.client import Registry
+from registry.errors import (
+    Conflict,
+    DigestMismatch,
+    NotFound,
+    PolicyRefused,
+    RegistryError,
+    Revoked,
+    Unsigned,
+    UsageError,
+)
+from registry.promotion import promote
+from registry.settings import CONFIG_NAME
+
+PROD = f"{NAME}@prod"
+POLICY = """
+[gates.prod.metrics."metrics.top1"]
+min = 0.9
+[gates.prod.metrics."metrics.identity"]
+min = 0.5
+[gates.staging]
+require = ["training", "scan", "licence"]
+approvals = 0
+"""
+
+
+@pytest.fixture
+def registry(home: Path) -> Registry:
+    return copy_registry(home)
+
+
+def second(registry: Registry, tmp_path: Path, evaluation: Mapping[str, Any] | None = PASSING) -> str:
+    folder = adapter_folder(tmp_path / "second", seed=1)
+    return registry.push(folder, NAME, evaluation=evaluation).reference
+
+
+def with_policy(home: Path, text: str = POLICY) -> Registry:
+    """The registry of a data folder under a policy file."""
+    (home / "registry" / "policy.toml").write_text(text)
+    return Registry.open(home)
+
+
+def outcomes(registry: Registry, reference: str, alias: str = "prod") -> dict[str, str]:
+    return {check.name: check.outcome for check in registry.gates(reference, alias).checks}
+
+
+def test_all_gates_of_a_good_version_pass(registry: Registry) -> None:
+    report = registry.gates(f"{NAME}:1", "prod")
+    assert report.refusal is None
+    assert [check.name for check in report.checks] == [
+        "named",
+        "not revoked",
+        "not yanked",
+        "training",
+        "evaluation",
+        "scan",
+        "licence",
+        "approval",
+        "licence policy",
+        "files and scan",
+    ]
+    assert {check.outcome for check in report.checks} == {"pass"}
+
+
+def test_every_gate_is_looked_at_also_behind_one_that_fails(registry: Registry, tmp_path: Path) -> None:
+    reference = second(registry, tmp_path, evaluation=None)
+    found = outcomes(registry, reference)
+    assert {name for name, outcome in found.items() if outcome == "missing"} == {"evaluation", "approval"}
+    assert found["files and scan"] == "pass"
+    with pytest.raises(Unsigned, match="evaluation"):
+        registry.promote(reference, "prod")
+
+
+def test_a_refusal_is_a_failure_and_an_absence_is_missing(registry: Registry, tmp_path: Path) -> None:
+    reference = second(registry, tmp_path, evaluation={"verdict": "fail", "metrics": {}})
+    found = outcomes(registry, reference)
+    assert (found["evaluation"], found["approval"]) == ("fail", "missing")
+    with pytest.raises(PolicyRefused, match="evaluation"):
+        registry.promote(reference, "prod")
+
+
+def test_thresholds_name_what_is_too_low_and_what_is_not_there(home: Path, registry: Registry) -> None:
+    found = outcomes(with_policy(home), f"{NAME}:1")
+    assert (found["metrics.top1"], found["metrics.identity"]) == ("pass", "missing")
+    stricter = with_policy(home, '[gates.prod.metrics."metrics.top1"]\nmin = 0.95\n')
+    with pytest.raises(PolicyRefused, match=r"metrics\.top1"):
+        stricter.promote(f"{NAME}:1", "prod")
+
+
+def test_each_alias_has_its_own_gate(home: Path, registry: Registry, tmp_path: Path) -> None:
+    strict = with_policy(home)
+    reference = second(strict, tmp_path, evaluation=None)
+    assert strict.promote(reference, "staging").version == 2
+    assert strict.load(f"{NAME}@staging").reference == reference
+    with pytest.raises(Unsigned):
+        strict.load(reference)
+
+
+def test_a_gate_reads_every_byte_of_the_store(registry: Registry, home: Path) -> None:
+    (weights,) = objects(home).glob("models/*/adapter_weights/*")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    overwrite(weights, bytes(data))
+    assert outcomes(registry, f"{NAME}:1", "staging")["files and scan"] == "fail"
+    with pytest.raises(DigestMismatch):
+        registry.promote(f"{NAME}:1", "staging")
+
+
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(registry: Registry, tmp_path: Path) -> None:
+    reference = second(registry, tmp_path)
+    registry.approve(reference, "a person", "better")
+    slow = registry.gates(f"{NAME}:1", "staging")
+    registry.promote(reference, "staging")
+    with pytest.raises(Conflict):
+        promote(registry, slow)
+    assert registry.pull(f"{NAME}@staging").reference == reference
+
+
+def test_a_rollback_goes_back_and_passes_the_gates_of_today(registry: Registry, tmp_path: Path) -> None:
+    reference = second(registry, tmp_path)
+    registry.approve(reference, "a person", "better")
+    registry.promote(reference, "prod")
+    back = registry.rollback(NAME, "prod")
+    assert (back.version, back.previous) == (1, 2)
+    assert registry.pull(PROD).reference == f"{NAME}:1"
+    assert registry.rollback(NAME, "prod").version == 2
+    registry.revoke(f"{NAME}:1", "it leaks")
+    with pytest.raises(Revoked):
+        registry.rollback(NAME, "prod", to=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "alias", "to"), [(NAME, "prod", None), (NAME, "prod", 7), (NAME, "beta", None)]
+)
+def test_a_rollback_to_nowhere_is_explained(
+    registry: Registry, name: str, alias: str, to: int | None
+) -> None:
+    with pytest.raises(NotFound) as refusal:
+        registry.rollback(name, alias, to)
+    assert refusal.value.mend
+
+
+def test_a_demoted_alias_means_nothing(registry: Registry) -> None:
+    assert registry.demote(NAME, "prod").previous == 1
+    with pytest.raises(NotFound):
+        registry.pull(PROD)
+    with pytest.raises(NotFound):
+        registry.demote(NAME, "prod")
+    assert registry.load(f"{NAME}:1").reference == f"{NAME}:1"
+
+
+def test_a_yanked_version_is_pulled_with_a_warning_and_promoted_nowhere(registry: Registry) -> None:
+    assert registry.yank(f"{NAME}:1", "blurs mouths").yanked == "blurs mouths"
+    (warning,) = registry.pull(f"{NAME}:1").warnings
+    assert "blurs mouths" in warning
+    assert outcomes(registry, f"{NAME}:1", "staging")["not yanked"] == "fail"
+    assert registry.yank(f"{NAME}:1", None).yanked is None
+    assert registry.pull(f"{NAME}:1").warnings == ()
+    with pytest.raises(UsageError):
+        registry.yank(f"{NAME}:1", " ")
+
+
+def test_a_version_is_never_overwritten(registry: Registry, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "second", seed=1)
+    with pytest.raises(Conflict, match="immutable"):
+        registry.push(folder, NAME, version=1)
+    assert registry.push(folder, NAME, version=5).version == 5
+    assert registry.push(folder, NAME, version=5).reused
+    assert [row.reference for row in registry.list()] == [f"{NAME}:1", f"{NAME}:5"]
+
+
+def test_every_change_is_a_line_of_the_audit_log(registry: Registry, tmp_path: Path) -> None:
+    reference = second(registry, tmp_path)
+    registry.approve(reference, "Kim", "better")
+    registry.promote(reference, "prod")
+    registry.rollback(NAME, "prod")
+    registry.yank(reference, "blurs")
+    registry.revoke(reference, "it leaks")
+    registry.demote(NAME, "prod")
+    lines = [*registry.ledger.entries()]
+    assert [line.action for line in lines] == [
+        "init", "push", "approve", "promote", "push", "approve", "promote", "rollback", "yank", "revoke",
+        "demote",
+    ]  # fmt: skip
+    assert lines[5].actor == "Kim"
+    anchor = registry.authority.state().ledger_anchor()
+    assert anchor is not None
+    assert anchor["length"] == len(lines)
+
+
+def test_nothing_is_signed_without_its_line_in_the_log(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(*_: object) -> None:
+        raise RegistryError("the database is down")
+
+    monkeypatch.setattr("registry.storage.ledger.Ledger.append", down)
+    with pytest.raises(RegistryError, match="down"):
+        registry.revoke(f"{NAME}:1", "it leaks")
+    assert registry.pull(PROD).reference == f"{NAME}:1"
+
+
+def test_a_teams_settings_are_kept_without_passwords(home: Path) -> None:
+    from registry.settings import layout, save
+
+    with pytest.raises(UsageError, match="password"):
+        save(home, {"ledger": "postgresql+psycopg://me:secret@host/db"})
+    save(home, {"ledger": "postgresql+psycopg://me@host/db", "store": "s3://adapters/team"})
+    assert layout(home).ledger_uri == "postgresql+psycopg://me@host/db"
+    assert layout(home).store_uri == "s3://adapters/team"
+    save(home, {"ledger": "postgresql+psycopg://me@host/db", "store": "s3://adapters/team"})
+    with pytest.raises(UsageError, match=CONFIG_NAME):
+        save(home, {"store": "s3://adapters/other"})
