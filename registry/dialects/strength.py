@@ -1,0 +1,292 @@
+"""How strong a LoRA file means its update to be: every place that states alpha is read, and all must agree.
+
+A module's update is scale * B @ A with scale = alpha / rank (with rank-stabilised LoRA alpha / sqrt(rank)).
+Alpha stands in a tensor beside the factors, in the header, in a file beside the LoRA, or nowhere: then
+loaders take the rank for it, so that the scale is 1.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from registry.content import Content
+from registry.dialects.grammar import PEFT, PIXELSMILE, RELEASED_KINDS, DialectError
+from registry.errors import shown
+from registry.formats import MAX_TENSORS, TensorInfo
+from registry.manifest import strict_json
+
+MAX_ALPHA: Final = 8192.0
+MAX_CONFIG_BYTES: Final = 1 << 20
+CONFIG_NAME: Final = "adapter_config.json"
+"""Where PEFT keeps what it knows of an adapter, beside the weights."""
+
+RELEASED_RANK, RELEASED_ALPHA = 64, 128.0
+"""Rank and alpha of the configuration that PixelSmile was trained with; its files state neither."""
+
+NOWHERE: Final = "a file without alpha (the rank, as loaders take it)"
+
+_HEADER_CONFIG = "lora_adapter_metadata"
+_HEADER_ALPHAS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha", "transformer.lora_alpha")
+_PRECISION: Final[Mapping[str, float]] = {"BF16": 2**-8, "F16": 2**-10}
+_EXACT = 1e-6
+_MAX_NUMBER = 40
+_NUMBERS: Final[Mapping[str, str]] = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
+
+# Fields of a PEFT configuration that do not change what B @ A means.
+_HARMLESS: Final = frozenset(
+    {
+        *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights"),
+        *("peft_type", "peft_version", "task_type", "auto_mapping", "inference_mode", "lora_dropout"),
+        *("base_model_name_or_path", "revision", "target_modules", "exclude_modules", "layers_to_transform"),
+        *("layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
+    }
+)
+_PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+", re.ASCII)
+_HARMLESS_STARTS: Final = ("gaussian", "orthogonal")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Factors:
+    """A module's two factors in the file; ``rank`` is the number of rows of A."""
+
+    module: str
+    a: TensorInfo
+    b: TensorInfo
+    rank: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Claim:
+    """A place that states the strength: the scale of each module, and how exact its numbers are."""
+
+    where: str
+    scales: Mapping[str, float]
+    precision: float = _EXACT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Strength:
+    """What the file means.
+
+    Attributes:
+        scales: module -> factor of its B @ A.
+        source: where that stands, for people.
+        stated: whether it stands anywhere.
+    """
+
+    scales: Mapping[str, float]
+    source: str
+    stated: bool = True
+
+
+def resolve(
+    dialect: str,
+    factors: Sequence[Factors],
+    alphas: Mapping[str, float],
+    precision: float,
+    metadata: Mapping[str, str],
+    config: bytes | None,
+    stated: float | None,
+    kinds: frozenset[str],
+) -> Strength:
+    """Return the strength of every module.
+
+    Args:
+        dialect: the file's dialect.
+        factors: the modules.
+        alphas: module -> the value of its alpha tensor, for those that have one.
+        precision: relative precision of those values.
+        metadata: the header's.
+        config: the PEFT configuration that lies beside the file, if any.
+        stated: what the user says alpha is, if anything.
+        kinds: the kinds of modules in the file.
+
+    Raises:
+        DialectError: places disagree, a number is out of range, or the strength cannot be known.
+        InvalidDocument: a configuration is not strict JSON.
+    """
+    claims = []
+    if alphas:
+        claims.append(_from_tensors(factors, alphas, precision))
+    if _HEADER_CONFIG in metadata:
+        where = f"the header's {_HEADER_CONFIG}"
+        text = metadata[_HEADER_CONFIG].encode("utf-8", "surrogatepass")
+        claims.append(_from_config(_unprefixed(_object(text, where), where), where, factors))
+    if dialect == PEFT.dialect and config is not None:
+        claims.append(_from_config(_object(config, CONFIG_NAME), CONFIG_NAME, factors))
+    claims += _from_header(factors, metadata, uniform=len(set(alphas.values())) <= 1)
+    if stated is not None:
+        claims.append(_one_alpha("--alpha", stated, factors))
+    _check_agreement(claims)
+    if claims:
+        return Strength(scales=claims[0].scales, source=claims[0].where)
+    return _unstated(dialect, factors, kinds)
+
+
+def number(content: Content, key: str, info: TensorInfo) -> float:
+    """Return the one number of a tensor.
+
+    Raises:
+        DialectError: it has several, or the number is no alpha.
+    """
+    if math.prod(info.shape) != 1:
+        raise DialectError(f"an alpha is one number, not {info.shape}", keys=[key])
+    data = content[info.start : info.end]
+    if info.dtype == "BF16":
+        value = struct.unpack("<f", b"\0\0" + data)[0]
+    else:
+        value = struct.unpack(_NUMBERS[info.dtype], data)[0]
+    return _alpha(value, key)
+
+
+def precision_of(dtype: str) -> float:
+    """Return how exactly a dtype holds a number, relative to it."""
+    return _PRECISION.get(dtype, _EXACT)
+
+
+def _alpha(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or not 0 < value <= MAX_ALPHA:  # NaN is refused, too
+        raise DialectError(
+            f"the alpha in {shown(where)} is {shown(value, 40)}; it must lie above 0 and up to {MAX_ALPHA:g}",
+            "ask who trained the LoRA for the right value",
+        )
+    return float(value)
+
+
+def _one_alpha(where: str, alpha: float, factors: Sequence[Factors]) -> _Claim:
+    value = _alpha(alpha, where)
+    return _Claim(where=where, scales={item.module: value / item.rank for item in factors})
+
+
+def _from_tensors(factors: Sequence[Factors], alphas: Mapping[str, float], precision: float) -> _Claim:
+    missing = [item.module for item in factors if item.module not in alphas]
+    if missing:
+        raise DialectError("some modules have an alpha and these have none", keys=missing)
+    scales = {item.module: alphas[item.module] / item.rank for item in factors}
+    return _Claim(where="the file's alpha tensors", scales=scales, precision=precision)
+
+
+def _from_header(factors: Sequence[Factors], metadata: Mapping[str, str], *, uniform: bool) -> list[_Claim]:
+    """Return what entries of the header claim; they know one alpha only, so not of a file with several."""
+    claims = []
+    for name in _HEADER_ALPHAS if uniform else ():
+        try:
+            value = float(metadata.get(name, "")[:_MAX_NUMBER])
+        except ValueError:
+            continue  # "None" and "Dynamic" state nothing
+        if value != 0:  # kohya writes 0 for: the same as the rank
+            claims.append(_one_alpha(f"the header's {name}", value, factors))
+    return claims
+
+
+def _object(data: bytes, where: str) -> dict[str, Any]:
+    value = strict_json(data, where, MAX_CONFIG_BYTES)
+    if not isinstance(value, dict):
+        raise DialectError(f"{where} is no JSON object")
+    return value
+
+
+def _unprefixed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the configuration of the transformer; diffusers puts the part's name before each field."""
+    part = "transformer."
+    if not any("." in name for name in values):
+        return dict(values)
+    others = [name for name in values if not name.startswith(part)]
+    if others:
+        raise DialectError(f"{where} is about other parts than the transformer", keys=others)
+    return {name.removeprefix(part): value for name, value in values.items()}
+
+
+def _from_config(values: Mapping[str, Any], where: str, factors: Sequence[Factors]) -> _Claim:
+    """Return the strength in a PEFT configuration that says nothing beyond plain LoRA."""
+    other = [name for name, value in values.items() if name not in _HARMLESS and value and value != "none"]
+    if values.get("peft_type", "LORA") != "LORA":
+        other.append("peft_type")
+    start = values.get("init_lora_weights")
+    if not (start is None or isinstance(start, bool) or start in _HARMLESS_STARTS):
+        other.append("init_lora_weights")  # such as pissa: it changes the base's weights, too
+    if other:
+        raise DialectError(f"{where} asks for more than plain LoRA layers", keys=other)
+    default_rank, default_alpha = values.get("r"), _alpha(values.get("lora_alpha"), f"{where}, lora_alpha")
+    ranks = _patterns(values.get("rank_pattern"), f"{where}, rank_pattern")
+    alphas = _patterns(values.get("alpha_pattern"), f"{where}, alpha_pattern")
+    scales, wrong = {}, []
+    for item in factors:
+        if _matching(ranks, item.module, default_rank) != item.rank:
+            wrong.append(item.module)
+            continue
+        alpha = _alpha(_matching(alphas, item.module, default_alpha), f"{where}, alpha_pattern")
+        stabilised = values.get("use_rslora") is True
+        scales[item.module] = alpha / (math.sqrt(item.rank) if stabilised else item.rank)
+    if wrong:
+        raise DialectError(f"the tensors have other ranks than {where} says", keys=wrong)
+    return _Claim(where=where, scales=scales)
+
+
+def _patterns(value: Any, where: str) -> dict[str, Any]:
+    """Return patterns that are module names; as regular expressions of a stranger they could run for ever."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > MAX_TENSORS:
+        raise DialectError(f"{where} is no object of at most {MAX_TENSORS} patterns")
+    complex_ = [
+        name for name in value if not name.removeprefix("^").replace(".", "").replace("_", "").isalnum()
+    ]
+    if complex_:
+        raise DialectError(f"{where} has patterns that are more than a module's name", keys=complex_)
+    return value
+
+
+def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
+    """Return the value of the first pattern that PEFT finds for a module, or the default.
+
+    A pattern is a module's name or the end of it after a dot; a dot in it stands for any character.
+    """
+    for pattern, value in patterns.items():
+        name = pattern.removeprefix("^")
+        tail, rest = module[-len(name) :], module[: -len(name)]
+        fits = rest == "" if pattern.startswith("^") else rest == "" or rest.endswith(".")
+        if fits and len(tail) == len(name) and all(x in (y, ".") for x, y in zip(name, tail, strict=True)):
+            return value
+    return default
+
+
+def _check_agreement(claims: Sequence[_Claim]) -> None:
+    for claim in claims[1:]:
+        first = claims[0]
+        tolerance = first.precision + claim.precision
+        wrong = [
+            module
+            for module, scale in first.scales.items()
+            if not math.isclose(scale, claim.scales[module], rel_tol=tolerance)
+        ]
+        if wrong:
+            left, right = first.scales[wrong[0]], claim.scales[wrong[0]]
+            raise DialectError(
+                f"{first.where} and {claim.where} disagree about the strength ({left:g} and {right:g} times "
+                f"B @ A), in {len(wrong)} modules",
+                "one of them was edited; ask who trained the LoRA for the right file",
+                keys=wrong,
+            )
+
+
+def _unstated(dialect: str, factors: Sequence[Factors], kinds: frozenset[str]) -> Strength:
+    """Return the strength of a file that says nothing about it."""
+    if dialect == PIXELSMILE:
+        if kinds == RELEASED_KINDS and {item.rank for item in factors} == {RELEASED_RANK}:
+            claim = _one_alpha("the training configuration of PixelSmile", RELEASED_ALPHA, factors)
+            return Strength(scales=claim.scales, source=claim.where)
+        raise _unknown("the file has the layout of PixelSmile, which states no alpha, and is not its release")
+    if dialect == PEFT.dialect:
+        raise _unknown(f"PEFT keeps alpha in {CONFIG_NAME}, which does not lie beside the file")
+    scales = {item.module: 1.0 for item in factors}
+    return Strength(scales=scales, source=NOWHERE, stated=False)
+
+
+def _unknown(why: str) -> DialectError:
+    return DialectError(f"the strength is not known: {why}", "say what alpha the training had (--alpha)")
