@@ -15,10 +15,12 @@ adapter, to another version or to other bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -28,7 +30,7 @@ from registry.manifest import canonical_json, strict_json
 
 if TYPE_CHECKING:
     from registry.licenses import LicenseVerdict
-    from registry.manifest import AdapterCard, AdapterManifest
+    from registry.manifest import AdapterCard, AdapterManifest, BaseModelRef
     from registry.scanning.report import ScanReport
 
 Kind = Literal["training", "evaluation", "scan", "licence", "approval"]
@@ -38,6 +40,7 @@ Outcome = Literal["pass", "review", "fail"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MAX_STATEMENT_BYTES: Final = 3 << 20
+_COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 _OURS = "https://adapter-foundry.dev/attestation"
 PREDICATE_TYPES: Final[Mapping[Kind, str]] = MappingProxyType(
@@ -180,6 +183,7 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
         builder: URI of who ran the training.
     """
     lineage = card.training
+    metadata = {} if lineage.run_id is None else {"metadata": {"invocationId": lineage.run_id}}
     return {
         "buildDefinition": {
             "buildType": f"{_OURS}/lora-training/v1",
@@ -191,11 +195,28 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
             "internalParameters": {"codeVersion": lineage.code_version},
             "resolvedDependencies": [
                 {"name": "dataset", "digest": {"sha256": lineage.dataset.hex}},
-                {"name": card.base.id, "annotations": {"revision": card.base.revision}},
+                {"name": card.base.id, "uri": base_uri(card.base), **_digest_of_base(card)},
             ],
         },
-        "runDetails": {"builder": {"id": builder}, "metadata": {"invocationId": lineage.run_id or ""}},
+        "runDetails": {"builder": {"id": builder}, **metadata},
     }
+
+
+def base_uri(base: BaseModelRef) -> str:
+    """Return a package URL of a base model.
+
+    Only a commit pins something on the Hugging Face hub, so that a base with any other revision is a generic
+    package: its name is no claim about whose it is.
+    """
+    kind = "huggingface" if _COMMIT.fullmatch(base.revision) else "generic"
+    return f"pkg:{kind}/{base.id}@{quote(base.revision, safe='.-_')}"
+
+
+def _digest_of_base(card: AdapterCard | AdapterManifest) -> dict[str, Any]:
+    for found in card.ingredients:
+        if found.kind == "base" and found.name == card.base.id and found.digest is not None:
+            return {"digest": {"sha256": found.digest.hex}}
+    return {}
 
 
 def materials_match(found: Statement, manifest: AdapterManifest) -> bool:
@@ -230,7 +251,11 @@ def scan_predicate(report: ScanReport) -> dict[str, Any]:
     return {
         "result": result,
         "configuration": [
-            {"name": "scanner-rules", "annotations": {"version": report.rules_version}},
+            {
+                "name": "scanner-rules",
+                "uri": f"{_OURS}/scanner-rules/v{report.rules_version}",
+                "annotations": {"version": report.rules_version},
+            },
             {"name": "weights", "digest": {"sha256": report.weights.hex}},
         ],
         "passedTests": list(report.passed_rules),

@@ -37,7 +37,7 @@ def golden_predicate(kind: Kind, manifest: AdapterManifest) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "scan"])
 def test_the_golden_statements(kind: Kind, manifest: AdapterManifest, repository: Path) -> None:
     """Version 1 of each statement: written the same way, read with the same meaning, forever."""
-    golden = (repository / "tests" / "golden" / f"statement-{kind}-1.json").read_bytes()
+    golden = (repository / "tests" / "golden" / "statements" / f"{kind}-1.json").read_bytes()
     assert statement(kind, "pixelsmile:3", manifest.digest, predicate(kind, manifest, b"")) == golden
     found = parse_statement(golden)
     assert (found.kind, found.subject_name, found.digest) == (kind, "pixelsmile:3", manifest.digest)
@@ -46,7 +46,7 @@ def test_the_golden_statements(kind: Kind, manifest: AdapterManifest, repository
 
 def test_the_golden_scan_statement_is_read(manifest: AdapterManifest, repository: Path) -> None:
     """Its list of rules grows with the scanner, so it is read only."""
-    found = parse_statement((repository / "tests" / "golden" / "statement-scan-1.json").read_bytes())
+    found = parse_statement((repository / "tests" / "golden" / "statements" / "scan-1.json").read_bytes())
     assert (found.kind, found.digest, found.outcome) == ("scan", manifest.digest, "pass")
 
 
@@ -56,6 +56,59 @@ def test_a_statement_is_an_in_toto_statement(kind: Kind, manifest: AdapterManife
     assert set(values) == {"_type", "subject", "predicateType", "predicate"}
     assert values["_type"] == "https://in-toto.io/Statement/v1"
     assert values["subject"] == [{"name": "pixelsmile:3", "digest": {"sha256": DIGEST.hex}}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_in_toto_project_reads_it(kind: Kind, manifest: AdapterManifest) -> None:
+    """By their own library, in which an unknown field of a predicate that they define is an error."""
+    from google.protobuf.json_format import Parse, ParseDict
+    from in_toto_attestation.predicates.provenance.v1.provenance_pb2 import Provenance
+    from in_toto_attestation.predicates.test_result.v0.test_result_pb2 import TestResult
+    from in_toto_attestation.v1.statement import Statement as Theirs
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message
+
+    payload = statement(kind, "pixelsmile:3", DIGEST, golden_predicate(kind, manifest))
+    Theirs.copy_from_pb(Parse(payload, Message())).validate()
+    told = json.loads(payload)["predicate"]
+    if kind == "training":
+        found = ParseDict(told, Provenance())
+        assert found.build_definition.build_type.startswith("https://")
+        assert found.build_definition.external_parameters
+        assert found.run_details.builder.id == "https://example.org/trainer"
+    if kind == "scan":
+        result = ParseDict(told, TestResult())
+        assert result.result == "PASSED"
+        assert len(result.configuration) == 2
+
+
+@pytest.mark.parametrize(("kind", "path"), [("training", "resolvedDependencies"), ("scan", "configuration")])
+def test_every_resource_can_be_found_or_checked(kind: Kind, path: str, manifest: AdapterManifest) -> None:
+    """in-toto: a resource descriptor MUST have a uri, a digest or its content; no library checks it."""
+    told = golden_predicate(kind, manifest)
+    resources = told["buildDefinition"][path] if kind == "training" else told[path]
+    assert resources
+    assert all({"uri", "digest", "content"} & set(found) for found in resources)
+
+
+def test_the_base_is_named_and_pinned_as_well_as_the_card_can(manifest: AdapterManifest) -> None:
+    """Only a commit of the hub makes it a package of the hub; a known digest is said."""
+    base = manifest.base
+    assert attestation.base_uri(base) == "pkg:generic/adapter-foundry/portraits-base@1"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    hub = base.model_copy(update={"id": "Qwen/Qwen-Image-Edit-2511", "revision": commit})
+    assert attestation.base_uri(hub) == f"pkg:huggingface/Qwen/Qwen-Image-Edit-2511@{commit}"
+    (first, *others) = manifest.ingredients
+    known = manifest.model_copy(
+        update={"ingredients": (first.model_copy(update={"digest": DIGEST}), *others)}
+    )
+    told = attestation.training_predicate(known, builder="https://example.org")
+    assert told["buildDefinition"]["resolvedDependencies"][1]["digest"] == {"sha256": DIGEST.hex}
+
+
+def test_a_run_without_a_name_has_no_empty_one(manifest: AdapterManifest) -> None:
+    unnamed = manifest.model_copy(update={"training": manifest.training.model_copy(update={"run_id": None})})
+    told = attestation.training_predicate(unnamed, builder="https://example.org")
+    assert told["runDetails"] == {"builder": {"id": "https://example.org"}}
 
 
 def test_training_statements_are_compared_with_the_manifest(manifest: AdapterManifest) -> None:

@@ -39,7 +39,7 @@ def test_the_golden_manifest(repository: Path) -> None:
     data = (repository / "tests" / "golden" / "manifest-1.json").read_bytes()
     manifest = AdapterManifest.parse(data)
     assert manifest.canonical_bytes() == data
-    assert manifest.digest == "sha256:368d9a17d38ab7d9c17575afb04f7420664ee9ce2118b7c2977300fd2ce74e8f"
+    assert manifest.digest == "sha256:9a6adf81d0d5370bfa6a8c44a62813de541c24de2d08612f9578c8f4ccd3dffa"
     assert (manifest.name, manifest.version, manifest.lora.rank) == ("pixelsmile", 3, 16)
 
 
