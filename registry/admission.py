@@ -114,12 +114,18 @@ class Policy:
         allow_review: load adapters with findings that ask for a review.
         approvals: how many different approvers must have signed, if approval is required at all; the trust
             root may ask for more, never for fewer.
+        purpose: what every adapter and each of its ingredients must be allowed for.
+        declared: conditions of licences that are said to be met; see `registry.policy.LicenseRules`.
+        digest: digest of the policy file that this comes from, if it comes from one.
     """
 
     required: tuple[Kind, ...] = KINDS
     bases: Mapping[str, BaseFacts] = field(default_factory=lambda: families.KNOWN_BASES)
     allow_review: bool = False
     approvals: int = 1
+    purpose: licenses.Purpose = "commercial-redistribution"
+    declared: tuple[str, ...] = ()
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,7 +330,8 @@ def inspect_candidate(
         DigestMismatch: a file is missing or too much.
         InvalidDocument, PolicyRefused, NeedsReview: a step refuses.
     """
-    policy = Policy() if policy is None else policy
+    # A candidate is looked at, inside, before anything is decided: that is research until a policy says more.
+    policy = Policy(purpose="internal-research") if policy is None else policy
     _check_sizes(b"", files, ())
     _check_file_set(files)
     card = AdapterCard.parse(files[CARD_NAME][: len(files[CARD_NAME])])
@@ -500,8 +507,19 @@ def check_licences(card: AdapterCard, policy: Policy) -> None:
     Raises:
         LicenseRefused: an ingredient forbids the adapter.
     """
+    licenses.require(judge_licences(card, policy))
+
+
+def judge_licences(card: AdapterCard, policy: Policy) -> licenses.LicenseVerdict:
+    """Return what step 10 judges, with every ingredient; the licence statement is made from it."""
     base = policy.bases.get(card.base.id)
-    licenses.require(licenses.judge(card, None if base is None else base.license))
+    return licenses.judge(
+        card,
+        None if base is None else base.license,
+        purpose=policy.purpose,
+        declared=policy.declared,
+        policy=policy.digest,
+    )
 
 
 def _check_file_set(files: Mapping[str, Content]) -> None:

@@ -1,216 +1,168 @@
-"""Licences: SPDX expressions, facts about them, and the policy for adapters.
+"""Licences: SPDX expressions, what they allow, and whether an adapter may serve a purpose.
 
-The policy in one sentence: an adapter may be published under a licence when every ingredient's licence is
-known and permits it. An adapter over an Apache-2.0 base may be proprietary; one non-commercial or unknown
-ingredient refuses a commercial adapter, and the refusal names the ingredient. Facts about licences are data
-below; they are a reading for machines, no legal advice.
+The rule in one sentence: an adapter is allowed when its own licence and that of every ingredient are known
+and permit both what the policy asks for and what the adapter's licence promises to others. Unknown is
+refused. Facts about licences are data (registry/data/licenses.toml), each with the page that was read; they
+are a reading for machines, no legal advice. docs/licences.md explains the decision step by step.
 """
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from registry.errors import LicenseRefused, shown
+from registry.license_data import LicenseFacts, library, mixes_alphabets
+from registry.spdx import Alternative, alternatives, normalize
 
 if TYPE_CHECKING:
+    from registry.digest import Digest
     from registry.manifest import AdapterCard, Ingredient
 
+Purpose = Literal[
+    "internal-research", "research-redistribution", "commercial-use", "commercial-redistribution"
+]
+
 POLICY_VERSION: Final = 1
-_MAX_EXPRESSION = 300
-# What becomes part of the weights; code and judges only help to make them.
-_FLOWS_INTO_WEIGHTS = frozenset({"base", "dataset", "identity-images", "adapter"})
+PROPRIETARY: Final = "LicenseRef-Proprietary"
+# What becomes part of the weights; code, judges and encoders in a loss only help to make them.
+_FLOWS_INTO_WEIGHTS = frozenset({"base", "dataset", "identity-images", "adapter", "api"})
+
+
+class _Need(NamedTuple):
+    """What a licence has to permit."""
+
+    commercial: bool
+    handed_out: bool
+
+
+_NEEDS: Final[dict[Purpose, _Need]] = {
+    "internal-research": _Need(False, False),
+    "research-redistribution": _Need(False, True),
+    "commercial-use": _Need(True, False),
+    "commercial-redistribution": _Need(True, True),
+}
+PURPOSES: Final[tuple[Purpose, ...]] = tuple(_NEEDS)
+"""From the least demanding to the most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LicenseFacts:
-    """What the policy has to know about a licence.
+class IngredientVerdict:
+    """The answer about one ingredient.
 
     Attributes:
-        commercial: commercial use of the material and of what is made with it is permitted.
-        derivatives: changed versions may be published.
-        share_alike: changed versions must keep this licence.
+        kind, name, license: as the card has them.
+        allows: the purposes that its licence permits by itself; empty when it is not known.
+        reasons: why it is refused, one sentence each.
+        conditions: duties that come with its licence.
     """
 
-    commercial: bool = True
-    derivatives: bool = True
-    share_alike: bool = False
+    kind: str
+    name: str
+    license: str
+    allows: tuple[Purpose, ...]
+    reasons: tuple[str, ...]
+    conditions: tuple[str, ...]
 
-
-_FREE = LicenseFacts()
-_SHARE_ALIKE = LicenseFacts(share_alike=True)
-_NON_COMMERCIAL = LicenseFacts(commercial=False)
-
-FACTS: Final[dict[str, LicenseFacts]] = {
-    **dict.fromkeys(
-        (
-            "0BSD",
-            "Apache-2.0",
-            "BSD-2-Clause",
-            "BSD-3-Clause",
-            "BSL-1.0",
-            "CC-BY-3.0",
-            "CC-BY-4.0",
-            "CC0-1.0",
-            "CDLA-Permissive-1.0",
-            "CDLA-Permissive-2.0",
-            "ISC",
-            "MIT",
-            "MIT-0",
-            "ODC-By-1.0",
-            "PDDL-1.0",
-            "Unlicense",
-            "Zlib",
-        ),
-        _FREE,
-    ),
-    # Material of the publisher itself, for which the publisher holds all rights.
-    "LicenseRef-Proprietary": _FREE,
-    # OpenRAIL licences restrict what one may do, not whether one may earn with it.
-    "LicenseRef-CreativeML-OpenRAIL-M": _FREE,
-    "LicenseRef-OpenRAIL++-M": _FREE,
-    **dict.fromkeys(
-        (
-            "AGPL-3.0-only",
-            "AGPL-3.0-or-later",
-            "CC-BY-SA-3.0",
-            "CC-BY-SA-4.0",
-            "CDLA-Sharing-1.0",
-            "GPL-2.0-only",
-            "GPL-2.0-or-later",
-            "GPL-3.0-only",
-            "GPL-3.0-or-later",
-            "LGPL-2.1-only",
-            "LGPL-2.1-or-later",
-            "LGPL-3.0-only",
-            "LGPL-3.0-or-later",
-            "MPL-2.0",
-            "ODbL-1.0",
-        ),
-        _SHARE_ALIKE,
-    ),
-    **dict.fromkeys(
-        (
-            "CC-BY-NC-2.0",
-            "CC-BY-NC-3.0",
-            "CC-BY-NC-4.0",
-            "LicenseRef-FLUX-1-dev-Non-Commercial",
-            "LicenseRef-InsightFace-Non-Commercial",
-            "LicenseRef-Stability-AI-Non-Commercial-Research",
-        ),
-        _NON_COMMERCIAL,
-    ),
-    **dict.fromkeys(("CC-BY-NC-SA-3.0", "CC-BY-NC-SA-4.0"), LicenseFacts(commercial=False, share_alike=True)),
-    **dict.fromkeys(
-        ("CC-BY-NC-ND-3.0", "CC-BY-NC-ND-4.0"), LicenseFacts(commercial=False, derivatives=False)
-    ),
-    **dict.fromkeys(("CC-BY-ND-3.0", "CC-BY-ND-4.0"), LicenseFacts(derivatives=False)),
-}
+    @property
+    def allowed(self) -> bool:
+        """Whether the ingredient allows the adapter."""
+        return not self.reasons
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LicenseVerdict:
-    """The answer of the policy.
+    """The answer about an adapter.
 
     Attributes:
         license: the adapter's licence, as a normalised SPDX expression.
-        commercial: the adapter may be used commercially.
+        purpose: what was asked for.
+        commercial: the adapter's licence permits commercial use.
         problems: why it is refused, one sentence each; empty when it is allowed.
+        ingredients: the answer about each ingredient, in the card's order.
+        policy: digest of the policy file that asked, if one did.
     """
 
     license: str
+    purpose: Purpose
     commercial: bool
     problems: tuple[str, ...]
+    ingredients: tuple[IngredientVerdict, ...] = ()
+    policy: Digest | None = None
 
     @property
     def allowed(self) -> bool:
-        """Whether the adapter may be published under its licence."""
+        """Whether the adapter may serve the purpose under its licence."""
         return not self.problems
 
 
-def normalize(expression: str) -> str | None:
-    """Return an SPDX expression in its standard spelling, or None when it names unknown licences."""
-    parsed = _parse(expression)
-    return None if parsed is None else str(parsed)
+def allows(expression: str, declared: Collection[str] = (), *, flows: bool = True) -> tuple[Purpose, ...]:
+    """Return the purposes that an SPDX expression permits; none when it is not known.
 
+    Of alternatives (OR) one has to permit the purpose, of combinations (AND) every licence.
 
-def facts(expression: str) -> LicenseFacts | None:
-    """Return what an SPDX expression permits, or None when that is not known.
-
-    Of alternatives (OR) the most permissive counts, of combinations (AND) every restriction.
+    Args:
+        expression: the licence of a material.
+        declared: conditions that are said to be met.
+        flows: the material becomes part of the weights; otherwise handing them out needs no permission.
     """
-    parsed = _parse(expression)
-    return None if parsed is None else _facts_of(parsed)
+    found = alternatives(expression)
+    return tuple(
+        purpose
+        for purpose, need in _NEEDS.items()
+        if found is not None
+        and not _refusals(found, _Need(need.commercial, need.handed_out and flows), declared)
+    )
 
 
-@functools.cache
-def _licensing() -> Any:
-    """Return the parser; it reads the list of all SPDX licences, once."""
-    from license_expression import get_spdx_licensing
-
-    return get_spdx_licensing()
-
-
-def _parse(expression: str) -> Any:
-    """Return the parsed expression, or None. Foreign exceptions end here: the parser raises many kinds."""
-    if len(expression) > _MAX_EXPRESSION:
-        return None
-    licensing = _licensing()
-    try:
-        parsed = licensing.parse(expression)
-        unknown = set() if parsed is None else set(licensing.unknown_license_keys(parsed)) - set(FACTS)
-    except Exception:
-        return None
-    return None if unknown else parsed
+def conditions(expression: str) -> tuple[str, ...]:
+    """Return the duties that come with any licence of an expression."""
+    ids = frozenset[str]().union(*(alternatives(expression) or ()))
+    known = library().licenses
+    return tuple(f"{id}: {text}" for id in sorted(ids) for text in known[id].conditions)
 
 
-def _facts_of(node: Any) -> LicenseFacts | None:
-    if getattr(node, "args", ()):
-        parts = [_facts_of(part) for part in node.args]
-        if node.operator.strip() == "OR":
-            return max((part for part in parts if part is not None), key=_freedom, default=None)
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        return LicenseFacts(
-            commercial=all(part.commercial for part in known),
-            derivatives=all(part.derivatives for part in known),
-            share_alike=any(part.share_alike for part in known),
-        )
-    # An exception ("GPL-2.0-only WITH ...") only adds permissions: the licence before it is the safe reading.
-    symbol = getattr(node, "license_symbol", node)
-    return FACTS.get(symbol.key)
-
-
-def _freedom(found: LicenseFacts) -> tuple[bool, bool, bool]:
-    return found.commercial, found.derivatives, not found.share_alike
-
-
-def judge(card: AdapterCard, known_base_license: str | None = None) -> LicenseVerdict:
-    """Return whether an adapter may be published under its licence.
+def judge(
+    card: AdapterCard,
+    known_base_license: str | None = None,
+    *,
+    purpose: Purpose | None = None,
+    declared: Collection[str] = (),
+    policy: Digest | None = None,
+) -> LicenseVerdict:
+    """Return whether an adapter may serve a purpose under its licence.
 
     Args:
         card: the adapter's card (or the one inside a manifest).
-        known_base_license: the licence that the base model is known to have, when it is known.
+        known_base_license: the licence that the base model is known to have, when the caller knows it;
+            bases in the shipped data are known anyway.
+        purpose: what the adapter is meant for; None asks for what its own licence promises, and for a
+            proprietary adapter for everything.
+        declared: conditions of licences that are said to be met.
+        policy: digest of the policy that asks, for the record.
     """
-    own = facts(card.license)
-    problems = _missing_ingredients(card)
-    if own is None:
-        problems.append(f"the adapter's own licence {shown(card.license)!r} is not known")
-    if known_base_license is not None and normalize(card.base.license) != normalize(known_base_license):
-        problems.append(
-            f"the base {shown(card.base.id)} is under {known_base_license}, "
-            f"the card says {shown(card.base.license)!r}"
-        )
-    for ingredient in card.ingredients:
-        problem = _conflict(ingredient, card.license, own)
-        if problem:
-            problems.append(f"{ingredient.kind} {shown(ingredient.name)!r}: {problem}")
+    own = alternatives(card.license)
+    commercial = own is not None and not _refusals(own, _Need(True, False), library().declarations)
+    if purpose is None:
+        purpose = "commercial-redistribution" if commercial else "research-redistribution"
+    asked = _NEEDS[purpose]
+    # A proprietary adapter promises nobody anything; every other licence lets others have the weights.
+    promised = _Need(False, False) if own == {frozenset({PROPRIETARY})} else _Need(commercial, True)
+    ingredients = tuple(
+        _judge_ingredient(one, card.license, own, asked, promised, declared) for one in card.ingredients
+    )
+    problems = _own_problems(card.license, own, purpose, declared)
+    problems += _base_problems(card, known_base_license)
+    problems += _missing_ingredients(card)
+    problems += [f"{one.kind} {shown(one.name)!r}: {reason}" for one in ingredients for reason in one.reasons]
     return LicenseVerdict(
         license=normalize(card.license) or card.license,
-        commercial=own is not None and own.commercial,
-        problems=tuple(problems),
+        purpose=purpose,
+        commercial=commercial,
+        problems=tuple(dict.fromkeys(problems)),
+        ingredients=ingredients,
+        policy=policy,
     )
 
 
@@ -223,14 +175,65 @@ def require(verdict: LicenseVerdict) -> LicenseVerdict:
     if verdict.allowed:
         return verdict
     raise LicenseRefused(
-        f"the licence policy refuses an adapter under {shown(verdict.license)}: "
+        f"the licence policy refuses an adapter under {shown(verdict.license)} for {verdict.purpose}: "
         + "; ".join(verdict.problems),
-        "replace the ingredient, correct its SPDX licence in the card, or publish under a licence it permits",
+        "replace the ingredient, correct its SPDX licence in the card, publish under a licence it permits, "
+        "or ask for less in the policy ([license] purpose)",
     )
 
 
+def _refusals(ways: Iterable[Alternative], need: _Need, declared: Collection[str]) -> list[str]:
+    """Return why no alternative permits what is needed: the reasons of the one that comes closest."""
+    known = library().licenses
+    each = (
+        [reason for id in sorted(one) for reason in _refused_by(known[id], need, declared)] for one in ways
+    )
+    return min(each, key=lambda reasons: (len(reasons), reasons))
+
+
+def _refused_by(facts: LicenseFacts, need: _Need, declared: Collection[str]) -> list[str]:
+    reasons = []
+    if need.commercial and not facts.commercial:
+        reasons.append(f"{facts.id} forbids commercial use")
+    if need.handed_out and not facts.derivatives:
+        reasons.append(f"{facts.id} forbids changed versions to be handed out")
+    for name in facts.requires:
+        condition = library().declarations[name]
+        if name not in declared and (need.commercial or condition.when == "any"):
+            reasons.append(
+                f"{facts.id} permits it only if {condition.text}; the policy does not declare {name}"
+            )
+    return reasons
+
+
+def _own_problems(
+    license: str, own: frozenset[Alternative] | None, purpose: Purpose, declared: Collection[str]
+) -> list[str]:
+    if own is None:
+        return [f"the adapter's own licence {shown(license)!r} is not known"]
+    need = _Need(_NEEDS[purpose].commercial, False)
+    return [
+        f"the adapter's own licence: {reason}, the policy asks for {purpose}"
+        for reason in _refusals(own, need, declared)
+    ]
+
+
+def _base_problems(card: AdapterCard, known_license: str | None) -> list[str]:
+    """Say where the card's base is under another licence than it is known to be."""
+    known = library().base(card.base.id)
+    licenses = ([] if known_license is None else [known_license]) + list(known.licenses if known else ())
+    problems = [
+        f"the base {shown(card.base.id)} is under {license}, the card says {shown(card.base.license)!r}"
+        for license in dict.fromkeys(licenses)
+        if normalize(card.base.license) != normalize(license)
+    ]
+    if known is not None and not known.verified:
+        problems.append(f"the licence of the base {shown(card.base.id)} could not be verified")
+    return problems
+
+
 def _missing_ingredients(card: AdapterCard) -> list[str]:
-    """Say which ingredients the card hides: every adapter has a base and a dataset."""
+    """Say which ingredients the card hides: every adapter has a base and the dataset of its training."""
     problems = []
     bases = [found for found in card.ingredients if found.kind == "base"]
     if not any(found.name == card.base.id for found in bases):
@@ -238,24 +241,72 @@ def _missing_ingredients(card: AdapterCard) -> list[str]:
     for found in bases:
         if found.name == card.base.id and normalize(found.license) != normalize(card.base.license):
             problems.append(f"the base {shown(found.name)!r} is named with two licences")
-    if not any(found.kind == "dataset" for found in card.ingredients):
+    datasets = [found for found in card.ingredients if found.kind == "dataset"]
+    if not datasets:
         problems.append("no dataset is among the ingredients")
+    elif not any(found.digest == card.training.dataset for found in datasets):
+        problems.append(f"the dataset of the training ({card.training.dataset}) is not among the ingredients")
     return problems
 
 
-def _conflict(ingredient: Ingredient, license: str, own: LicenseFacts | None) -> str | None:
-    """Return why ``ingredient`` forbids an adapter under ``license``, or None."""
-    found = facts(ingredient.license)
+def _judge_ingredient(
+    ingredient: Ingredient,
+    license: str,
+    own: frozenset[Alternative] | None,
+    asked: _Need,
+    promised: _Need,
+    declared: Collection[str],
+) -> IngredientVerdict:
+    flows = ingredient.kind in _FLOWS_INTO_WEIGHTS
+    found = alternatives(ingredient.license)
+    reasons = _false_names(ingredient)
     if found is None:
-        return f"its licence {shown(ingredient.license)!r} is not known"
-    if own is None:
-        return None
-    if own.commercial and not found.commercial:
-        return f"{ingredient.license} forbids commercial use, the adapter's licence {license} permits it"
-    if ingredient.kind not in _FLOWS_INTO_WEIGHTS:
-        return None
-    if not found.derivatives:
-        return f"{ingredient.license} forbids changed versions"
-    if found.share_alike and normalize(ingredient.license) != normalize(license):
-        return f"{ingredient.license} demands the same licence for what is made from it, not {license}"
-    return None
+        reasons.append(f"its licence {shown(ingredient.license)!r} is not known")
+    else:
+        handed_out = flows and (asked.handed_out or promised.handed_out)
+        need = _Need(asked.commercial or promised.commercial, handed_out)
+        why = "the policy asks for it" if asked.commercial else f"the adapter's licence {license} permits it"
+        # One alternative has to pass everything, not one the first question and another the second.
+        each = [
+            [
+                f"{reason}, {why}" if reason.endswith("commercial use") else reason
+                for reason in _refusals([one], need, declared)
+            ]
+            + (_share_alike(one, license, own) if flows and own is not None else [])
+            for one in found
+        ]
+        reasons += min(each, key=lambda found: (len(found), found))
+    return IngredientVerdict(
+        kind=ingredient.kind,
+        name=ingredient.name,
+        license=ingredient.license,
+        allows=allows(ingredient.license, declared, flows=flows),
+        reasons=tuple(reasons),
+        conditions=conditions(ingredient.license),
+    )
+
+
+def _share_alike(one: Alternative, license: str, own: frozenset[Alternative]) -> list[str]:
+    """Say which licences must be the adapter's too: the only one, in every alternative of it."""
+    known = library().licenses
+    return [
+        f"{id} demands the same licence for what is made from it, not {shown(license)}"
+        for id in sorted(one)
+        if known[id].share_alike and own != {frozenset({id})}
+    ]
+
+
+def _false_names(ingredient: Ingredient) -> list[str]:
+    """Say where an ingredient is a well-known material under another licence than its own."""
+    reasons = []
+    if mixes_alphabets(ingredient.name) or mixes_alphabets(ingredient.source):
+        reasons.append("its name or source mixes alphabets, as look-alikes of other names do")
+    for known in library().materials:
+        if not known.is_ingredient(ingredient.kind, ingredient.name, ingredient.source):
+            continue
+        if not known.verified:
+            reasons.append(f"the licence of {known.names[0]} could not be verified")
+        elif normalize(ingredient.license) not in {normalize(license) for license in known.licenses}:
+            wanted = " or ".join(known.licenses)
+            reasons.append(f"{known.names[0]} is under {wanted}, the card says {shown(ingredient.license)!r}")
+    return reasons

@@ -123,10 +123,14 @@ class ConditioningSpec(_Model):
 
 
 class Ingredient(_Model):
-    """Something that went into the adapter, with the licence that it came under (an SPDX expression)."""
+    """Something that went into the adapter, with the licence that it came under (an SPDX expression).
+
+    An "auxiliary-model" looked at pictures during the training, as a face encoder in a loss does; a "judge"
+    scored them before or after; an "api" made or scored them under its terms.
+    """
 
     name: Line
-    kind: Literal["base", "dataset", "identity-images", "judge", "adapter", "code"]
+    kind: Literal["base", "dataset", "identity-images", "judge", "auxiliary-model", "api", "adapter", "code"]
     license: Line
     source: Line
     digest: Digest | None = None

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry import attestation, licenses
-from registry.admission import inspect_candidate
+from registry import attestation
+from registry.admission import inspect_candidate, judge_licences
 from registry.attestation import ROLE_OF, Kind
 from registry.content import Content, FileContent, Outline, VerifiedContent
 from registry.digest import Fingerprint, digest_bytes
@@ -238,9 +238,7 @@ def _without_time(predicate: Mapping[str, Any]) -> dict[str, Any]:
 def _predicates(
     registry: Registry, card: AdapterCard, report: ScanReport, evaluation: Mapping[str, Any] | None
 ) -> Iterable[tuple[Kind, Mapping[str, Any]]]:
-    policy = registry.policy.admission(None)
-    base = policy.bases.get(card.base.id)
-    verdict = licenses.judge(card, None if base is None else base.license)
+    verdict = judge_licences(card, registry.policy.admission(None))
     yield "training", attestation.training_predicate(card, builder=BUILDER)
     yield "licence", attestation.licence_predicate(verdict, card)
     yield "scan", attestation.scan_predicate(report)
