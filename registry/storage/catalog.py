@@ -43,6 +43,7 @@ _GAP: Final = 64
 _PATIENCE: Final = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 _T = TypeVar("_T")
@@ -87,7 +88,13 @@ class MlflowCatalog:
             client.search_registered_models(max_results=1)
 
     def record(
-        self, manifest: AdapterManifest, digest: Digest, source: str, tags: Mapping[str, str] | None = None
+        self,
+        manifest: AdapterManifest,
+        digest: Digest,
+        source: str,
+        tags: Mapping[str, str] | None = None,
+        *,
+        number: int | None = None,
     ) -> None:
         """Index a signed version, or bring its tags up to date.
 
@@ -97,6 +104,7 @@ class MlflowCatalog:
             source: URI of its model directory.
             tags: what else the registry says about it (see `registry.index`), all of it: tags of the
                 registry that are not among them are removed.
+            number: how MLflow counts it, where that is known; None finds the entry by its digest.
 
         Raises:
             NetworkError: MLflow failed.
@@ -104,20 +112,20 @@ class MlflowCatalog:
         """
         wanted = manifest_tags(manifest, digest) | dict(tags or {})
         with self._client() as client:
-            found = self._find(client, manifest.name, digest)
+            found = self._find(client, manifest.name, digest, number)
             if found is None:
                 self._create(client, manifest, source, wanted)
                 return
-            number, present = str(found.version), dict(found.tags)
+            name, version, present = manifest.name, str(found.version), dict(found.tags)
             for key, value in wanted.items():
                 if present.get(key) != value:
-                    _again(partial(client.set_model_version_tag, manifest.name, number, key, value))
+                    _again(partial(client.set_model_version_tag, name, version, key, value))
             for key in present.keys() - wanted.keys():
                 if is_ours(key):
-                    client.delete_model_version_tag(manifest.name, number, key)
+                    client.delete_model_version_tag(name, version, key)
 
-    def point(self, name: str, alias: str, digest: Digest | None) -> None:
-        """Make an alias mean a version, or nothing (None).
+    def point(self, name: str, alias: str, digest: Digest | None, *, number: int | None = None) -> None:
+        """Make an alias mean a version, or nothing (None); `number` as in `record`.
 
         Raises:
             NetworkError: MLflow failed, or does not know the version.
@@ -133,7 +141,7 @@ class MlflowCatalog:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
                 return
-            version = self._find(client, name, digest)
+            version = self._find(client, name, digest, number)
             if version is None:
                 raise NetworkError(
                     f"MLflow does not know {name}@{digest}", mend="`registry reconcile --repair` indexes it"
@@ -226,8 +234,12 @@ class MlflowCatalog:
                 return
             client.delete_model_version(name, str(made.version))
 
-    def _find(self, client: MlflowClient, name: str, digest: Digest) -> ModelVersion | None:
-        """The version that claims the digest; of several, the one that was there first."""
+    def _find(
+        self, client: MlflowClient, name: str, digest: Digest, number: int | None
+    ) -> ModelVersion | None:
+        """The entry with a number, or the one that claims the digest: of several, the first."""
+        if number is not None:
+            return client.get_model_version(name, str(number))
         query = f"name = '{name}' and tags.`{DIGEST_TAG}` = '{digest}'"
         found: list[Any] = list(client.search_model_versions(query))
         return min(found, key=lambda version: int(version.version), default=None)
@@ -258,8 +270,9 @@ def _explained(error: MlflowException, uri: str) -> RegistryError:
     """Return what MLflow raised as an error that says what to do."""
     message, code = shown(error.message), getattr(error, "error_code", "")
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED") or "error code 401" in message:
+        why = message if code == "PERMISSION_DENIED" else "it does not know the name or the password"
         return UsageError(
-            f"the MLflow server {uri} refuses this account: {message}",
+            f"the MLflow server {uri} refuses this account: {why}",
             mend="set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD of an account with MANAGE on the "
             f"adapter; {_MEND}",
         )
