@@ -1,8 +1,7 @@
 """Signing trust metadata: a new registry, a new version, a moved alias, a revocation, a renewed timestamp.
 
-Every change is built on the newest state that this machine verified, and is written in an order that an
-interruption cannot spoil: what nobody points to yet first, the timestamp last. Readers therefore see the
-old state or the new one.
+Every change is built on the newest state that this machine verified; if another machine publishes at the
+same moment, it is built anew on what that one has written.
 """
 
 from __future__ import annotations
@@ -10,49 +9,68 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from registry.digest import Digest
-from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
+from registry.errors import Conflict, RegistryError, UsageError
+from registry.signing import edition as editions
+from registry.signing.edition import Edition
 from registry.signing.refresh import TrustClient
 from registry.signing.signers import ONLINE, ROOT, STATEMENT_ROLES, KeyRing
 from registry.signing.trust import (
-    NAMES_RENEWAL,
+    NAMES,
+    NAMES_FIELD,
+    NAMES_PATTERN,
     PREFIX,
     REVOKED_FIELD,
+    REVOKED_KEYS_FIELD,
     ROLES_FIELD,
-    VERSIONS,
-    VERSIONS_PATTERN,
+    ROOT_FIELD,
+    YANKED_FIELD,
     ExpiredTrust,
     TrustState,
+    all_bins,
+    bin_pattern,
+    bin_role,
+    key_role,
+    version_path,
 )
 from registry.storage.base import ObjectStore
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
-    from tuf.api.metadata import Root, Signed, Targets
+    from securesystemslib.signer import Key, Signer
 
 _logger = logging.getLogger(__name__)
 
-LIFETIMES: Mapping[str, timedelta] = {
-    "root": timedelta(days=365),
-    "targets": timedelta(days=90),
-    VERSIONS: timedelta(days=90),
-    "snapshot": timedelta(days=7),
-    "timestamp": timedelta(days=1),
-}
-"""How long metadata of each kind is believed after it was signed."""
+_ATTEMPTS = 30
+_PAUSE_S = 0.5
 
 
 class Authority:
-    """Changes the trust metadata of a store with the private keys of this machine."""
+    """Changes the trust metadata of a store with the private keys of this machine.
 
-    def __init__(self, store: ObjectStore, keys: KeyRing, client: TrustClient) -> None:
-        self._store = store
-        self._keys = keys
-        self._client = client
+    Args:
+        store: holds the metadata.
+        keys: the private keys of this machine.
+        client: what this machine believes.
+        anchor: head of the audit log, which each publication carries in its signed snapshot.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        keys: KeyRing,
+        client: TrustClient,
+        anchor: Callable[[], Mapping[str, Any] | None] = lambda: None,
+    ) -> None:
+        self.store = store
+        self.keys = keys
+        self.client = client
+        self._anchor = anchor
 
     def initialise(self) -> bool:
         """Makes keys, root and empty metadata, and pins the root on this machine.
@@ -63,63 +81,66 @@ class Authority:
         Raises:
             UsageError: the store already belongs to a registry whose root is not pinned here.
         """
-        with self._exclusive():
-            started = any(True for _ in self._store.keys(PREFIX + "timestamp.json"))
-            if self._client.pinned.exists() and (started or self._in_use()):
+        with self.exclusive():
+            started = editions.tag_of(self.store) is not None
+            if self.client.pinned.exists() and (started or self._in_use()):
                 return False
             if started or self._in_use():
                 raise UsageError(
-                    f"the store {self._store.uri} belongs to a registry that this machine does not trust",
-                    mend="choose another store, or set ADAPTER_FOUNDRY_HOME to that registry's folder",
+                    f"the store {self.store.uri} belongs to a registry that this machine does not trust",
+                    mend="choose another store, set ADAPTER_FOUNDRY_HOME to that registry's folder, or pin "
+                    "its root with `registry trust pin`",
                 )
             # Leftovers of an interrupted start: nobody can have believed them without a timestamp.
-            for key in list(self._store.keys(PREFIX)):
-                self._store.delete(key)
-            self._client.pinned.unlink(missing_ok=True)
+            for key in list(self.store.keys(PREFIX)):
+                self.store.delete(key)
+            self.client.pinned.unlink(missing_ok=True)
             self._write_first()
-        self._client.refresh()
+        self.client.refresh()
         return True
+
+    # -- reading --
 
     def state(self) -> TrustState:
         """The newest verified state; renews timestamp and snapshot if the online key is on this machine.
 
+        What a person has to renew is logged as a warning while there is time.
+
         Raises:
-            RegistryError: see `TrustClient.refresh`.
+            RegistryError: see `TrustClient.current`.
         """
         try:
-            state = self._client.refresh()
+            state = self.client.current()
         except ExpiredTrust as expired:
-            if not self._keys.holds(ONLINE):
+            if not self.keys.holds(ONLINE):
                 raise
             try:
-                with self._exclusive():
-                    tag = self._tag()
-                    self._publish(self._client.last_trusted(), tag)
+                self._renew(self.client.last_trusted)
             except UsageError as error:
                 raise ExpiredTrust(expired.message, f"it was to be renewed, but {error}") from error
-            return self._client.refresh()
-        if state.renewal_due(datetime.now(UTC)) and self._keys.holds(ONLINE):
+            state = self.client.refresh()
+        if state.renewal_due(datetime.now(UTC)) and self.keys.holds(ONLINE):
             try:
-                with self._exclusive():
-                    tag = self._tag()
-                    self._publish(self._client.refresh(), tag)
+                self._renew(self.client.refresh)
+                state = self.client.refresh()
             except RegistryError as error:
                 # What was verified is still valid; only its renewal has to wait.
                 _logger.warning("the trust metadata expires soon and could not be renewed: %s", error.message)
-                return state
-            return self._client.refresh()
+        warn_of_expiry(state)
         return state
 
     def signing_state(self) -> TrustState:
-        """Like `state`, but metadata whose time is over counts too: it is about to be signed anew.
+        """Like `state`, but always asked of the store, and metadata whose time is over counts too.
 
         Raises:
             RegistryError: see `TrustClient.refresh` and `TrustClient.last_trusted`.
         """
         try:
-            return self.state()
+            return self.client.refresh()
         except ExpiredTrust:
-            return self._client.last_trusted()
+            return self.client.last_trusted()
+
+    # -- writing --
 
     def add_version(
         self, path: str, digest: Digest, length: int, custom: Mapping[str, Any] | None = None
@@ -127,180 +148,213 @@ class Authority:
         """Signs that ``name:version`` is a manifest, with the publisher key.
 
         Raises:
-            RegistryError: the version exists with another manifest.
+            Conflict: the version exists with another manifest.
+        """
+        name, _, number = path.partition(":")
+
+        def change(edition: Edition) -> None:
+            known = edition.state.versions_of(name).get(int(number))
+            if known is not None and known.digest != digest:
+                raise Conflict(
+                    f"{path} exists already with other content", "push again: it gets a new number"
+                )
+            root = known.root if known is not None else edition.state.version("root")
+            entry = _target(version_path(path), digest, length, custom)
+            entry.unrecognized_fields[ROOT_FIELD] = root
+            edition.part(bin_role(name)).targets[entry.path] = entry
+            if name not in edition.state.names():
+                names = edition.part(NAMES)
+                names.unrecognized_fields[NAMES_FIELD] = sorted({*edition.state.names(), name})
+
+        return self.change(change)
+
+    def set_alias(
+        self, path: str, digest: Digest, length: int, custom: Mapping[str, Any], expected: Digest | None
+    ) -> TrustState:
+        """Signs that ``name@alias`` is a manifest, with the approver key.
+
+        Args:
+            path: the alias.
+            digest: the manifest that it shall mean.
+            length: bytes of the manifest.
+            custom: what else is said about it, such as its "version".
+            expected: the manifest that the alias meant when the caller decided; None if there was no alias.
+
+        Raises:
+            Conflict: somebody has moved the alias meanwhile.
         """
 
-        def change(state: TrustState) -> dict[str, Signed]:
-            existing = state.versions().get(path)
-            if existing is not None and existing.digest != digest:
-                raise RegistryError(
-                    f"{path} exists already with other content", mend="push again: it gets a new number"
-                )
-            versions = state.version_targets
-            versions.targets[path] = _target(path, digest, length, custom)
-            return {VERSIONS: versions}
+        def change(edition: Edition) -> None:
+            found = edition.state.aliases().get(path)
+            if found is not None and found.digest == digest:
+                return
+            _expect(edition.state, path, expected, f"promoting version {custom.get('version', digest)}")
+            edition.part("targets").targets[path] = _target(path, digest, length, custom)
 
-        return self._change(change)
+        return self.change(change)
 
-    def set_alias(self, path: str, digest: Digest, length: int, custom: Mapping[str, Any]) -> TrustState:
-        """Signs that ``name@alias`` is a manifest, with the approver key."""
+    def remove_alias(self, path: str, expected: Digest) -> TrustState:
+        """Signs that an alias means nothing any more, with the approver key.
 
-        def change(state: TrustState) -> dict[str, Signed]:
-            targets = state.targets
-            targets.targets[path] = _target(path, digest, length, custom)
-            return {"targets": targets}
+        Raises:
+            Conflict: somebody has moved or removed the alias meanwhile.
+        """
 
-        return self._change(change)
+        def change(edition: Edition) -> None:
+            _expect(edition.state, path, expected, "removing the alias")
+            del edition.part("targets").targets[path]
+
+        return self.change(change)
 
     def revoke(self, digest: Digest, reason: str) -> TrustState:
         """Signs that a manifest or a file must not be loaded any more, with the approver key."""
+        return self.change(lambda edition: _note(edition, REVOKED_FIELD, digest, reason))
 
-        def change(state: TrustState) -> dict[str, Signed]:
-            targets = state.targets
-            reasons = dict(targets.unrecognized_fields.get(REVOKED_FIELD, {}))
-            targets.unrecognized_fields[REVOKED_FIELD] = reasons | {str(digest): reason}
-            return {"targets": targets}
+    def yank(self, digest: Digest, reason: str) -> TrustState:
+        """Signs that a manifest is hidden from lists and promotions, with the approver key."""
+        return self.change(lambda edition: _note(edition, YANKED_FIELD, digest, reason))
 
-        return self._change(change)
+    def unyank(self, digest: Digest) -> TrustState:
+        """Signs that a manifest is not yanked any more, with the approver key."""
+        return self.change(lambda edition: _note(edition, YANKED_FIELD, digest, None))
 
-    def _change(self, change: Callable[[TrustState], dict[str, Signed]]) -> TrustState:
-        with self._exclusive():
-            tag = self._tag()
-            try:
-                state = self._client.refresh()
-            except ExpiredTrust:
-                state = self._client.last_trusted()
-            self._publish(state, tag, self._aging(state) | change(state))
-        return self._client.refresh()
+    def publish_anchor(self) -> TrustState:
+        """Signs the head of the audit log, with the online key, though no name changes."""
+        return self.change(lambda edition: None, always=True)
 
-    def _aging(self, state: TrustState) -> dict[str, Signed]:
-        """Signed names that expire soon and whose key is here: any publishing renews them."""
-        due = datetime.now(UTC) + NAMES_RENEWAL
-        aging: dict[str, Signed] = {}
-        if state.targets.expires < due and self._keys.holds("approver"):
-            aging["targets"] = state.targets
-        if state.version_targets.expires < due and self._keys.holds("publisher"):
-            aging[VERSIONS] = state.version_targets
-        return aging
+    def change(
+        self,
+        change: Callable[[Edition], None],
+        *,
+        signers: editions.SignersOf | None = None,
+        always: bool = False,
+    ) -> TrustState:
+        """Publishes a change of the newest state; if somebody else publishes meanwhile, of theirs.
 
-    def _publish(
-        self, state: TrustState, tag: str | None, changed: Mapping[str, Signed] | None = None
-    ) -> None:
-        """Signs and writes changed names, then snapshot, then timestamp, and removes what is superseded.
+        Args:
+            change: touches the parts of an edition; called again for every attempt.
+            signers: who signs each TUF role; None is the key of this machine that the registry lists.
+            always: publish though nothing was touched.
 
         Raises:
-            Conflict: the timestamp is not the one with this tag any more; what was written is named by nobody.
+            Conflict: the change does not fit the newest state, or others keep publishing.
         """
-        from tuf.api.metadata import MetaFile
-
-        snapshot, timestamp = state.snapshot, state.timestamp
-        for role, signed in (changed or {}).items():
-            key_role = "publisher" if role == VERSIONS else "approver"
-            data = self._write(role, signed, self._trusted_signer(state, role, key_role))
-            snapshot.meta[f"{role}.json"] = MetaFile.from_data(signed.version, data, ["sha256"])
-        online = self._trusted_signer(state, "timestamp", ONLINE)
-        data = self._write("snapshot", snapshot, online)
-        timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, data, ["sha256"])
-        timestamp.version += 1
-        timestamp.expires = _expiry("timestamp")
-        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, online), tag)
-        self._prune(snapshot.version, {role: state_of.version for role, state_of in _parts(state).items()})
-
-    def _write(self, role: str, signed: Signed, signer: CryptoSigner) -> bytes:
-        """Gives metadata a new version and a new life, signs it and writes it under a new name."""
-        taken = [_number(key) for key in self._store.keys(PREFIX) if key.endswith(f".{role}.json")]
-        # An interrupted attempt may have left a version that no snapshot ever named; numbers may be skipped.
-        signed.version = max([signed.version, *taken]) + 1
-        signed.expires = _expiry(role)
-        data = _signed_bytes(signed, signer)
-        if not self._store.put(f"{PREFIX}{signed.version}.{role}.json", data):
-            raise StaleTrust(
-                "somebody else is changing the trust metadata of this store", mend="try again in a moment"
-            )
-        return data
-
-    def _prune(self, snapshot: int, targets: Mapping[str, int]) -> None:
-        current = {f"{PREFIX}{version}.{role}.json" for role, version in targets.items()}
-        current |= {f"{PREFIX}{snapshot}.snapshot.json", PREFIX + "timestamp.json"}
-        for key in list(self._store.keys(PREFIX)):
-            if key not in current and not key.endswith(".root.json"):
-                self._store.delete(key)
-
-    def _trusted_signer(self, state: TrustState, tuf_role: str, key_role: str) -> CryptoSigner:
-        """Opens a key and makes sure that readers will accept it, before anything is written."""
-        signer = self._keys.signer(key_role)
-        delegator: Root | Targets = state.targets if tuf_role == VERSIONS else state.root
-        if signer.public_key.keyid not in delegator.get_delegated_role(tuf_role).keyids:
-            raise BadSignature(
-                f"the {key_role} key on this machine is not one that the registry trusts for {tuf_role}",
-                mend=f"use the {key_role} key of this registry; a new key needs a new root",
-            )
-        return signer
-
-    def _write_first(self) -> None:
-        from tuf.api.metadata import DelegatedRole, Delegations, MetaFile, Root, Snapshot, Targets, Timestamp
-
-        signers = {role: self._keys.generate(role) for role in (ROOT, *STATEMENT_ROLES, ONLINE)}
-        publisher = signers["publisher"].public_key
-        delegation = DelegatedRole(VERSIONS, [publisher.keyid], 1, terminating=True, paths=[VERSIONS_PATTERN])
-        versions = Targets(expires=_expiry(VERSIONS))
-        targets = Targets(
-            expires=_expiry("targets"),
-            delegations=Delegations({publisher.keyid: publisher}, {VERSIONS: delegation}),
-            unrecognized_fields={REVOKED_FIELD: {}},
-        )
-        root = Root(expires=_expiry("root"), unrecognized_fields={ROLES_FIELD: _statement_roles(signers)})
-        for tuf_role, key_role in {
-            "root": ROOT,
-            "targets": "approver",
-            "snapshot": ONLINE,
-            "timestamp": ONLINE,
-        }.items():
-            root.add_key(signers[key_role].public_key, tuf_role)
-
-        root_bytes = _signed_bytes(root, signers[ROOT])
-        parts = {
-            "targets": _signed_bytes(targets, signers["approver"]),
-            VERSIONS: _signed_bytes(versions, signers["publisher"]),
-        }
-        snapshot = Snapshot(
-            expires=_expiry("snapshot"),
-            meta={f"{role}.json": MetaFile.from_data(1, data, ["sha256"]) for role, data in parts.items()},
-        )
-        parts["snapshot"] = _signed_bytes(snapshot, signers[ONLINE])
-        timestamp = Timestamp(
-            expires=_expiry("timestamp"), snapshot_meta=MetaFile.from_data(1, parts["snapshot"], ["sha256"])
-        )
-        for role, data in {"root": root_bytes, **parts}.items():
-            self._store.put(f"{PREFIX}1.{role}.json", data)
-        self._client.pin(root_bytes)
-        self._store.replace(PREFIX + "timestamp.json", _signed_bytes(timestamp, signers[ONLINE]), None)
-
-    def _tag(self) -> str | None:
-        """Which timestamp is in the store before anything is read: what is published replaces only that."""
-        try:
-            return self._store.stat(PREFIX + "timestamp.json").tag
-        except NotFound:
-            return None
-
-    def _in_use(self) -> bool:
-        return any(True for _ in self._store.keys("manifests/"))
+        with self.exclusive():
+            for attempt in range(_ATTEMPTS):
+                tag = editions.tag_of(self.store)
+                edition = Edition(self.signing_state())
+                change(edition)
+                edition.renew_aging(self.keys)
+                if not edition.parts and not always:
+                    return edition.state
+                try:
+                    self._publish(edition, tag, signers)
+                    break
+                except Conflict:
+                    if attempt == _ATTEMPTS - 1:
+                        raise
+                    time.sleep(random.SystemRandom().uniform(0, _PAUSE_S))
+            return self.client.refresh()
 
     @contextlib.contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        """Lets one process of this machine sign at a time; between machines, existing names decide."""
-        folder = self._keys.folder
+    def exclusive(self) -> Iterator[None]:
+        """Lets one process of this machine sign at a time; between machines, the timestamp's tag decides."""
+        folder = self.keys.folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (folder / ".lock").open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
+    def _renew(self, newest: Callable[[], TrustState]) -> None:
+        with self.exclusive():
+            tag = editions.tag_of(self.store)
+            # Conflict: somebody else has just renewed it.
+            with contextlib.suppress(Conflict):
+                self._publish(Edition(newest()), tag, None)
 
-def _parts(state: TrustState) -> dict[str, Targets]:
-    return {"targets": state.targets, VERSIONS: state.version_targets}
+    def _publish(self, edition: Edition, tag: str | None, signers: editions.SignersOf | None) -> None:
+        def own(role: str) -> Sequence[Signer]:
+            return [editions.trusted_signer(edition.state, self.keys, role)]
+
+        editions.publish(self.store, edition, tag, signers or own, self._anchor())
+
+    def _write_first(self) -> None:
+        from tuf.api.metadata import Root, Targets
+
+        signers = {role: self.keys.generate(role) for role in (ROOT, *STATEMENT_ROLES, ONLINE)}
+        targets = Targets(
+            expires=editions.expiry("targets"),
+            delegations=delegations({"publisher": signers["publisher"].public_key}.values()),
+            unrecognized_fields={REVOKED_FIELD: {}, YANKED_FIELD: {}},
+        )
+        names = Targets(expires=editions.expiry(NAMES), unrecognized_fields={NAMES_FIELD: []})
+        root = Root(
+            expires=editions.expiry("root"),
+            unrecognized_fields={ROLES_FIELD: _statement_roles(signers), REVOKED_KEYS_FIELD: []},
+        )
+        for role in ("root", "targets", "snapshot", "timestamp"):
+            root.add_key(signers[key_role(role)].public_key, role)
+        root_bytes = editions.signed_bytes(root, [signers[ROOT]])
+        parts = {
+            "targets": editions.signed_bytes(targets, [signers["approver"]]),
+            NAMES: editions.signed_bytes(names, [signers["publisher"]]),
+        }
+        editions.publish_first(
+            self.store, root_bytes, parts, signers[ONLINE], lambda: self.client.pin(root_bytes)
+        )
+
+    def _in_use(self) -> bool:
+        return any(True for _ in self.store.keys("manifests/"))
 
 
-def _statement_roles(signers: Mapping[str, CryptoSigner]) -> dict[str, Any]:
+def delegations(publishers: Any) -> Any:
+    """TUF's delegation of names and all bins to publisher keys, any one of which may sign."""
+    from tuf.api.metadata import DelegatedRole, Delegations
+
+    keys: dict[str, Key] = {key.keyid: key for key in publishers}
+    patterns = {NAMES: NAMES_PATTERN} | {role: bin_pattern(role) for role in all_bins()}
+    roles = {
+        role: DelegatedRole(role, sorted(keys), 1, terminating=True, paths=[pattern])
+        for role, pattern in patterns.items()
+    }
+    return Delegations(keys, roles)
+
+
+def warn_of_expiry(state: TrustState) -> None:
+    """Logs what people have to sign anew soon."""
+    ends = [(expires, role) for role, expires in state.expiring(datetime.now(UTC))]
+    if ends:
+        expires, role = min(ends)
+        _logger.warning(
+            "the trust metadata %s expires on %s: run `registry trust renew` where the %s key is kept",
+            ", ".join(sorted({_kind(role) for _, role in ends})),
+            expires.date().isoformat(),
+            key_role(role),
+        )
+
+
+def _kind(role: str) -> str:
+    return "versions" if role.startswith("versions-") else role
+
+
+def _expect(state: TrustState, path: str, expected: Digest | None, doing: str) -> None:
+    found = state.aliases().get(path)
+    if (None if found is None else found.digest) == expected:
+        return
+    if found is None:
+        happened = f"{path} was removed"
+    else:
+        happened = f"{path} was moved to version {found.custom.get('version', found.digest)}"
+    raise Conflict(f"{happened} while you were {doing}", "look at it with `registry show`, and decide again")
+
+
+def _note(edition: Edition, kind: str, digest: Digest, reason: str | None) -> None:
+    fields = edition.part("targets").unrecognized_fields
+    reasons = {known: why for known, why in fields.get(kind, {}).items() if known != digest}
+    fields[kind] = reasons if reason is None else reasons | {str(digest): reason}
+
+
+def _statement_roles(signers: Mapping[str, Signer]) -> dict[str, Any]:
     return {
         role: {"threshold": 1, "keys": {signers[role].public_key.keyid: signers[role].public_key.to_dict()}}
         for role in STATEMENT_ROLES
@@ -310,23 +364,4 @@ def _statement_roles(signers: Mapping[str, CryptoSigner]) -> dict[str, Any]:
 def _target(path: str, digest: Digest, length: int, custom: Mapping[str, Any] | None) -> Any:
     from tuf.api.metadata import TargetFile
 
-    fields = {"custom": dict(custom)} if custom else None
-    return TargetFile(length, {"sha256": digest.hex}, path, fields)
-
-
-def _expiry(role: str) -> datetime:
-    return datetime.now(UTC).replace(microsecond=0) + LIFETIMES[role]
-
-
-def _signed_bytes(signed: Signed, signer: CryptoSigner) -> bytes:
-    from tuf.api.metadata import Metadata
-
-    # TUF types metadata by its kind; which one this is does not matter for signing.
-    metadata: Metadata[Any] = Metadata(cast("Any", signed))
-    metadata.sign(signer)
-    return metadata.to_bytes()
-
-
-def _number(key: str) -> int:
-    text = key.removeprefix(PREFIX).partition(".")[0]
-    return int(text) if text.isdigit() else 0
+    return TargetFile(length, {"sha256": digest.hex}, path, {"custom": dict(custom)} if custom else None)

@@ -1,41 +1,62 @@
 """Refreshing trust: from the pinned root to the newest metadata, and no byte in between believed unseen.
 
 python-tuf's ``Updater`` is given the store as its network. It walks root -> timestamp -> snapshot -> targets
--> versions and catches wrong signatures, rollback, freezing and expiry; what it verified it keeps in a folder
-of this machine, which is also its memory of what it has seen.
+-> names and catches wrong signatures, rollback, freezing and expiry; what it verified it keeps in a private
+folder of this machine, which is also its memory of what it has seen. While that memory is fresh enough for
+the user, it is read without tuf and without the store.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.errors import BadSignature, DigestMismatch, NotFound, RegistryError, StaleTrust, UsageError
-from registry.signing.trust import PREFIX, VERSIONS, ExpiredTrust, TrustState
+from registry.errors import (
+    BadSignature,
+    DigestMismatch,
+    NetworkError,
+    NotFound,
+    RegistryError,
+    StaleTrust,
+    UsageError,
+)
+from registry.signing.trust import NAMES, PREFIX, TOP, Document, ExpiredTrust, TrustState
 from registry.storage.base import ObjectStore, read
 
 if TYPE_CHECKING:
-    from tuf.api.metadata import Signed
     from tuf.ngclient import FetcherInterface
+
+_logger = logging.getLogger(__name__)
 
 _BASE_URL = "store:///"
 _ATTEMPTS = 4
 _PAUSE_S = 0.05
+_MEMORY = "memory.json"
 
 
 class TrustClient:
-    """Refreshes the trust metadata of a store, starting from the root that this machine pinned."""
+    """Refreshes the trust metadata of a store, starting from the root that this machine pinned.
 
-    def __init__(self, store: ObjectStore, folder: Path) -> None:
+    Args:
+        store: holds the metadata; hostile.
+        folder: private folder of this machine for the pinned root and what was verified.
+        max_age: seconds for which verified metadata is used without asking the store again.
+    """
+
+    def __init__(self, store: ObjectStore, folder: Path, max_age: float = 0.0) -> None:
         self._store = store
         self._folder = folder
         self._metadata = folder / "metadata"
+        self._max_age = max_age
 
     @property
     def pinned(self) -> Path:
@@ -48,7 +69,7 @@ class TrustClient:
         Raises:
             UsageError: another root is pinned already.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with self.pinned.open("xb") as stream:
                 stream.write(root)
@@ -60,6 +81,32 @@ class TrustClient:
                 mend="a pinned root is replaced by new roots that it signed, never by hand",
             ) from None
 
+    def current(self) -> TrustState:
+        """What was verified less than `max_age` ago, or else what `refresh` finds.
+
+        If the store does not answer, what was verified last counts until its own time is over.
+
+        Raises:
+            RegistryError: see `refresh`.
+        """
+        if self._max_age > 0:
+            known = self._recalled(self._max_age)
+            if known is not None:
+                return known
+        try:
+            return self.refresh()
+        except NetworkError as error:
+            known = self._recalled(None)
+            if known is None:
+                raise
+            _logger.warning(
+                "the store does not answer (%s); going on with the trust metadata verified before, which "
+                "counts until %s",
+                error.message,
+                min(known.expires(role) for role in TOP).isoformat(timespec="seconds"),
+            )
+            return known
+
     def refresh(self) -> TrustState:
         """Fetches and verifies the newest metadata.
 
@@ -69,18 +116,22 @@ class TrustClient:
             DigestMismatch: the store's metadata was changed.
             ExpiredTrust: the time of the newest metadata is over.
             StaleTrust: the store shows older metadata than this machine has seen, or withholds it.
+            NetworkError: the store does not answer.
         """
         bootstrap = self._pinned_root()
         with self.locked():
             for attempt in range(_ATTEMPTS):
                 try:
                     self._update(bootstrap)
-                    return self._loaded(bootstrap)
+                    state = self._loaded(bootstrap)
                 # A publisher may replace metadata while it is read; a withheld or changed file stays so.
                 except (_Withheld, DigestMismatch):
                     if attempt == _ATTEMPTS - 1:
                         raise
                     time.sleep(_PAUSE_S)
+                else:
+                    self._remember()
+                    return state
         raise AssertionError("unreachable")
 
     def last_trusted(self) -> TrustState:
@@ -94,7 +145,7 @@ class TrustClient:
         bootstrap = self._pinned_root()
         with self.locked():
             try:
-                return self._loaded(bootstrap)
+                return self._loaded(bootstrap, expired=True)
             except (FileNotFoundError, DigestMismatch) as error:
                 raise StaleTrust(
                     "the trust metadata has expired, and the store shows a state that was never verified",
@@ -104,7 +155,7 @@ class TrustClient:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes of this machine from refreshing at the same time."""
-        self._metadata.mkdir(parents=True, exist_ok=True)
+        self._metadata.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (self._folder / ".lock").open("a") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
@@ -115,68 +166,38 @@ class TrustClient:
         except FileNotFoundError:
             raise NotFound(
                 f"no trust root is pinned under {self._folder}, so nothing can be believed",
-                mend="make a registry with `registry init`, or set ADAPTER_FOUNDRY_HOME to one",
+                mend="make a registry with `registry init`, pin its root with `registry trust pin`, or set "
+                "ADAPTER_FOUNDRY_HOME to a folder that has one",
             ) from None
 
     def _update(self, bootstrap: bytes) -> None:
-        from tuf.api import exceptions
         from tuf.ngclient import Updater
 
-        try:
+        with _explained():
             updater = Updater(
                 str(self._metadata), _BASE_URL, fetcher=_fetcher(self._store), bootstrap=bootstrap
             )
             updater.refresh()
-            # Any name that the pattern matches makes the updater load and verify the delegation.
-            updater.get_targetinfo("any:1")
-        except exceptions.ExpiredMetadataError as error:
-            raise _expired(str(error)) from error
-        except exceptions.BadVersionNumberError as error:
-            raise StaleTrust(
-                f"the store shows older trust metadata than this machine has already seen ({error})",
-                mend="do not use this store until its owner explains; nothing was loaded",
-            ) from error
-        except exceptions.UnsignedMetadataError as error:
-            raise BadSignature(
-                f"trust metadata is not signed by the keys that may sign it ({error})",
-                mend="the store may have been tampered with; nothing was loaded",
-            ) from error
-        except exceptions.DownloadLengthMismatchError as error:
-            raise _changed(str(error)) from error
-        except exceptions.DownloadError as error:
-            raise _withheld(error) from error
-        except exceptions.RepositoryError as error:
-            raise _changed(str(error)) from error
+            # Any path that the pattern matches makes the updater load and verify the delegation.
+            updater.get_targetinfo(f"{NAMES}/any")
 
-    def _loaded(self, bootstrap: bytes) -> TrustState:
-        """Parses what the updater verified and kept, and compares the store's copies with it byte by byte.
+    def _loaded(self, bootstrap: bytes, *, expired: bool = False) -> TrustState:
+        """Reads what the updater verified and kept, and compares the store's copies with it byte by byte.
 
         The updater does not read a file again that it knows; the comparison finds a changed one all the same.
         """
-        from tuf.api.metadata import Metadata, Root, Snapshot, Targets, Timestamp
-
-        def local(role: str, kind: type[Signed]) -> Any:
+        documents: dict[str, Document] = {}
+        for role in TOP:
             data = (self._metadata / f"{role}.json").read_bytes()
-            signed: Signed = Metadata.from_bytes(data).signed
-            if not isinstance(signed, kind):
-                raise _changed(f"{role}.json is not {kind.type} metadata")
-            name = "timestamp.json" if role == Timestamp.type else f"{signed.version}.{role}.json"
-            self._compare(name, data)
-            return signed
-
-        state = TrustState(
-            root=local(Root.type, Root),
-            timestamp=local(Timestamp.type, Timestamp),
-            snapshot=local(Snapshot.type, Snapshot),
-            targets=local(Targets.type, Targets),
-            version_targets=local(VERSIONS, Targets),
-        )
-        pinned = Metadata[Root].from_bytes(bootstrap).signed.version
+            documents[role] = json.loads(data)
+            number = documents[role]["signed"]["version"]
+            self._compare("timestamp.json" if role == "timestamp" else f"{number}.{role}.json", data)
+        pinned: int = json.loads(bootstrap)["signed"]["version"]
         self._compare(f"{pinned}.root.json", bootstrap)
-        for version in range(pinned + 1, state.root.version):
+        for version in range(pinned + 1, documents["root"]["signed"]["version"]):
             history = self._metadata / "root_history" / f"{version}.root.json"
             self._compare(history.name, history.read_bytes())
-        return state
+        return self._state(documents, expired=expired)
 
     def _compare(self, name: str, trusted: bytes) -> None:
         try:
@@ -186,21 +207,135 @@ class TrustClient:
         if data != trusted or not _exact(data):
             raise _changed(f"{name} differs from the verified copy")
 
+    # -- bins --
+
+    def _state(self, documents: Mapping[str, Document], *, expired: bool = False) -> TrustState:
+        def read_bin(role: str) -> Document:
+            try:
+                return self._bin(role, documents, expired=expired)
+            except _Withheld:
+                # A publisher removed what it had superseded; what is newer says at least as much.
+                return self._bin(role, self.refresh().documents, expired=expired)
+
+        return TrustState(documents=documents, read_bin=read_bin)
+
+    def _bin(self, role: str, documents: Mapping[str, Document], *, expired: bool) -> Document:
+        """The metadata of a bin that a verified snapshot names: the kept copy, or the store's, verified."""
+        meta = documents["snapshot"]["signed"]["meta"][f"{role}.json"]
+        kept = self._metadata / f"{role}.json"
+        try:
+            data = kept.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        if hashlib.sha256(data).hexdigest() != meta.get("hashes", {}).get("sha256"):
+            name = f"{meta['version']}.{role}.json"
+            try:
+                data = read(self._store, PREFIX + name)
+            except NotFound as error:
+                raise _withheld(error) from error
+            _verify_bin(role, data, documents)
+            _write(kept, data)
+        document: Document = json.loads(data)
+        if not expired and datetime.fromisoformat(document["signed"]["expires"]) <= datetime.now(UTC):
+            raise _expired(f"{role} is expired")
+        return document
+
+    # -- memory --
+
+    def _remember(self) -> None:
+        """Notes which files belong together and when the store was asked; called after a whole refresh."""
+        digests = {role: self._digest(role) for role in TOP}
+        _write(self._metadata / _MEMORY, json.dumps({"checked": time.time(), "sha256": digests}).encode())
+
+    def _recalled(self, max_age: float | None) -> TrustState | None:
+        """What was verified last, read from this machine alone; None if it is too old, expired or not whole.
+
+        The folder is private and holds only what was verified, so nothing is verified again; the digests
+        make sure that the files are those of one refresh.
+        """
+        try:
+            memory: Any = json.loads((self._metadata / _MEMORY).read_bytes())
+            age = time.time() - memory["checked"]
+            whole = self.pinned.exists() and all(self._digest(role) == memory["sha256"][role] for role in TOP)
+            documents = {role: json.loads((self._metadata / f"{role}.json").read_bytes()) for role in TOP}
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        state = self._state(documents)
+        now = datetime.now(UTC)
+        fresh = max_age is None or 0 <= age <= max_age
+        return state if whole and fresh and all(state.expires(role) > now for role in TOP) else None
+
+    def _digest(self, role: str) -> str:
+        return hashlib.sha256((self._metadata / f"{role}.json").read_bytes()).hexdigest()
+
 
 class _Withheld(StaleTrust):
     """A metadata file is missing; worth another look, because publishing removes superseded files."""
 
 
+def _verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> None:
+    """What tuf checks about delegated metadata: its digest, its signatures, its kind and its number.
+
+    Raises:
+        BadSignature, DigestMismatch: it does not hold.
+    """
+    import copy
+
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, MetaFile, Targets
+
+    meta = MetaFile.from_dict(copy.deepcopy(documents["snapshot"]["signed"]["meta"][f"{role}.json"]))
+    delegator = Targets.from_dict(copy.deepcopy(documents["targets"]["signed"]))
+    with _explained():
+        meta.verify_length_and_hashes(data)
+        found = Metadata[Targets].from_bytes(data)
+        delegator.verify_delegate(role, found.signed_bytes, found.signatures)
+        if found.signed.type != Targets.type or found.signed.version != meta.version:
+            raise RepositoryError(f"{role} is not the metadata that the snapshot names")
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Turns tuf's errors into the registry's."""
+    from tuf.api import exceptions
+
+    try:
+        yield
+    except exceptions.ExpiredMetadataError as error:
+        raise _expired(str(error)) from error
+    except exceptions.BadVersionNumberError as error:
+        raise StaleTrust(
+            f"the store shows older trust metadata than this machine has already seen ({error})",
+            mend="do not use this store until its owner explains; nothing was loaded",
+        ) from error
+    except exceptions.UnsignedMetadataError as error:
+        raise BadSignature(
+            f"trust metadata is not signed by the keys that may sign it ({error})",
+            mend="the store may have been tampered with; nothing was loaded",
+        ) from error
+    except exceptions.DownloadLengthMismatchError as error:
+        raise _changed(str(error)) from error
+    except exceptions.DownloadError as error:
+        if isinstance(error.__cause__, NetworkError):
+            raise error.__cause__ from error
+        raise _withheld(error) from error
+    except exceptions.RepositoryError as error:
+        raise _changed(str(error)) from error
+
+
 def _expired(what: str) -> ExpiredTrust:
     role = what.removeprefix("New ").removeprefix("Final ").split(".")[0].split(" ")[0]
+    names = "push an adapter again (`registry push`) or run `registry trust renew` where the publisher key is kept"
     mends = {
-        "root": "the root's owner must sign a new root",
-        "targets": "promote an alias again (`registry promote`) where the approver key is kept",
-        VERSIONS: "push an adapter again (`registry push`) where the publisher key is kept",
+        "root": "the root's owner must sign a new root: `registry trust renew`",
+        "targets": "promote an alias again (`registry promote`) or run `registry trust renew` where the "
+        "approver key is kept",
+        NAMES: names,
     }
+    mend = names if role.startswith("versions-") else mends.get(role)
     return ExpiredTrust(
         f"the trust metadata of the store has expired ({what})",
-        mend=mends.get(role, "run any `registry` command where the online key is kept, which renews it")
+        mend=(mend or "run any `registry` command where the online key is kept, which renews it")
         + "; if it was renewed, the store is withholding the newer one",
     )
 
@@ -228,9 +363,16 @@ def _exact(data: bytes) -> bool:
     )
 
 
+def _write(path: Path, data: bytes) -> None:
+    """Replaces a small file of this machine's memory, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(path)
+
+
 def _fetcher(store: ObjectStore) -> FetcherInterface:
     """tuf's door to the store. Defined inside a function because its base class costs an import of tuf."""
-    from tuf.api.exceptions import DownloadHTTPError
+    from tuf.api.exceptions import DownloadError, DownloadHTTPError
     from tuf.ngclient import FetcherInterface
 
     class StoreFetcher(FetcherInterface):
@@ -240,6 +382,6 @@ def _fetcher(store: ObjectStore) -> FetcherInterface:
             except NotFound as error:
                 raise DownloadHTTPError(str(error.message), 404) from error
             except RegistryError as error:
-                raise DownloadHTTPError(str(error.message), 500) from error
+                raise DownloadError(str(error.message)) from error
 
     return StoreFetcher()
