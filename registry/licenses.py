@@ -148,7 +148,9 @@ def judge(
         purpose = "commercial-redistribution" if commercial else "research-redistribution"
     asked = _NEEDS[purpose]
     # A proprietary adapter promises nobody anything; every other licence lets others have the weights.
-    promised = _Need(False, False) if own == {frozenset({PROPRIETARY})} else _Need(commercial, True)
+    promised = (
+        _Need(False, False) if own == frozenset({frozenset({PROPRIETARY})}) else _Need(commercial, True)
+    )
     ingredients = tuple(
         _judge_ingredient(one, card.license, own, asked, promised, declared) for one in card.ingredients
     )
@@ -265,17 +267,18 @@ def _judge_ingredient(
     else:
         handed_out = flows and (asked.handed_out or promised.handed_out)
         need = _Need(asked.commercial or promised.commercial, handed_out)
-        why = "the policy asks for it" if asked.commercial else f"the adapter's licence {license} permits it"
+        asker = (
+            "the policy asks for it" if asked.commercial else f"the adapter's licence {license} permits it"
+        )
         # One alternative has to pass everything, not one the first question and another the second.
         each = [
-            [
-                f"{reason}, {why}" if reason.endswith("commercial use") else reason
-                for reason in _refusals([one], need, declared)
-            ]
-            + (_share_alike(one, license, own) if flows and own is not None else [])
+            [*_refusals([one], need, declared), *(_share_alike(one, license, own) if flows and own else ())]
             for one in found
         ]
-        reasons += min(each, key=lambda found: (len(found), found))
+        reasons += [
+            f"{reason}, {asker}" if reason.endswith("commercial use") else reason
+            for reason in min(each, key=lambda why: (len(why), why))
+        ]
     return IngredientVerdict(
         kind=ingredient.kind,
         name=ingredient.name,
@@ -292,7 +295,7 @@ def _share_alike(one: Alternative, license: str, own: frozenset[Alternative]) ->
     return [
         f"{id} demands the same licence for what is made from it, not {shown(license)}"
         for id in sorted(one)
-        if known[id].share_alike and own != {frozenset({id})}
+        if known[id].share_alike and own != frozenset({frozenset({id})})
     ]
 
 
