@@ -94,7 +94,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
-    """A real S3 server; ``weed.bucket()`` is the name of a new bucket, ``weed.environment()`` the way to it."""
+    """A real S3 server; ``weed.bucket()`` makes a bucket, ``weed.environment()`` is the way to it."""
     from servers import weed as server
 
     if server.binary() is None:

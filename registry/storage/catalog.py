@@ -217,12 +217,13 @@ class MlflowCatalog:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+        run = _run(client, manifest.training.run_id)
         for _ in range(_GAP + 1):
             made = _again(
                 lambda: client.create_model_version(
                     name,
                     source,
-                    run_id=manifest.training.run_id,
+                    run_id=run,
                     tags=dict(tags),
                     description=manifest.description,
                     await_creation_for=None,
@@ -268,7 +269,7 @@ class MlflowCatalog:
 
 def _explained(error: MlflowException, uri: str) -> RegistryError:
     """Return what MLflow raised as an error that says what to do."""
-    message, code = shown(error.message), getattr(error, "error_code", "")
+    message, code = shown(database.without_passwords(str(error.message))), error.error_code
     if code in ("PERMISSION_DENIED", "UNAUTHENTICATED") or "error code 401" in message:
         why = message if code == "PERMISSION_DENIED" else "it does not know the name or the password"
         return UsageError(
@@ -282,6 +283,16 @@ def _explained(error: MlflowException, uri: str) -> RegistryError:
             mend="a server indexes no files of a local disk; use a store in S3, or an MLflow database",
         )
     return NetworkError(f"the MLflow index {uri} failed: {message}", mend=_MEND)
+
+
+def _run(client: MlflowClient, run_id: str | None) -> str | None:
+    """Return the training run if this index has it: a server refuses to link one that it does not know."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return None if run_id is None else str(client.get_run(run_id).info.run_id)
+    except MlflowException:
+        return None
 
 
 def _again(call: Callable[[], _T]) -> _T:

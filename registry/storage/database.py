@@ -22,12 +22,17 @@ SQLITE: Final = "sqlite"
 POSTGRESQL: Final = "postgresql+psycopg"
 _WAIT_SECONDS: Final = 60
 _CONNECT_SECONDS: Final = 10
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|(?<=[?&]password=)[^&]*", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:\s]*):[^/?\s]*@|(?<=[?&]password=)[^&\s]*", re.IGNORECASE)
 
 
 def masked(uri: str) -> str:
     """Return a URI for people: printable, and without its password."""
-    return shown(_PASSWORD.sub(lambda found: f"{found[1] or ''}:***@" if "@" in found[0] else "***", uri))
+    return shown(without_passwords(uri))
+
+
+def without_passwords(text: str) -> str:
+    """Return a text in which the passwords of URIs are masked."""
+    return _PASSWORD.sub(lambda found: f"{found[1] or ''}:***@" if "@" in found[0] else "***", text)
 
 
 def check_uri(uri: str) -> str:
