@@ -136,7 +136,7 @@ class Authority:
             RegistryError: see `TrustClient.refresh` and `TrustClient.last_trusted`.
         """
         try:
-            return self.client.refresh()
+            return self.client.refresh(signing=True)
         except ExpiredTrust:
             return self.client.last_trusted()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from registry.errors import BadSignature, Conflict, NotFound
 from registry.signing.signers import KeyRing
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TIMESTAMP = PREFIX + "timestamp.json"
 
-LIFETIMES: Mapping[str, timedelta] = {
+LIFETIMES: Final[dict[str, timedelta]] = {
     "root": timedelta(days=365),
     "targets": timedelta(days=90),
     "versions": timedelta(days=90),

@@ -107,8 +107,11 @@ class TrustClient:
             )
             return known
 
-    def refresh(self) -> TrustState:
+    def refresh(self, *, signing: bool = False) -> TrustState:
         """Fetches and verifies the newest metadata.
+
+        Args:
+            signing: bins whose time is over count too, because they are about to be signed anew.
 
         Raises:
             NotFound: no root is pinned on this machine.
@@ -123,7 +126,7 @@ class TrustClient:
             for attempt in range(_ATTEMPTS):
                 try:
                     self._update(bootstrap)
-                    state = self._loaded(bootstrap)
+                    state = self._loaded(bootstrap, expired=signing)
                 # A publisher may replace metadata while it is read; a withheld or changed file stays so.
                 except (_Withheld, DigestMismatch):
                     if attempt == _ATTEMPTS - 1:
@@ -325,7 +328,7 @@ def _explained() -> Iterator[None]:
 
 def _expired(what: str) -> ExpiredTrust:
     role = what.removeprefix("New ").removeprefix("Final ").split(".")[0].split(" ")[0]
-    names = "push an adapter again (`registry push`) or run `registry trust renew` where the publisher key is kept"
+    names = "push an adapter again, or run `registry trust renew`, where the publisher key is kept"
     mends = {
         "root": "the root's owner must sign a new root: `registry trust renew`",
         "targets": "promote an alias again (`registry promote`) or run `registry trust renew` where the "

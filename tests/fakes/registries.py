@@ -16,6 +16,7 @@ from fakes.adapters import clean_adapter
 from registry.client import Registry
 from registry.families import KNOWN_BASES
 from registry.signing.signers import KeyRing
+from registry.signing.trust import bin_role, key_role
 
 BASE = KNOWN_BASES["adapter-foundry/portraits-base"]
 NAME = "pixelsmile"
@@ -87,6 +88,14 @@ def forget_trust(home: Path) -> None:
     shutil.rmtree(home / "trust" / "metadata", ignore_errors=True)
 
 
+def newest(home: Path, role: str) -> Path:
+    """The file of a role's newest trust metadata in the store."""
+    if role == "timestamp":
+        return objects(home) / "trust" / "timestamp.json"
+    found = (objects(home) / "trust").glob(f"*.{role}.json")
+    return max(found, key=lambda path: int(path.name.partition(".")[0]))
+
+
 def resign(
     home: Path,
     changes: Mapping[str, Callable[[Any], None]],
@@ -97,40 +106,42 @@ def resign(
 
     Args:
         home: whose store.
-        changes: what to do to the signed part of each kind of metadata ("targets", "versions" …).
+        changes: what to do to the signed part of each role's metadata ("targets", "names", "versions-00" …;
+            "versions" is the bin of the adapter `NAME`).
         keys: role whose key signs each kind, where it is not the honest one.
         ring: other keys than those of the registry.
     """
     from tuf.api.metadata import Metadata, MetaFile
 
-    honest = {"targets": "approver", "versions": "publisher", "snapshot": "online", "timestamp": "online"}
-    signing = {**honest, **(keys or {})}
+    kinds = {"versions": bin_role(NAME)}
     ring = ring or key_ring(home)
     trust = objects(home) / "trust"
 
     def load(kind: str) -> Any:
-        pattern = "timestamp.json" if kind == "timestamp" else f"*.{kind}.json"
-        (path,) = trust.glob(pattern)
+        path = newest(home, kinds.get(kind, kind))
         return Metadata.from_bytes(path.read_bytes()).signed, path
 
     def store(kind: str, signed: Any, old: Path) -> bytes:
         metadata = Metadata(signed)
-        metadata.sign(ring.signer(signing[kind]))
+        metadata.sign(ring.signer((keys or {}).get(kind, key_role(kinds.get(kind, kind)))))
         data: bytes = metadata.to_bytes()
         old.unlink()
-        name = "timestamp.json" if kind == "timestamp" else f"{signed.version}.{kind}.json"
+        name = "timestamp.json" if kind == "timestamp" else f"{signed.version}.{kinds.get(kind, kind)}.json"
         overwrite(trust / name, data)
         return data
 
     snapshot, snapshot_path = load("snapshot")
     timestamp, timestamp_path = load("timestamp")
-    for kind in ("targets", "versions"):
-        if kind in changes:
+    for kind in changes:
+        if kind not in ("snapshot", "timestamp"):
+            role = kinds.get(kind, kind)
             signed, path = load(kind)
             signed.version += 1
             changes[kind](signed)
             data = store(kind, signed, path)
-            snapshot.meta[f"{kind}.json"] = MetaFile.from_data(signed.version, data, ["sha256"])
+            meta = MetaFile.from_data(signed.version, data, ["sha256"])
+            meta.unrecognized_fields = snapshot.meta[f"{role}.json"].unrecognized_fields
+            snapshot.meta[f"{role}.json"] = meta
     snapshot.version += 1
     changes.get("snapshot", lambda _: None)(snapshot)
     data = store("snapshot", snapshot, snapshot_path)

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from fakes.registries import expire, forget_trust, resign
+from fakes.registries import expire, forget_trust, newest, resign
 from registry.digest import digest_bytes
 from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
 from registry.reference import Reference
+from registry.signing import edition
 from registry.signing.authority import Authority
 from registry.signing.refresh import TrustClient
 from registry.signing.signers import ROLES, KeyRing
+from registry.signing.trust import bin_role
 from registry.storage.base import read
 from registry.storage.local import LocalObjects
 
@@ -64,7 +66,7 @@ def test_a_new_registry_has_every_key_and_nothing_to_say(authority: Authority, k
 def test_names_resolve_to_what_was_signed(authority: Authority) -> None:
     authority.add_version("x:1", ONE, 3)
     authority.add_version("x:2", TWO, 3)
-    state = authority.set_alias("x@prod", ONE, 3, {"version": 1})
+    state = authority.set_alias("x@prod", ONE, 3, {"version": 1}, None)
     assert state.resolve(Reference.parse("x:2")).digest == TWO
     assert state.resolve(Reference.parse("x@prod")).digest == ONE
     assert state.resolve(Reference.parse(f"x@{TWO}")).path == "x:2"
@@ -87,24 +89,40 @@ def test_a_version_cannot_be_given_away_twice(authority: Authority) -> None:
 def test_superseded_metadata_is_removed_and_numbers_only_grow(
     authority: Authority, store: LocalObjects
 ) -> None:
-    before = metadata(store)
+    """The edition before the newest stays, for readers who are in the middle of it."""
+    for version in range(1, 5):
+        authority.add_version(f"x:{version}", ONE, 3)
+    assert set(metadata(store)) == {
+        "1.root.json",
+        "1.targets.json",
+        "2.names.json",
+        f"3.{bin_role('x')}.json",
+        f"4.{bin_role('x')}.json",
+        "4.snapshot.json",
+        "5.snapshot.json",
+        "timestamp.json",
+    }
+
+
+def test_what_a_racer_has_just_written_is_not_removed(authority: Authority, store: LocalObjects) -> None:
+    """It is newer than everything that is named; its timestamp may follow in a moment."""
     authority.add_version("x:1", ONE, 3)
-    after = metadata(store)
-    assert len(before) == len(after) == 5
-    assert {"1.root.json", "1.targets.json", "2.versions.json", "2.snapshot.json", "timestamp.json"} == set(
-        after
-    )
+    racing = f"trust/9.{bin_role('x')}.json"
+    store.put(racing, b"by another machine")
+    authority.add_version("y:1", ONE, 3)
+    assert read(store, racing) == b"by another machine"
 
 
 def test_an_interrupted_publication_is_repeated(
     authority: Authority, store: LocalObjects, client: TrustClient
 ) -> None:
     """What it left behind is named by no snapshot: readers do not see it, the next one steps over it."""
-    store.put("trust/2.versions.json", b"half")
+    store.put(f"trust/1.{bin_role('x')}.json", b"half")
     assert client.refresh().versions() == {}
-    state = authority.add_version("x:1", ONE, 3)
-    assert state.version_targets.version == 3
-    assert "2.versions.json" not in metadata(store)
+    for version in (1, 2, 3):
+        state = authority.add_version(f"x:{version}", ONE, 3)
+    assert state.version(bin_role("x")) == 4
+    assert f"1.{bin_role('x')}.json" not in metadata(store)
 
 
 def test_an_interrupted_start_is_repeated(store: LocalObjects, keys: KeyRing, client: TrustClient) -> None:
@@ -153,14 +171,13 @@ def test_expired_freshness_is_renewed_where_the_online_key_is(
         signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
 
     resign(home, {kind: soon})
-    version = client.refresh().timestamp.version  # verified while it was still valid
+    version = client.refresh().version("timestamp")  # verified while it was still valid
     resign(home, {kind: expire})
     shutil.copy(home / "registry/objects/trust/timestamp.json", home / "trust/metadata/timestamp.json")
-    (snapshot,) = (home / "registry/objects/trust").glob("*.snapshot.json")
-    shutil.copy(snapshot, home / "trust/metadata/snapshot.json")
+    shutil.copy(newest(home, "snapshot"), home / "trust/metadata/snapshot.json")
     state = authority.state()
-    assert state.timestamp.version > version
-    assert state.timestamp.expires > datetime.now(UTC) + timedelta(hours=20)
+    assert state.version("timestamp") > version
+    assert state.expires("timestamp") > datetime.now(UTC) + timedelta(hours=20)
 
 
 def test_freshness_is_renewed_before_it_ends(authority: Authority, home: Path) -> None:
@@ -168,7 +185,7 @@ def test_freshness_is_renewed_before_it_ends(authority: Authority, home: Path) -
         signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
 
     resign(home, {"timestamp": soon})
-    assert authority.state().timestamp.expires > datetime.now(UTC) + timedelta(hours=20)
+    assert authority.state().expires("timestamp") > datetime.now(UTC) + timedelta(hours=20)
 
 
 def test_a_renewal_that_fails_does_not_stop_a_reader(
@@ -184,23 +201,46 @@ def test_a_renewal_that_fails_does_not_stop_a_reader(
     assert "could not be renewed" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["targets", "versions"])
-def test_expired_names_are_renewed_by_publishing(authority: Authority, home: Path, kind: str) -> None:
-    resign(home, {kind: lambda signed: None})
-    authority.state()
-    trust = home / "registry/objects/trust"
+@pytest.mark.parametrize("kind", ["targets", "names", bin_role("x")])
+def test_expired_names_are_renewed_by_publishing(
+    authority: Authority, client: TrustClient, home: Path, kind: str
+) -> None:
+    authority.add_version("x:1", ONE, 3)
     resign(home, {kind: expire})
-    for role in ("targets", "versions", "snapshot"):
-        (path,) = trust.glob(f"*.{role}.json")
-        shutil.copy(path, home / "trust/metadata" / f"{role}.json")
-    shutil.copy(trust / "timestamp.json", home / "trust/metadata/timestamp.json")
+    for role in ("targets", "names", "snapshot", "timestamp", bin_role("x")):
+        shutil.copy(newest(home, role), home / "trust/metadata" / f"{role}.json")
     with pytest.raises(StaleTrust, match="expired") as refusal:
-        authority.state()
-    assert {"targets": "registry promote", "versions": "registry push"}[kind] in refusal.value.mend
-    assert authority.signing_state().versions() == {}
-    state = authority.add_version("x:1", ONE, 3)
-    assert list(state.versions()) == ["x:1"]
+        client.refresh().versions_of("x")
+    assert ("approver" if kind == "targets" else "publisher") in refusal.value.mend
+    assert list(authority.signing_state().versions()) == ["x:1"]
+    state = authority.add_version("x:2", ONE, 3)
+    assert list(state.versions()) == ["x:1", "x:2"]
     assert not state.renewal_of_names_due(datetime.now(UTC))
+
+
+def test_a_bin_that_nobody_asks_for_is_renewed_along(
+    authority: Authority, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(edition.LIFETIMES, "versions", timedelta(days=10))
+    authority.add_version("x:1", ONE, 3)
+    monkeypatch.undo()
+    state = authority.add_version("y:1", ONE, 3)
+    assert bin_role("x") != bin_role("y")
+    assert not list(state.expiring(datetime.now(UTC)))
+    assert state.expires(bin_role("x")) == state.expires(bin_role("y"))
+
+
+def test_what_expires_soon_is_told(
+    authority: Authority, keys: KeyRing, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not caplog.records
+    monkeypatch.setitem(edition.LIFETIMES, "targets", timedelta(days=10))
+    authority.revoke(ONE, "gone")
+    with caplog.at_level(logging.WARNING):
+        authority.state()
+    (record,) = caplog.records
+    assert "targets expires on" in record.message
+    assert "approver key" in record.message
 
 
 def test_a_key_that_readers_would_refuse_signs_nothing(
@@ -210,7 +250,7 @@ def test_a_key_that_readers_would_refuse_signs_nothing(
     (home / "registry" / "keys" / "approver.pem").unlink()
     keys.generate("approver")
     with pytest.raises(BadSignature, match="not one that the registry trusts"):
-        authority.set_alias("x@prod", ONE, 3, {})
+        authority.set_alias("x@prod", ONE, 3, {}, None)
     assert {key: read(store, key) for key in store.keys("")} == before
 
 
