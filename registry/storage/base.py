@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 from registry.errors import DigestMismatch, UsageError, shown
 from registry.manifest import WEIGHTS_NAME
@@ -30,10 +31,27 @@ class ObjectStat:
     Attributes:
         size: bytes.
         tag: another one whenever the object was replaced; good for `ObjectStore.replace` only.
+        modified: when it was written, by the store's clock, in UTC.
     """
 
     size: int
     tag: str
+    modified: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Abandoned:
+    """A write that somebody began and did not end.
+
+    Attributes:
+        key: the object that it was to become, or the file that holds what there is of it.
+        identity: what the store calls it.
+        size: bytes that it occupies.
+    """
+
+    key: str
+    identity: str
+    size: int
 
 
 class ObjectStore(Protocol):
@@ -93,6 +111,23 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Forget an object; no error if it does not exist."""
+        ...
+
+
+@runtime_checkable
+class Housekeeping(Protocol):
+    """What a store offers to those who look after it."""
+
+    def clock(self) -> datetime | None:
+        """Return the time at the store's server, in UTC; None if it has no other clock than this machine."""
+        ...
+
+    def abandoned(self, before: datetime) -> list[Abandoned]:
+        """Return the unfinished writes to which nothing has come since a time."""
+        ...
+
+    def abort(self, unfinished: Abandoned) -> None:
+        """Forget an unfinished write; no error if it is not there any more."""
         ...
 
 

@@ -12,14 +12,16 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
 from registry.content import Content, chunks
 from registry.errors import Conflict, NotFound, RegistryError
-from registry.storage.base import ObjectStat, check_key
+from registry.storage.base import Abandoned, ObjectStat, check_key
 
 _OBJECT_MODE = 0o444
+_UNFINISHED = ".incoming-"
 
 
 class LocalObjects:
@@ -42,7 +44,8 @@ class LocalObjects:
         with self._opened(key) as descriptor:
             status = os.fstat(descriptor)
         tag = f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
-        return ObjectStat(size=status.st_size, tag=tag)
+        modified = datetime.fromtimestamp(status.st_mtime, UTC)
+        return ObjectStat(size=status.st_size, tag=tag, modified=modified)
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """See `ObjectStore.read`."""
@@ -103,6 +106,33 @@ class LocalObjects:
         except OSError as error:
             raise _io_error(f"the object {key} cannot be deleted", error) from error
 
+    def clock(self) -> datetime | None:
+        """See `Housekeeping.clock`: a folder has no clock of its own."""
+        return None
+
+    def abandoned(self, before: datetime) -> list[Abandoned]:
+        """See `Housekeeping.abandoned`: the hidden files that killed processes have left."""
+        found = []
+        for path in sorted(self._folder.rglob(f"{_UNFINISHED}*")):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                continue  # its writer has just ended
+            if status.st_mtime < before.timestamp():
+                key = path.relative_to(self._folder).as_posix()
+                found.append(Abandoned(key=key, identity=path.name, size=status.st_size))
+        return found
+
+    def abort(self, unfinished: Abandoned) -> None:
+        """See `Housekeeping.abort`."""
+        path = self._folder / unfinished.key
+        if path.name != unfinished.identity or not path.name.startswith(_UNFINISHED):
+            return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise _io_error(f"{path} cannot be removed", error) from error
+
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[int]:
         """A descriptor of an object. Symbolic links are not followed: a store holds files only."""
@@ -134,7 +164,7 @@ def _temporary(target: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """A hidden file beside the target that is gone afterwards, whatever happened."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".incoming-", delete=False) as stream:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=_UNFINISHED, delete=False) as stream:
             try:
                 os.fchmod(stream.fileno(), _OBJECT_MODE)
                 yield stream.name, stream.file

@@ -20,8 +20,9 @@ from typing import Final
 from xml.sax.saxutils import escape
 
 from registry.content import CHUNK_BYTES, Content
-from registry.errors import NetworkError, NotFound, RegistryError
+from registry.errors import NetworkError, NotFound, RegistryError, UsageError
 from registry.parallel import each
+from registry.storage.base import Abandoned, check_key
 from registry.storage.bucket import Bucket, parse
 
 QUIET: Final = timedelta(minutes=15)
@@ -146,6 +147,31 @@ class _Upload:
         return False
 
 
+def abandoned(bucket: Bucket, before: datetime) -> list[Abandoned]:
+    """The uploads below the bucket's prefix to which nothing has come since a time.
+
+    How many bytes a server keeps for them, no protocol tells cheaply: parts are counted as full chunks.
+    """
+    query = {"uploads": "", "prefix": bucket.prefix}
+    found: list[Abandoned] = []
+    for _ in range(_MAX_PAGES):
+        page = bucket.ask("GET", None, query)
+        for item in page.findall("Upload"):
+            full, identity = item.findtext("Key") or "", item.findtext("UploadId") or ""
+            if not full.startswith(bucket.prefix) or not _UPLOAD_ID.fullmatch(identity):
+                continue
+            key = full.removeprefix(bucket.prefix)
+            with contextlib.suppress(NotFound, UsageError):
+                parts, last = _parts(bucket, check_key(key), identity)
+                if max(last, _time(item.findtext("Initiated"))) < before:
+                    found.append(Abandoned(key=key, identity=identity, size=len(parts) * CHUNK_BYTES))
+        marker = page.findtext("NextKeyMarker") or ""
+        if page.findtext("IsTruncated") != "true" or not marker:
+            break
+        query |= {"key-marker": marker, "upload-id-marker": page.findtext("NextUploadIdMarker") or ""}
+    return found
+
+
 def _parts(bucket: Bucket, key: str, identity: str) -> tuple[_Parts, datetime]:
     """The tags of an upload's parts, and when the last one came.
 
@@ -172,7 +198,7 @@ def _parts(bucket: Bucket, key: str, identity: str) -> tuple[_Parts, datetime]:
 def _abandoned(bucket: Bucket, key: str) -> list[str]:
     """Uploads of this key that nobody seems to work on any more."""
     full = bucket.prefix + key
-    page = bucket.ask("GET", "", {"uploads": "", "prefix": full})
+    page = bucket.ask("GET", None, {"uploads": "", "prefix": full})
     quiet = datetime.now(UTC) - QUIET
     found = []
     for item in page.findall("Upload"):

@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
 from registry.content import CHUNK_BYTES, Content
 from registry.errors import Conflict, DigestMismatch, NetworkError, NotFound, UsageError, shown
-from registry.storage.base import ObjectStat, check_key
+from registry.storage.base import Abandoned, ObjectStat, check_key
 from registry.storage.bucket import Bucket
 from registry.storage.wire import Patience
 
@@ -57,7 +59,7 @@ class S3Objects:
             raise NetworkError(
                 f"the store does not tell the size and tag of {key}", mend="is it really an S3 server?"
             )
-        return ObjectStat(size=size, tag=tag)
+        return ObjectStat(size=size, tag=tag, modified=_http_time(reply.headers.get("last-modified")))
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         """See `ObjectStore.read`."""
@@ -105,7 +107,7 @@ class S3Objects:
         found: set[str] = set()
         query = {"list-type": "2", "encoding-type": "url", "prefix": self._bucket.prefix + prefix}
         while True:
-            page = self._bucket.ask("GET", "", query)
+            page = self._bucket.ask("GET", None, query)
             before = len(found)
             for item in page.findall("Contents"):
                 found.update(self._listed(item.findtext("Key") or "", prefix))
@@ -124,6 +126,23 @@ class S3Objects:
     def delete(self, key: str) -> None:
         """See `ObjectStore.delete`."""
         self._bucket.send("DELETE", key, accepted=(200, 204, 404))
+
+    def clock(self) -> datetime | None:
+        """See `Housekeeping.clock`; an answer about an object that is not there does too."""
+        reply = self._bucket.send("HEAD", "clock", accepted=(200, 404))
+        told = reply.headers.get("date")
+        return None if told is None else _http_time(told)
+
+    def abandoned(self, before: datetime) -> list[Abandoned]:
+        """See `Housekeeping.abandoned`: multipart uploads."""
+        from registry.storage.multipart import abandoned
+
+        return abandoned(self._bucket, before)
+
+    def abort(self, unfinished: Abandoned) -> None:
+        """See `Housekeeping.abort`."""
+        query = {"uploadId": unfinished.identity}
+        self._bucket.send("DELETE", unfinished.key, query=query, accepted=(200, 204, 404))
 
     # -- parts --
 
@@ -158,3 +177,11 @@ class S3Objects:
                 f"the store lists {shown(key)!r}, which is no key of a registry below {shown(prefix)!r}",
                 mend="it was tampered with, or other things lie in its folder; remove that object",
             ) from None
+
+
+def _http_time(text: str | None) -> datetime:
+    """A server's time; now if it cannot be read, so that nothing is taken for old."""
+    try:
+        return parsedate_to_datetime(text or "").astimezone(UTC)
+    except (ValueError, OverflowError):
+        return datetime.now(UTC)
