@@ -3,6 +3,7 @@
     <cache>/sha256/<manifest hex>/     manifest.json, adapter.json and the weights; whole or not there at all
     <cache>/incoming/<manifest hex>/   what a pull is putting together; private, and found again after a kill
     <cache>/receipts/<manifest hex>.json   what the files looked like when they were verified
+    <cache>/receipts/<manifest hex>.statements.json   the envelopes by which it was admitted
 
 A cached file is never believed by whoever loads it: loading runs admission over the very bytes it uses. A
 receipt only saves `registry pull` from reading 850 MB again to say that nothing changed.
@@ -16,7 +17,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -151,6 +152,7 @@ class AdapterCache:
     def drop(self, digest: Digest) -> None:
         """Forgets an adapter, and what a pull has begun to fetch of it."""
         self._receipt(digest).unlink(missing_ok=True)
+        self._statements(digest).unlink(missing_ok=True)
         for folder in (self.path(digest), self._folder / "incoming" / digest.hex):
             shutil.rmtree(folder, ignore_errors=True)
             with contextlib.suppress(OSError):
@@ -215,6 +217,33 @@ class AdapterCache:
             return {str(key): str(value) for key, value in note["facts"].items()}
         except (OSError, RegistryError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+    def write_statements(self, digest: Digest, statements: Sequence[bytes]) -> None:
+        """Keeps the envelopes about an adapter, so that it can be loaded while the store is down.
+
+        Raises:
+            RegistryError: they cannot be written.
+        """
+        path = self._statements(digest)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._check_folders("receipts")
+            _write(path, json.dumps([data.decode("latin-1") for data in statements]).encode())
+        except OSError as error:
+            raise _cannot(path, error) from error
+
+    def read_statements(self, digest: Digest) -> tuple[bytes, ...] | None:
+        """Returns the envelopes that were kept, as hostile bytes; None if there are none."""
+        try:
+            self._check_folders("receipts")
+            with FileContent(self._statements(digest)) as content:
+                kept = json.loads(content[: len(content)])
+            return tuple(str(text).encode("latin-1") for text in kept)
+        except (OSError, RegistryError, ValueError, TypeError):
+            return None
+
+    def _statements(self, digest: Digest) -> Path:
+        return self._folder / "receipts" / f"{digest.hex}.statements.json"
 
     def _appearance(self, digest: Digest) -> dict[str, list[int]]:
         """What changes when somebody changes a file: a write sets the times, an exchange the inode."""

@@ -262,10 +262,10 @@ class Registry:
 
         state = self.authority.state()
         target = state.resolve(Reference.of(ref))
-        manifest = shelf.read_manifest(self.store, target.digest)
+        manifest, trust = shelf.read_manifest(self.store, target.digest), state.about(target)
         statements = shelf.read_statements(self.store, target.digest)
         return Shown(
             listed=listed(state, manifest.name, manifest.version, target.digest),
             manifest=manifest,
-            statements=tuple(statement_view(state, key, data) for key, data in statements.items()),
+            statements=tuple(statement_view(trust, key, data) for key, data in statements.items()),
         )

@@ -80,6 +80,7 @@ class FileContent:
         import stat
 
         self._path = path
+        self._descriptor = -1
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self._descriptor = os.open(path, flags)

@@ -25,6 +25,7 @@ from registry.errors import (
     UsageError,
 )
 from registry.manifest import AdapterManifest
+from registry.reconcile import index_version
 from registry.reference import Reference, check_alias, check_name
 from registry.results import Listed, Promotion
 from registry.signing import envelope
@@ -33,7 +34,7 @@ from registry.views import listed
 
 if TYPE_CHECKING:
     from registry.client import Registry
-    from registry.signing.trust import Target, TrustState
+    from registry.signing.trust import Target, TrustState, VersionView
 
 Outcome = Literal["pass", "fail", "missing"]
 
@@ -90,7 +91,7 @@ def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
     target = state.resolve(reference)
     manifest = shelf.read_manifest(registry.store, target.digest)
     path = f"{manifest.name}@{alias}"
-    bench = _Bench(registry=registry, state=state, manifest=manifest, alias=alias)
+    bench = _Bench(registry=registry, trust=state.about(target), manifest=manifest, alias=alias)
     bench.look("named", lambda: _named(manifest, reference))
     bench.look("not revoked", lambda: admission.check_revocation(manifest, state))
     bench.look("not yanked", lambda: _not_yanked(state, manifest))
@@ -113,7 +114,7 @@ class _Bench:
     """What the gates of one version share, and their results so far."""
 
     registry: Registry
-    state: TrustState
+    trust: VersionView
     manifest: AdapterManifest
     alias: str
     checks: list[GateCheck] = field(default_factory=list)
@@ -175,7 +176,7 @@ def _statements(bench: _Bench, kind: Kind, found: Sequence[bytes]) -> str:
         mend = f"`registry attest` or `registry approve` where the {ROLE_OF[kind]} key is"
         raise Unsigned(f"no {kind} statement", mend)
     demand = replace(bench.policy, required=(kind,))
-    read = admission.check_statements(found, bench.manifest, bench.state, demand)
+    read = admission.check_statements(found, bench.manifest, bench.trust, demand)
     bench.statements[kind] = read
     if kind == "approval":
         return ", ".join(str(statement.predicate.get("by")) for statement in read)
@@ -326,8 +327,11 @@ def _withdraw(registry: Registry, reference: Reference, action: str, reason: str
     manifest = shelf.read_manifest(registry.store, target.digest)
     subject = f"{manifest.name}:{manifest.version}"
     registry.record(action, subject, {"digest": str(target.digest), "reason": reason})
-    if action == "revoke":
-        state = registry.authority.revoke(target.digest, str(reason))
-    else:
+    if reason is None:
+        state = registry.authority.unyank(target.digest)
+    elif action == "yank":
         state = registry.authority.yank(target.digest, reason)
+    else:
+        state = registry.authority.revoke(target.digest, reason)
+    index_version(registry, state, target.digest)
     return listed(state, manifest.name, manifest.version, target.digest)

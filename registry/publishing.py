@@ -20,6 +20,7 @@ from registry.content import Content, FileContent, Outline, VerifiedContent
 from registry.digest import Fingerprint, digest_bytes
 from registry.errors import BadSignature, Conflict, NotFound, UsageError, shown
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest
+from registry.reconcile import index_version
 from registry.reference import Reference, check_name
 from registry.results import Attested, PushResult
 from registry.signing import envelope
@@ -78,20 +79,22 @@ def push(
         views = {path: VerifiedContent(contents[path], _outline(path, prints[path])) for path in contents}
         card, report = inspect_candidate(views, registry.policy.admission(None), _NOT_YET)
         published = transfer.publish(registry.store, contents, prints, progress or transfer.silent)
-    draft = AdapterManifest.make(card, name=name, version=1, files=published.entries)
-    report = replace(report, weights=draft.file(WEIGHTS_NAME).sha256)
-    for attempt in range(_ATTEMPTS):
-        try:
-            manifest, reused = _publish(registry, draft, report, evaluation, version)
-            break
-        except Conflict:
-            if version is not None or attempt == _ATTEMPTS - 1:
-                raise
+        draft = AdapterManifest.make(card, name=name, version=1, files=published.entries)
+        report = replace(report, weights=draft.file(WEIGHTS_NAME).sha256)
+        for attempt in range(_ATTEMPTS):
+            try:
+                manifest, reused = _publish(registry, draft, report, evaluation, version)
+                break
+            except Conflict:
+                if version is not None or attempt == _ATTEMPTS - 1:
+                    raise
+        # A file that was there before may have been swept away meanwhile: nobody referred to it.
+        sent = published.sent + transfer.upload(registry.store, contents, manifest.files)
     return PushResult(
         reference=f"{name}:{manifest.version}",
         version=manifest.version,
         digest=manifest.digest,
-        uploaded_bytes=published.sent,
+        uploaded_bytes=sent,
         reused=reused,
     )
 
@@ -118,14 +121,15 @@ def _publish(
     shelf.put_manifest(registry.store, manifest)
     for kind, predicate in _predicates(registry, draft.card, report, evaluation):
         _sign(registry, manifest, kind, predicate)
-    source = write_model(registry.store, manifest)
+    write_model(registry.store, manifest)
     reference = f"{name}:{version}"
     if taken is None:
         registry.record("push", reference, {"digest": str(manifest.digest), "license": manifest.license})
     if taken is None or state.renewal_of_names_due(datetime.now(UTC)):
         size = len(manifest.canonical_bytes())
         registry.authority.add_version(reference, manifest.digest, size, _facts(draft))
-    registry.catalog.record(manifest, manifest.digest, source, _tags(report, evaluation))
+        state = registry.authority.signing_state()
+    index_version(registry, state, manifest.digest)
     return manifest, taken is not None
 
 
@@ -187,7 +191,7 @@ def approve(
     policy = registry.policy.admission(reference.alias)
     needed = tuple(kind for kind in policy.required if kind != "approval")
     documents = check_in_store(
-        registry, state, target.digest, reference, replace(policy, required=needed, approvals=0)
+        registry, state, target, reference, replace(policy, required=needed, approvals=0)
     )
     at = datetime.now(UTC).isoformat(timespec="seconds")
     predicate = attestation.approval_predicate(by=by, reason=reason, at=at, automatic=automatic)
@@ -202,7 +206,8 @@ def _attest(
         digest = signed.statement.rpartition(".json")[0].rpartition(".")[2]
         details = {"kind": kind, "digest": str(manifest.digest), "statement": f"sha256:{digest}"}
         registry.record("approve" if kind == "approval" else "attest", signed.reference, details, actor=actor)
-        registry.authority.publish_anchor()
+        state = registry.authority.publish_anchor()
+        index_version(registry, state, manifest.digest)
     return signed
 
 
@@ -255,13 +260,6 @@ def _facts(draft: AdapterManifest) -> dict[str, Any]:
         "description": draft.description[:120],
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _tags(report: ScanReport, evaluation: Mapping[str, Any] | None) -> dict[str, str]:
-    tags = {"scan": report.verdict}
-    if evaluation is not None:
-        tags["evaluation"] = str(evaluation.get("verdict"))
-    return tags
 
 
 def _version_with(state: TrustState, draft: AdapterManifest) -> int | None:

@@ -37,7 +37,7 @@ from registry.storage.base import statements_prefix
 
 if TYPE_CHECKING:
     from registry.client import Registry
-    from registry.signing.trust import TrustState
+    from registry.signing.trust import Target, TrustState
     from registry.transfer import Progress
 
 _logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def pull(
     with _dropping(kept, target.digest):
         manifest, fetched = _warm(registry, state, kept, target.digest, reference), 0
         if manifest is None:
-            manifest, fetched = _cold(registry, state, kept, target.digest, reference, progress)
+            manifest, fetched = _cold(registry, state, kept, target, reference, progress)
         if output is not None:
             kept.link(target.digest, output)
     return Pulled(
@@ -104,6 +104,7 @@ def load(
     for attempt in (1, 2):
         pulled = pull(registry, reference, cache, progress=progress)
         state = registry.authority.state()
+        trust = state.about(state.resolve(reference))
         policy = registry.policy.admission(reference.alias)
         statements = kept.read_statements(pulled.digest)
         try:
@@ -113,7 +114,7 @@ def load(
                     content = stack.enter_context(kept.content(pulled.digest, name))
                     files[name] = content[: len(content)]
             manifest = pulled.manifest.canonical_bytes()
-            return admit(manifest, files, statements or (), state, policy, pulled.digest, reference)
+            return admit(manifest, files, statements or (), trust, policy, pulled.digest, reference)
         except (DigestMismatch, NotFound) as error:
             kept.drop(pulled.digest)
             if attempt == 2:
@@ -134,7 +135,7 @@ def verify(registry: Registry, reference: Reference) -> Pulled:
     state = registry.authority.state()
     target = state.resolve(reference)
     policy = registry.policy.admission(reference.alias)
-    documents = check_in_store(registry, state, target.digest, reference, policy)
+    documents = check_in_store(registry, state, target, reference, policy)
     return _verified(state, documents, None)
 
 
@@ -157,14 +158,15 @@ def verify_folder(registry: Registry, folder: Path) -> Pulled:
     target = state.resolve(reference)
     policy = registry.policy.admission(None)
     statements = shelf.read_statements(registry.store, target.digest)
-    documents = admit_documents(data, tuple(statements.values()), state, policy, target.digest, reference)
+    trust = state.about(target)
+    documents = admit_documents(data, tuple(statements.values()), trust, policy, target.digest, reference)
     with _opened(folder) as files:
         check_files(documents, files, policy)
     return _verified(state, documents, folder)
 
 
 def check_in_store(
-    registry: Registry, state: TrustState, digest: Digest, reference: Reference, policy: Policy
+    registry: Registry, state: TrustState, target: Target, reference: Reference, policy: Policy
 ) -> AdmittedDocuments:
     """Take all steps of admission but the last over what the store holds, without keeping it.
 
@@ -174,7 +176,7 @@ def check_in_store(
     from registry.storage.catalog import check_model
     from registry.transfer import StoredContent
 
-    documents = _documents(registry, state, digest, reference, policy)[0]
+    documents = _documents(registry, state, target, reference, policy)[0]
     files = {entry.path: StoredContent(registry.store, entry) for entry in documents.manifest.files}
     check_files(documents, files, policy)
     check_model(registry.store, documents.manifest)
@@ -182,13 +184,13 @@ def check_in_store(
 
 
 def _documents(
-    registry: Registry, state: TrustState, digest: Digest, reference: Reference, policy: Policy
+    registry: Registry, state: TrustState, target: Target, reference: Reference, policy: Policy
 ) -> tuple[AdmittedDocuments, Mapping[str, bytes]]:
     """Read and judge what is said about an adapter; also return the envelopes by their keys."""
-    manifest = shelf.read_manifest(registry.store, digest).canonical_bytes()
-    statements = shelf.read_statements(registry.store, digest)
-    admitted = admit_documents(manifest, tuple(statements.values()), state, policy, digest, reference)
-    return admitted, statements
+    manifest = shelf.read_manifest(registry.store, target.digest).canonical_bytes()
+    statements = shelf.read_statements(registry.store, target.digest)
+    trust, envelopes = state.about(target), tuple(statements.values())
+    return admit_documents(manifest, envelopes, trust, policy, target.digest, reference), statements
 
 
 def _warm(
@@ -213,7 +215,7 @@ def _cold(
     registry: Registry,
     state: TrustState,
     kept: AdapterCache,
-    digest: Digest,
+    target: Target,
     reference: Reference,
     progress: Progress | None,
 ) -> tuple[AdapterManifest, int]:
@@ -222,7 +224,8 @@ def _cold(
     from registry.storage.catalog import check_model
 
     policy = registry.policy.admission(reference.alias)
-    documents, statements = _documents(registry, state, digest, reference, policy)
+    documents, statements = _documents(registry, state, target, reference, policy)
+    digest = target.digest
     manifest, fetched = documents.manifest, 0
     check_model(registry.store, manifest)
     with kept.incoming(digest) as folder:
@@ -259,7 +262,7 @@ def _is_whole(kept: AdapterCache, manifest: AdapterManifest, digest: Digest) -> 
 def _receipt(registry: Registry, state: TrustState, reference: Reference, names: str) -> dict[str, str]:
     """By what an adapter was admitted; an adapter is judged anew when any of it changes."""
     return {
-        "root": str(state.root_version),
+        "root": str(state.version("root")),
         "policy": str(registry.policy.digest),
         "gate": reference.alias or "",
         "rules": RULES_VERSION,

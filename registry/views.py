@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from registry import attestation
+from registry.admission import TrustView
 from registry.attestation import ROLE_OF
 from registry.digest import Digest
 from registry.errors import BadSignature, InvalidDocument, Unsigned
@@ -53,7 +54,7 @@ def _order(reference: str) -> tuple[str, int]:
     return name, int(version)
 
 
-def statement_view(state: TrustState, key: str, data: bytes) -> StatementView:
+def statement_view(trust: TrustView, key: str, data: bytes) -> StatementView:
     """Reads one envelope for display: what it claims to be, and whether that is believed."""
     kind, role = "unknown", ""
     ids: tuple[str, ...] = ()
@@ -61,7 +62,7 @@ def statement_view(state: TrustState, key: str, data: bytes) -> StatementView:
         ids = envelope.signer_ids(data)
         claimed = attestation.parse_statement(envelope.unverified_payload(data)).kind
         kind, role = claimed, ROLE_OF[claimed]
-        predicate = attestation.parse_statement(envelope.verify(data, state.keys(role), 1)).predicate
+        predicate = attestation.parse_statement(envelope.verify(data, trust.keys(role), 1)).predicate
     except (BadSignature, Unsigned, InvalidDocument) as error:
         return StatementView(
             key=key, kind=kind, role=role, signed=False, problem=error.message, key_ids=ids, predicate={}

@@ -16,6 +16,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -263,7 +264,7 @@ class TrustClient:
             documents = {role: json.loads((self._metadata / f"{role}.json").read_bytes()) for role in TOP}
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        state = self._state(documents)
+        state = replace(self._state(documents), remembered=True)
         now = datetime.now(UTC)
         fresh = max_age is None or 0 <= age <= max_age
         return state if whole and fresh and all(state.expires(role) > now for role in TOP) else None

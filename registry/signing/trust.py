@@ -140,10 +140,12 @@ class TrustState:
     Attributes:
         documents: verified metadata by role, those of `TOP`.
         read_bin: reads and verifies the metadata of a bin that the snapshot names.
+        remembered: it comes from this machine's memory; the store was not asked.
     """
 
     documents: Mapping[str, Document]
     read_bin: Callable[[str], Document] = field(repr=False)
+    remembered: bool = False
     _bins: dict[str, Document] = field(default_factory=dict, repr=False)
 
     def document(self, role: str) -> Document:
