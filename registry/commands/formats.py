@@ -115,7 +115,7 @@ def _text(made: Imported) -> str:
         ("dialect", lora.dialect),
         ("modules", f"{len(lora.updates)} of {len(lora.base.spec)} of {lora.base.id}"),
         ("rank", rank),
-        ("strength", f"{folded} x B @ A, as {lora.source} says"),
+        ("strength", f"{folded} x B @ A, stated by {lora.source}"),
         ("written", f"{made.dtype}, {made.written.ratio:.6f} of that strength, {exactly}"),
         ("digest", str(made.digest)),
     ]

@@ -28,7 +28,7 @@ CONFIG_NAME: Final = "adapter_config.json"
 RELEASED_RANK, RELEASED_ALPHA = 64, 128.0
 """Rank and alpha of the configuration that PixelSmile was trained with; its files state neither."""
 
-NOWHERE: Final = "a file without alpha (the rank, as loaders take it)"
+NOWHERE: Final = "nobody: loaders take the rank for alpha"
 
 _HEADER_CONFIG = "lora_adapter_metadata"
 _HEADER_ALPHAS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha", "transformer.lora_alpha")
