@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from registry.digest import Digest, stream_entry
+from registry.digest import Digest
 from registry.errors import shown
 from registry.manifest import BaseModelRef
 from registry.settings import home as default_home
@@ -54,7 +54,7 @@ def fingerprint(folder: Path) -> Digest:
         if name == RECORD_NAME:
             continue
         with path.open("rb") as stream:
-            total.update(f"{name}\0{stream_entry('file', stream).sha256}\n".encode())
+            total.update(f"{name}\0sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
     return Digest("sha256:" + total.hexdigest())
 
 
