@@ -66,7 +66,7 @@ class Bucket:
     def send(
         self,
         method: str,
-        key: str,
+        key: str | None,
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
@@ -74,11 +74,9 @@ class Bucket:
         limit: int = 0,
         accepted: tuple[int, ...],
     ) -> Reply:
-        path = (
-            f"{self._root}/{quote(self.prefix + check_key(key), safe='/' + _UNRESERVED)}"
-            if key
-            else self._root or "/"
-        )
+        path = self._root or "/"
+        if key is not None:
+            path = f"{self._root}/{quote(self.prefix + check_key(key), safe='/' + _UNRESERVED)}"
         if query:
             pairs = (
                 f"{quote(name, safe=_UNRESERVED)}={quote(query[name], safe=_UNRESERVED)}"
@@ -92,7 +90,7 @@ class Bucket:
         # 409: somebody writes the same key at this moment, and it is not known yet who wins.
         reply = self._wire.call(method, path, signed, body, limit, frozenset(accepted), frozenset({409}))
         if reply.status not in accepted:
-            raise self._refusal(reply, f"{method} {key or self.uri}")
+            raise self._refusal(reply, f"{method} {self.uri if key is None else key}")
         return reply
 
     def _refusal(self, reply: Reply, what: str) -> RegistryError:
@@ -106,7 +104,7 @@ class Bucket:
             return NotFound(f"there is no bucket {self._name}", mend="create it, or correct the store's URI")
         if reply.status == 404:
             return NotFound(
-                f"the store does not know it: {what} ({said})",
+                f"{what}: the store has no such object ({said})",
                 mend=f"is {self.uri} the right store, and is it complete?",
             )
         if reply.status in (401, 403):
@@ -128,7 +126,7 @@ class Bucket:
     def ask(
         self,
         method: str,
-        key: str,
+        key: str | None,
         query: Mapping[str, str],
         *,
         headers: Mapping[str, str] | None = None,

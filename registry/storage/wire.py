@@ -114,7 +114,8 @@ class Wire:
             target: path and query, encoded.
             headers: gives the headers of an attempt, which may depend on the time.
             body: what to send.
-            limit: bytes of an accepted answer's body that are read; what comes after them is left unread.
+            limit: bytes of an accepted answer's body that are read; what comes after them is left unread. Of
+                other answers only the beginning is read, which says what is wrong.
             accepted: statuses that the caller understands.
             retried: statuses after which to try again, beside those that always mean it.
 
@@ -173,7 +174,7 @@ class Wire:
                     raise
                 # A server that refuses may answer before it has read everything, and hang up.
             response = connection.getresponse()
-            wanted = limit if response.status in accepted else min(limit, _ERROR_BYTES)
+            wanted = limit if response.status in accepted else _ERROR_BYTES
             connection.deadline = time.monotonic() + patience.answer + wanted / patience.rate
             data = _read(response, wanted)
             found = {name.lower(): value for name, value in response.getheaders()}

@@ -71,13 +71,16 @@ class Weed:
         """Makes a bucket that nobody has used yet, and returns its name."""
         name = f"adapters-{secrets.token_hex(6)}"
         self.make_bucket(name)
+        # The first write of a bucket makes its volumes, and many first writes at once wait for each other.
+        self.client().put_object(Bucket=name, Key="first", Body=b"first")
+        self.client().delete_object(Bucket=name, Key="first")
         return name
 
     def make_bucket(self, name: str) -> None:
         """Makes a bucket."""
         self.client("admin").create_bucket(Bucket=name)
 
-    def client(self, identity: str = "publisher", **config: object):  # noqa: ANN201 - boto3 has no types
+    def client(self, identity: str = "publisher", **config: object):
         """A boto3 client, to look at the store from outside."""
         import boto3
         from botocore.config import Config
@@ -126,7 +129,7 @@ def running(folder: Path) -> Iterator[Weed]:
             _command(program, folder, ports),
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env={"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **_signing_keys()},
+            env=_environment(folder),
             cwd=folder,
         )
     try:
@@ -155,9 +158,9 @@ def _command(program: Path, folder: Path, ports: dict[str, int]) -> list[str]:
         "-ip=127.0.0.1",
         "-ip.bind=127.0.0.1",
         f"-master.port={ports['master']}",
-        "-master.volumeSizeLimitMB=1024",
+        "-master.volumeSizeLimitMB=512",
         f"-volume.port={ports['volume']}",
-        "-volume.max=0",
+        "-volume.max=2000",
         "-volume.preStopSeconds=0",
         f"-filer.port={ports['filer']}",
         "-s3",
@@ -169,9 +172,12 @@ def _command(program: Path, folder: Path, ports: dict[str, int]) -> list[str]:
     ]
 
 
-def _signing_keys() -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
     names = ("SIGNING_KEY", "SIGNING_READ_KEY", "FILER_SIGNING_KEY", "FILER_SIGNING_READ_KEY")
-    return {f"WEED_JWT_{name}": secrets.token_hex(16) for name in names}
+    keys = {f"WEED_JWT_{name}": secrets.token_hex(16) for name in names}
+    # Every bucket takes volumes of its own, seven at once if nobody says otherwise.
+    few = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    return {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **keys, **few}
 
 
 def _free_ports(count: int) -> list[int]:
