@@ -57,7 +57,8 @@ class Authority:
         store: holds the metadata.
         keys: the private keys of this machine.
         client: what this machine believes.
-        anchor: head of the audit log, which each publication carries in its signed snapshot.
+        anchor: is given the head of the audit log that is signed now, and returns the one that a publication
+            shall carry in its signed snapshot (None keeps it).
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Authority:
         store: ObjectStore,
         keys: KeyRing,
         client: TrustClient,
-        anchor: Callable[[], Mapping[str, Any] | None] = lambda: None,
+        anchor: Callable[[Mapping[str, Any] | None], Mapping[str, Any] | None] = lambda signed: None,
     ) -> None:
         self.store = store
         self.keys = keys
@@ -276,7 +277,9 @@ class Authority:
         def own(role: str) -> Sequence[Signer]:
             return [editions.trusted_signer(edition.state, self.keys, role)]
 
-        editions.publish(self.store, edition, tag, signers or own, self._anchor())
+        editions.publish(
+            self.store, edition, tag, signers or own, self._anchor(edition.state.ledger_anchor())
+        )
 
     def _write_first(self) -> None:
         from tuf.api.metadata import Root, Targets
