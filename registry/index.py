@@ -130,10 +130,10 @@ def signed_tags(
 
 def headlines(predicate: Mapping[str, Any]) -> dict[str, str]:
     """Return the tags of an evaluation's figures, those with a threshold first."""
-    figures = sorted(_figures(predicate.get("metrics")), key=lambda figure: not figure[2])
+    found = sorted(figures(predicate.get("metrics")), key=lambda figure: not figure[2])
     return {
         _METRIC + re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]: f"{value:.4g}"
-        for name, value, _ in figures[:_HEADLINES]
+        for name, value, _ in found[:_HEADLINES]
     }
 
 
@@ -143,15 +143,15 @@ def _verdict(view: StatementView) -> str:
     return "pass" if view.predicate.get("verdict") == "pass" else "fail"
 
 
-def _figures(metrics: Any, path: str = "") -> Iterator[tuple[str, float, bool]]:
+def figures(metrics: Any, path: str = "") -> Iterator[tuple[str, float, bool]]:
     """Yield name, value and whether there is a threshold, from rows of a report or from nested names."""
     if isinstance(metrics, int | float) and not isinstance(metrics, bool):
         yield path or "value", float(metrics), False
     elif isinstance(metrics, list):
         for row in metrics:
             if isinstance(row, dict) and isinstance(row.get("value"), dict):
-                for _, value, _ in _figures(row["value"].get("value")):
+                for _, value, _ in figures(row["value"].get("value")):
                     yield str(row.get("name")), value, row.get("threshold") is not None
     elif isinstance(metrics, dict) and path.count(".") < 4:
         for name, found in metrics.items():
-            yield from _figures(found, f"{path}.{name}" if path else str(name))
+            yield from figures(found, f"{path}.{name}" if path else str(name))
