@@ -38,7 +38,7 @@ class Registry:
 
     def __init__(self, place: Layout) -> None:
         self.place = place
-        self._anchor: Mapping[str, Any] | None = None
+        self._recorded = False
 
     @classmethod
     def open(cls, home: Path | None = None) -> Registry:
@@ -109,7 +109,7 @@ class Registry:
         from registry.signing.refresh import TrustClient
 
         client = TrustClient(self.store, self.place.trust, max_age=self.place.settings.trust_max_age)
-        return Authority(self.store, self.keys, client, anchor=lambda: self._anchor)
+        return Authority(self.store, self.keys, client, anchor=self._anchor)
 
     def record(
         self, action: str, subject: str, details: Mapping[str, Any], *, actor: str | None = None
@@ -125,8 +125,20 @@ class Registry:
         Raises:
             NetworkError: the database does not answer; the action must not go on without its line.
         """
-        head = self.ledger.append(action, subject, details, actor or self.place.actor)
-        self._anchor = {"length": head.length, "digest": str(head.digest)}
+        self.ledger.append(action, subject, details, actor or self.place.actor)
+        self._recorded = True
+
+    def _anchor(self, signed: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+        """The head of the audit log for the next publication; None while this process wrote no line.
+
+        Raises:
+            DigestMismatch: the log does not continue the signed one; signing its head would hide that.
+        """
+        from registry.storage.ledger import LedgerHead
+
+        if not self._recorded:
+            return None
+        return self.ledger.continued(None if signed is None else LedgerHead.parse(signed)).facts()
 
     # -- verbs --
 

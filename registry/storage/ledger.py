@@ -109,6 +109,27 @@ class Ledger:
         with self._reading() as connection:
             return self._head(connection) if connection is not None else EMPTY
 
+    def continued(self, anchor: LedgerHead | None) -> LedgerHead:
+        """Return the end of the chain if it continues the head that was signed before.
+
+        One row is looked at, not the chain: `verify` does that. But a log whose tail was cut must not get its
+        new end signed, or nobody would ever notice.
+
+        Raises:
+            DigestMismatch: the row that was signed as the head is gone, or is another one.
+            NetworkError: the database does not answer.
+        """
+        with self._reading() as connection:
+            head = EMPTY if connection is None else self._head(connection)
+            there = [] if connection is None or anchor is None else self._digests(connection, anchor.length)
+        if anchor is not None and anchor.length and anchor.digest not in there:
+            raise DigestMismatch(
+                f"the audit log {self.uri} lacks row {anchor.length}, which was signed as its head",
+                "if this machine has a log of its own, set ADAPTER_FOUNDRY_LEDGER to the one that all "
+                "machines share; else somebody has changed it: restore it from a backup",
+            )
+        return head
+
     def entries(
         self, *, subject: str | None = None, after: int = 0, limit: int | None = None, newest: bool = False
     ) -> Iterator[LedgerEntry]:
@@ -203,6 +224,12 @@ class Ledger:
             return LedgerHead(length=int(row.number), digest=Digest(row.digest))
         except (TypeError, ValueError):
             raise DigestMismatch("the last row of the audit log has no digest", MEND) from None
+
+    def _digests(self, connection: Connection, number: int) -> list[str]:
+        from sqlalchemy import select
+
+        table = _table()
+        return list(connection.execute(select(table.c.digest).where(table.c.number == number)).scalars())
 
     def _page(
         self, subject: str | None, after: int, limit: int, *, newest: bool = False

@@ -282,6 +282,24 @@ def test_rows_behind_the_anchor_are_fine_and_counted(ledger: Ledger) -> None:
     assert (found.head.length, found.anchored) == (5, 3)
 
 
+def test_a_log_that_goes_on_is_continued(ledger: Ledger) -> None:
+    assert ledger.continued(None) == ledger.head()
+    assert ledger.continued(ledger.head()) == ledger.head()
+    anchor = fill(ledger, 3)
+    assert ledger.continued(anchor) == anchor
+    assert ledger.continued(anchor) != fill(ledger, 2) == ledger.continued(anchor)
+
+
+@pytest.mark.parametrize("rows", [0, 4, 5, 9])
+def test_a_cut_log_is_not_continued_however_it_grew_again(ledger: Ledger, uri: str, rows: int) -> None:
+    anchor = fill(ledger, 5)
+    change(uri, f"DELETE FROM {TABLE} WHERE number > 2")
+    for number in range(2, rows):
+        ledger.append("push", f"pixelsmile:{number}", {}, "Eve")
+    with pytest.raises(DigestMismatch, match="lacks row 5"):
+        ledger.continued(anchor)
+
+
 def test_a_table_of_another_shape_is_refused(ledger: Ledger, uri: str) -> None:
     fill(ledger)
     change(uri, f"ALTER TABLE {TABLE} RENAME COLUMN actor TO author")
