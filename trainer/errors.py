@@ -8,6 +8,7 @@ TrainerError                   1   anything else
  ├─ CheckpointError            1   a checkpoint cannot be continued with this recipe
  ├─ NotFinite                  1   the loss is no longer a number
  ├─ ExportError                1   the exported file does not give back what was trained
+ ├─ ModelLicenseError         14   the licence file of a model in a loss does not hold
  └─ Interrupted              143   stopped by a signal, after saving a checkpoint
 
 The number is the exit code of the command line. Each error says what happened (``message``) and what to do
@@ -51,6 +52,12 @@ class NotFinite(TrainerError):
 
 class ExportError(TrainerError):
     """An exported adapter does not give back what was trained."""
+
+
+class ModelLicenseError(TrainerError):
+    """A model that the training looks through has a licence file that does not hold."""
+
+    exit_code = 14
 
 
 class Interrupted(TrainerError):

@@ -7,7 +7,7 @@ is; no loader may depend on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,9 +88,12 @@ def strength_ratio(
 
 def card(
     recipe: Recipe, weights: Mapping[str, torch.Tensor], dataset: Digest, base: Digest, license_of_data: str,
-    run_id: str | None, steps: int,
+    looked_through: Sequence[Ingredient], run_id: str | None, steps: int,
 ) -> AdapterCard:  # fmt: skip
-    """Return what the adapter says about itself; the targets are those that the weights really have."""
+    """Return what the adapter says about itself; the targets are those that the weights really have.
+
+    Base, dataset and the networks that losses looked through are named whatever the recipe says.
+    """
     facts = family(recipe.base.family)
     kinds = {facts.block_of(name.rsplit(".lora_", 1)[0])[1] for name in weights}
     return AdapterCard(
@@ -110,6 +113,7 @@ def card(
                 name=f"{recipe.name} triplets", kind="dataset", license=license_of_data,
                 source="trainer.data.build_triplets", digest=dataset,
             ),
+            *looked_through,
             *recipe.release.ingredients,
         ),
         training=TrainingLineage(

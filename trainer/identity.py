@@ -8,8 +8,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainer import onnx_module
+from registry.manifest import Ingredient
+from trainer import encoders, onnx_module
 from trainer.data.batches import as_pixels
+from trainer.recipe import LossSection
 
 
 class FeatureNet:
@@ -19,11 +21,15 @@ class FeatureNet:
         network: from float [N, 3, side, side] in [-1, 1] to [N, D].
         side: size of its input in pixels.
         truth: uint8 [M, H, W, 3], the pictures that `of_truth` is asked about.
+        ingredient: what the network is and under which licence; the adapter's card names it.
     """
 
-    def __init__(self, network: torch.nn.Module, side: int, truth: np.ndarray) -> None:
+    def __init__(
+        self, network: torch.nn.Module, side: int, truth: np.ndarray, ingredient: Ingredient | None = None
+    ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._side, self._truth = side, truth
+        self.ingredient = ingredient
         self._known: dict[int, torch.Tensor] = {}
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -44,15 +50,23 @@ class FeatureNet:
         return torch.stack([self._known[row] for row in images])
 
 
-def identity_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
-    """Return the shipped identity encoder (ArcFace's interface) for gradients."""
-    from trainer.portraits import judges
+def identity_features(truth: np.ndarray, device: torch.device, settings: LossSection) -> FeatureNet:
+    """Return the identity encoder that the loss asks for (ArcFace's interface) for gradients.
 
-    return FeatureNet(onnx_module.load(judges.path("identity")).to(device), judges.IDENTITY_SIDE, truth)
+    Raises:
+        BaseModelError: the encoder is not on this machine, or cannot be used for gradients.
+        ModelLicenseError: it comes with a licence file that does not hold.
+    """
+    return _looking_through(encoders.identity(settings.encoder), truth, device)
 
 
-def expression_features(truth: np.ndarray, device: torch.device) -> FeatureNet:
+def expression_features(truth: np.ndarray, device: torch.device, settings: LossSection) -> FeatureNet:
     """Return the labelling judge's features for gradients; the evaluation's is never trained against."""
-    from trainer.portraits import judges
+    return _looking_through(encoders.expression(), truth, device, penultimate=True)
 
-    return FeatureNet(onnx_module.load(judges.path("label"), penultimate=True).to(device), 64, truth)
+
+def _looking_through(
+    encoder: encoders.Encoder, truth: np.ndarray, device: torch.device, *, penultimate: bool = False
+) -> FeatureNet:
+    network = onnx_module.load(encoder.file, penultimate=penultimate).to(device)
+    return FeatureNet(network, encoder.side, truth, encoder.ingredient)

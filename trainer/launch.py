@@ -116,7 +116,10 @@ def _train_here(
             pipeline=pipeline or load_base(base_path),
             tracker=tracker,
         )
-        about = (data.digest, base, data.provenance["license"], tracker.run_id, recipe.optimiser.steps)
+        license_of_data = data.provenance["license"]
+        about = (
+            data.digest, base, license_of_data, trained.ingredients, tracker.run_id, recipe.optimiser.steps
+        )  # fmt: skip
         result = StageResult(
             stage="train",
             folder=out,

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from registry.digest import Digest
+from registry.manifest import Ingredient
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline
 from trainer import lora
@@ -41,11 +42,18 @@ _VALIDATION_PAIRS = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What came out of a training: fp32 weights, their average, and how it went."""
+    """What came out of a training.
+
+    Attributes:
+        weights, ema: fp32 weights and their average.
+        facts: how it went.
+        ingredients: the networks that the losses looked through, with their licences.
+    """
 
     weights: Mapping[str, torch.Tensor]
     ema: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
+    ingredients: tuple[Ingredient, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,7 +150,9 @@ def run(
             )
         )
         facts["validation_loss"] = _validate(pipeline, held_out, recipe)
-        return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts)
+        # From the networks themselves, not from the recipe: what was looked through is what is named.
+        seen = tuple(net.ingredient for net in features.values() if net.ingredient is not None)
+        return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen)
     finally:
         lora.remove(pipeline.transformer)
 
@@ -197,9 +207,9 @@ def _features(
 ) -> dict[str, FeatureNet]:
     """Return the networks that the active losses look through; none is loaded for a loss without weight."""
     makers = {"contrastive": expression_features, "identity": identity_features}
-    wanted = [name for name in active(losses) if name in makers]
+    wanted = {name: settings for name, settings in active(losses).items() if name in makers}
     truth = dataset.images() if wanted else None
-    return {name: makers[name](truth, device) for name in wanted}
+    return {name: makers[name](truth, device, settings) for name, settings in wanted.items()}
 
 
 def _average_gradients(

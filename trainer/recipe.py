@@ -26,6 +26,7 @@ Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 Domain = Literal["human", "anime"]
 LossName = Literal["flow_matching", "contrastive", "identity"]
+EncoderName = Literal["portraits", "antelopev2", "buffalo_l"]
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 
@@ -124,12 +125,15 @@ class LossSection(_Section):
         temperature: of the contrastive softmax.
         max_sigma: only samples with at most this noise take part in losses on decoded images.
         pairs: at most that many pairs of a step take part in them.
+        encoder: whose eyes the identity loss has: "portraits" is the shipped encoder; the others are model
+            packs of InsightFace, for non-commercial research unless a signed MODEL.LICENSE grants more.
     """
 
     weight: Annotated[float, Field(ge=0)]
     temperature: Annotated[float, Field(gt=0)] = 0.07
     max_sigma: Fraction = 0.5
     pairs: Positive = 2
+    encoder: EncoderName = "portraits"
 
 
 class EvaluationSection(_Section):
@@ -144,7 +148,11 @@ class EvaluationSection(_Section):
 
 
 class ReleaseSection(_Section):
-    """Under which name and licence the adapter goes to the registry."""
+    """Under which name and licence the adapter goes to the registry.
+
+    ``ingredients`` adds to those that the training records by itself: base, dataset, and every network that
+    a loss looked through. Nothing here can take one of them away.
+    """
 
     adapter: Annotated[str, Field(pattern=NAME_PATTERN)]
     license: Line
@@ -172,6 +180,9 @@ class Recipe(_Section):
     def _consistent(self) -> Self:
         if not any(loss.weight > 0 for loss in self.losses.values()):
             raise ValueError("every loss has weight 0; give at least one a weight")
+        for name, loss in self.losses.items():
+            if name != "identity" and loss.encoder != LossSection.model_fields["encoder"].default:
+                raise ValueError(f"the loss {name} has no encoder to choose; only identity has")
         held_out = range(
             self.evaluation.first_identity,
             self.evaluation.first_identity + sum(self.evaluation.identities.values()),
