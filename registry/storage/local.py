@@ -8,6 +8,7 @@ signatures are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from registry.content import Content, chunks
-from registry.errors import Conflict, NotFound, RegistryError
+from registry.errors import Conflict, DigestMismatch, NotFound, RegistryError
 from registry.storage.base import Abandoned, ObjectStat, check_key
 
 _OBJECT_MODE = 0o444
@@ -143,6 +144,11 @@ class LocalObjects:
                 f"the store has no object {key}", mend=f"is {self.uri} the right store, and is it complete?"
             ) from None
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise DigestMismatch(
+                    f"the object {key} is a symbolic link, and links are not followed",
+                    mend="somebody changed the store; put the object back, or push the adapter again",
+                ) from None
             raise _io_error(f"the object {key} cannot be read", error) from error
         try:
             yield descriptor

@@ -74,8 +74,8 @@ def overwrite(path: Path, data: bytes) -> None:
 
 
 def kept(home: Path) -> list[Path]:
-    """Every file in the cache, hidden ones included."""
-    return [path for path in (home / "cache").rglob("*") if path.is_file()]
+    """Every file in the cache, hidden ones included; the locks of the folder for incoming files are empty."""
+    return [path for path in (home / "cache").rglob("*") if path.is_file() and path.suffix != ".lock"]
 
 
 def key_ring(home: Path) -> KeyRing:
