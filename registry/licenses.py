@@ -117,10 +117,16 @@ def allows(expression: str, declared: Collection[str] = (), *, flows: bool = Tru
 
 
 def conditions(expression: str) -> tuple[str, ...]:
-    """Return the duties that come with any licence of an expression."""
-    ids = frozenset[str]().union(*(alternatives(expression) or ()))
-    known = library().licenses
-    return tuple(f"{id}: {text}" for id in sorted(ids) for text in known[id].conditions)
+    """Return what any licence of an expression ties its permissions to, for people."""
+    known, ids = library(), frozenset[str]().union(*(alternatives(expression) or ()))
+    return tuple(
+        f"{id}: {text}"
+        for id in sorted(ids)
+        for text in (
+            *(f"only if {known.declarations[name].text}" for name in known.licenses[id].requires),
+            *known.licenses[id].conditions,
+        )
+    )
 
 
 def judge(

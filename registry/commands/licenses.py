@@ -166,7 +166,7 @@ def _text(verdict: LicenseVerdict) -> str:
     lines = [table(rows), ""]
     conditions = dict.fromkeys(text for one in verdict.ingredients for text in one.conditions)
     if conditions:
-        lines += ["These licences come with duties:", *(f"  {text}" for text in conditions), ""]
+        lines += ["These licences come with conditions:", *(f"  {text}" for text in conditions), ""]
     if verdict.allowed:
         lines.append(f"Allowed for {verdict.purpose} under {shown(verdict.license)}.")
     else:

@@ -10,6 +10,7 @@ import pytest
 from fakes.adapters import card, changed
 from registry import licenses
 from registry.errors import LicenseRefused
+from registry.licenses import Purpose
 from registry.manifest import AdapterCard
 
 COMMERCIAL = "LicenseRef-Proprietary"
@@ -52,21 +53,54 @@ def test_normalize(written: str, normal: str | None) -> None:
     assert licenses.normalize(written) == normal
 
 
+EVERYTHING: tuple[Purpose, ...] = licenses.PURPOSES
+RESEARCH: tuple[Purpose, ...] = ("internal-research", "research-redistribution")
+
+
 @pytest.mark.parametrize(
-    ("expression", "commercial"),
+    ("expression", "purposes"),
     [
-        ("Apache-2.0", True),
-        ("CC-BY-NC-4.0", False),
-        ("CC-BY-NC-4.0 OR MIT", True),
-        ("CC-BY-NC-4.0 AND MIT", False),
-        ("GPL-2.0-only WITH Classpath-exception-2.0", True),
-        ("CC-BY-NC-4.0 OR LicenseRef-Whatever", None),
-        ("MIT AND Aladdin", None),
+        ("Apache-2.0", EVERYTHING),
+        ("CC-BY-NC-4.0", RESEARCH),
+        ("CC-BY-NC-4.0 OR MIT", EVERYTHING),
+        ("CC-BY-NC-4.0 AND MIT", RESEARCH),
+        ("(MIT OR CC-BY-NC-4.0) AND (CC-BY-ND-4.0 OR CC0-1.0)", EVERYTHING),
+        ("CC-BY-NC-4.0 AND CC-BY-ND-4.0", ("internal-research",)),
+        ("CC-BY-ND-4.0", ("internal-research", "commercial-use")),
+        ("GPL-2.0-only WITH Classpath-exception-2.0", EVERYTHING),
+        ("LicenseRef-Stability-AI-Community", RESEARCH),
+        ("LicenseRef-OpenAI-Terms", ()),
+        ("CC-BY-NC-4.0 OR LicenseRef-Whatever", ()),
+        ("MIT AND Aladdin", ()),
+        ("MIT OR Aladdin", EVERYTHING),
+        (" AND ".join(f"({a} OR {b})" for a, b in [("MIT", "ISC"), ("0BSD", "Zlib")] * 8), EVERYTHING),
     ],
 )
-def test_facts_of_expressions(expression: str, commercial: bool | None) -> None:
-    found = licenses.facts(expression)
-    assert (None if found is None else found.commercial) is commercial
+def test_what_expressions_allow(expression: str, purposes: tuple[Purpose, ...]) -> None:
+    assert licenses.allows(expression) == purposes
+
+
+def test_an_expression_with_too_many_alternatives_is_unknown() -> None:
+    pairs = ["(MIT OR ISC)", "(0BSD OR Zlib)", "(MIT-0 OR PDDL-1.0)", "(CC0-1.0 OR BSL-1.0)"]
+    pairs += ["(Unlicense OR MPL-2.0)", "(CC-BY-4.0 OR CC-BY-3.0)", "(GPL-3.0-only OR ODbL-1.0)"]
+    assert licenses.allows(" AND ".join(pairs[:6])) == EVERYTHING
+    assert licenses.allows(" AND ".join(pairs)) == ()
+
+
+@pytest.mark.parametrize(
+    ("license", "declaration", "always"),
+    [
+        ("LicenseRef-Stability-AI-Community", "annual-revenue-below-1m-usd", RESEARCH),
+        ("LicenseRef-OpenAI-Terms", "does-not-compete-with-openai", ()),
+        ("LicenseRef-Gemini-API-Terms", "does-not-compete-with-gemini-api", ()),
+    ],
+)
+def test_conditions_that_no_program_can_check_are_declared(
+    license: str, declaration: str, always: tuple[Purpose, ...]
+) -> None:
+    assert licenses.allows(license) == always
+    assert licenses.allows(license, (declaration,)) == EVERYTHING
+    assert any("only if" in text for text in licenses.conditions(license))
 
 
 ALLOWED: dict[str, dict[str, Any]] = {
@@ -75,6 +109,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "non-commercial from non-commercial": {"own": "CC-BY-NC-4.0", "dataset": "CC-BY-NC-4.0"},
     "non-commercial from free": {"own": "CC-BY-NC-4.0", "dataset": "CC0-1.0"},
     "either licence permits it": {"dataset": "CC-BY-NC-4.0 OR Apache-2.0"},
+    "a declared alternative": {"own": "CC-BY-4.0", "dataset": "CC-BY-SA-4.0 OR CC-BY-4.0"},
     "share-alike stays": {"own": "CC-BY-SA-4.0", "dataset": "CC-BY-SA-4.0"},
     "copyleft code does not flow into weights": ingredient("code", "GPL-3.0-only"),
     "another spelling": {"base": "apache-2.0"},
@@ -122,5 +157,41 @@ def test_commercial_is_what_the_adapters_licence_permits() -> None:
     assert not judged(own="CC-BY-NC-4.0").commercial
 
 
-def test_every_fact_is_about_a_licence_that_the_parser_knows() -> None:
-    assert all(licenses.normalize(name) is not None for name in licenses.FACTS)
+@pytest.mark.parametrize(
+    ("own", "dataset", "purpose", "allowed"),
+    [
+        ("LicenseRef-Proprietary", "CC-BY-NC-4.0", "internal-research", True),
+        ("LicenseRef-Proprietary", "CC-BY-NC-4.0", "research-redistribution", True),
+        ("LicenseRef-Proprietary", "CC-BY-NC-4.0", "commercial-use", False),
+        ("LicenseRef-Proprietary", "CC-BY-ND-4.0", "commercial-use", True),
+        ("LicenseRef-Proprietary", "CC-BY-ND-4.0", "commercial-redistribution", False),
+        ("LicenseRef-Proprietary", "LicenseRef-Whatever", "internal-research", False),
+        # What the adapter's licence promises to others counts whatever the policy asks for.
+        ("Apache-2.0", "CC-BY-NC-4.0", "internal-research", False),
+        ("CC-BY-NC-4.0", "CC-BY-NC-4.0", "internal-research", True),
+        ("CC-BY-NC-4.0", "CC-BY-NC-4.0", "research-redistribution", True),
+        ("CC-BY-NC-4.0", "CC0-1.0", "commercial-use", False),
+        ("CC-BY-NC-4.0", "CC-BY-ND-4.0", "internal-research", False),
+        # Whoever takes the adapter may choose the free side.
+        ("CC-BY-NC-4.0 OR MIT", "CC-BY-NC-4.0", "internal-research", False),
+    ],
+)
+def test_purposes(own: str, dataset: str, purpose: Purpose, allowed: bool) -> None:
+    values = changed(changed(card(), "license", own), "ingredients.1.license", dataset)
+    found = licenses.judge(AdapterCard.parse(json.dumps(values).encode()), purpose=purpose)
+    assert found.allowed is allowed, found.problems
+    assert found.purpose == purpose
+
+
+def test_each_ingredient_has_its_own_answer() -> None:
+    verdict = judged(dataset="CC-BY-NC-4.0")
+    base, dataset = verdict.ingredients
+    assert (base.allowed, base.reasons, base.allows) == (True, (), EVERYTHING)
+    assert (dataset.allowed, dataset.name, dataset.allows) == (False, "tiny portraits", RESEARCH)
+
+
+def test_a_policys_refusal_names_the_purpose() -> None:
+    values = changed(card(), "license", "CC-BY-NC-4.0")
+    found = licenses.judge(AdapterCard.parse(json.dumps(values).encode()), purpose="commercial-use")
+    with pytest.raises(LicenseRefused, match=r"for commercial-use.*own licence"):
+        licenses.require(found)
