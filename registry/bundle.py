@@ -28,7 +28,7 @@ from registry import attestation
 from registry.attestation import KINDS, PREDICATE_TYPES, ROLE_OF, Kind, Statement
 from registry.digest import Digest, digest_bytes
 from registry.errors import BadSignature, InvalidDocument, NotFound, Unsigned, UsageError, shown
-from registry.signing import envelope
+from registry.signing import envelope, signers
 
 if TYPE_CHECKING:
     from registry.manifest import AdapterManifest
@@ -125,13 +125,11 @@ def public_pem(key: PublicKey) -> bytes:
     Raises:
         UsageError: the key is of a kind that has no such form here.
     """
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
     try:
-        if key.keytype == "ed25519":
-            return _pem(Ed25519PublicKey.from_public_bytes(bytes.fromhex(key.public)))
-        return _pem(load_pem_public_key(key.public.encode()))
+        found = load_pem_public_key(signers.pem_of(key.sslib()).encode())
+        return bytes(found.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     except ValueError:
         raise UsageError(
             f"the {shown(key.keytype)} key {shown(key.keyid[:12])} cannot be written as PEM",
@@ -227,12 +225,6 @@ def _readme(manifest: AdapterManifest, rows: Sequence[_Row]) -> str:
         bundle=first.name,
         role=ROLE_OF[first.kind],
     )
-
-
-def _pem(key: Any) -> bytes:
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    return bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
 
 
 def _der(key: PublicKey) -> bytes:
