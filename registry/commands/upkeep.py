@@ -1,0 +1,186 @@
+"""Commands of the life cycle: diff, gc, mirror, doctor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from registry.commands import DIGEST_SHOWN, Answer, command, table
+
+if TYPE_CHECKING:
+    from registry.comparison import Comparison, Field
+    from registry.spectral import SpectralChange
+
+_SHOWN = 60
+_MOST_CHANGED = 5
+
+
+@command
+@click.argument("first", metavar="REF_A")
+@click.argument("second", metavar="REF_B")
+@click.option("--all", "everything", is_flag=True, help="Show what is the same, too.")
+def diff(first: str, second: str, everything: bool) -> Answer:
+    """Show how two versions differ: licences, metrics, statements, weights.
+
+    Metrics are those of signed evaluations. For the weights, every module's spectral norm of the difference
+    is given relative to REF_A: 0 is the same update, 1 is as far away as no update at all.
+    """
+    from registry.client import Registry
+    from registry.comparison import diff as compare
+    from registry.reference import Reference
+
+    found = compare(Registry.open(), Reference.parse(first), Reference.parse(second))
+    data = {
+        "first": _version(found.first.listed.reference, str(found.first.listed.digest)),
+        "second": _version(found.second.listed.reference, str(found.second.listed.digest)),
+        "fields": [_field(field) for field in found.fields],
+        "metrics": [_metric(field) for field in found.metrics],
+        "weights": None if found.weights is None else _change(found.weights),
+        "problem": found.problem,
+    }
+    return Answer(data, _differences(found, everything=everything))
+
+
+def _version(reference: str, digest: str) -> dict[str, str]:
+    return {"reference": reference, "digest": digest}
+
+
+def _field(field: Field) -> dict[str, Any]:
+    return {"name": field.name, "first": field.first, "second": field.second, "same": field.same}
+
+
+def _metric(field: Field) -> dict[str, Any]:
+    from registry.spectral import shorten
+
+    return {
+        "name": field.name,
+        "first": field.first,
+        "second": field.second,
+        "difference": shorten(field.difference),
+    }
+
+
+def _change(change: SpectralChange) -> dict[str, Any]:
+    from registry.spectral import figures, shorten
+
+    modules = [
+        {
+            "module": found.module,
+            "relative_difference": shorten(found.relative),
+            "norm": shorten(found.norm),
+            "other_norm": shorten(found.other),
+            "difference_norm": shorten(found.difference),
+        }
+        for found in change.modules
+    ]
+    names = [found.module for found in change.most_changed(_MOST_CHANGED)]
+    return {**dict(figures(change)), "most_changed": names, "modules": modules}
+
+
+def _differences(found: Comparison, *, everything: bool) -> str:
+    one, two = found.first.listed.reference, found.second.listed.reference
+    rows = [("", one, two)]
+    rows += [
+        (field.name, _cell(field.first), _cell(field.second))
+        for field in found.fields
+        if everything or not field.same
+    ]
+    parts = [table(rows) if len(rows) > 1 else f"{one} and {two} are the same version."]
+    if found.metrics:
+        metrics = [("METRIC", one, two, "DIFFERENCE")]
+        metrics += [
+            (field.name, _cell(field.first), _cell(field.second), _cell(field.difference, "{:+.4g}"))
+            for field in found.metrics
+        ]
+        parts.append(table(metrics))
+    if found.weights is None:
+        parts.append(f"The weights cannot be compared: {found.problem}")
+    else:
+        parts.append(_weights(found.weights))
+    return "\n\n".join(parts)
+
+
+def _weights(change: SpectralChange) -> str:
+    rows = [("MODULE", "NORM", "OTHER", "DIFFERENCE", "RELATIVE")]
+    rows += [
+        (
+            found.module,
+            _cell(found.norm),
+            _cell(found.other),
+            _cell(found.difference),
+            _cell(found.relative),
+        )
+        for found in change.most_changed(_MOST_CHANGED)
+    ]
+    total = f"all {len(change.modules)} modules (Frobenius)"
+    rows.append(
+        (
+            total,
+            _cell(change.norm),
+            _cell(change.other),
+            _cell(change.difference),
+            _cell(change.relative),
+        )
+    )
+    return f"{table(rows)}\ncosine between the two updates: {_cell(change.cosine)}"
+
+
+def _cell(value: Any, form: str = "{:.4g}") -> str:
+    from registry.errors import shown
+
+    if value is None:
+        return "-"
+    if isinstance(value, str) and value.startswith("sha256:"):
+        return shown(value[:DIGEST_SHOWN])
+    return form.format(value) if isinstance(value, float) else shown(value, _SHOWN)
+
+
+@command
+@click.option("--grace", type=click.FloatRange(0), default=24.0, show_default=True, metavar="HOURS",
+              help="What is younger stays: a push may be in progress.")  # fmt: skip
+@click.option("--revoked", is_flag=True, help="Remove the files of revoked versions, too.")
+@click.option("--cache", is_flag=True, help="Clean up this machine's cache instead of the store.")
+@click.option("--keep-bytes", type=click.IntRange(0), help="With --cache: keep at most so many bytes.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def gc(grace: float, revoked: bool, cache: bool, keep_bytes: int | None, dry_run: bool) -> Answer:
+    """Remove what no signed name needs any more, from the store or from the cache.
+
+    Revoked and yanked versions are signed, too, and stay. Trust metadata is never touched.
+    """
+    from datetime import timedelta
+
+    from registry import upkeep
+    from registry.client import Registry
+    from registry.errors import UsageError
+
+    if (keep_bytes is not None and not cache) or (revoked and cache):
+        raise UsageError("--keep-bytes is for --cache, --revoked is for the store", "leave one of them out")
+    registry, hours = Registry.open(), timedelta(hours=grace)
+    did = "would be removed" if dry_run else "removed"
+    if cache:
+        pruned = upkeep.prune(registry, keep_bytes, hours, dry_run=dry_run)
+        items = [{"name": name, "bytes": size} for name, size in pruned.removed.items()]
+        data = {"removed": items, "bytes": pruned.size, "kept_bytes": pruned.kept, "dry_run": dry_run}
+        lines = [f"{item['name']}  {item['bytes']} bytes" for item in items]
+        lines.append(f"{len(items)} adapters, {pruned.size} bytes {did}; {pruned.kept} bytes stay.")
+        return Answer(data, "\n".join(lines))
+    found = upkeep.clean(registry, hours, dry_run=dry_run, revoked=revoked)
+    removed = [*found.objects, *found.unfinished]
+    data = {
+        "removed": [{"name": item.key, "bytes": item.size} for item in found.objects],
+        "unfinished": [{"name": item.key, "bytes": item.size} for item in found.unfinished],
+        "bytes": found.size,
+        "reachable": found.reachable,
+        "young": found.young,
+        "dry_run": dry_run,
+    }
+    lines = [f"{item.key}  {item.size} bytes" for item in removed]
+    lines.append(
+        f"{len(found.objects)} objects and {len(found.unfinished)} unfinished writes, {found.size} bytes "
+        f"{did}; {found.reachable} objects are named, {found.young} are younger than {grace:g} hours."
+    )
+    return Answer(data, "\n".join(lines))
+
+
+COMMANDS = (diff, gc)
