@@ -118,19 +118,29 @@ def _publish(
             f"{name}:{version} exists with other content; versions are immutable",
             "push without --version: the adapter gets the next free number",
         )
-    shelf.put_manifest(registry.store, manifest)
-    for kind, predicate in _predicates(registry, draft.card, report, evaluation):
-        _sign(registry, manifest, kind, predicate)
-    write_model(registry.store, manifest)
+    said = tuple(_predicates(registry, draft.card, report, evaluation))
+    _put_documents(registry, manifest, said)
     reference = f"{name}:{version}"
     if taken is None:
         registry.record("push", reference, {"digest": str(manifest.digest), "license": manifest.license})
     if taken is None or state.renewal_of_names_due(datetime.now(UTC)):
         size = len(manifest.canonical_bytes())
-        registry.authority.add_version(reference, manifest.digest, size, _facts(draft))
-        state = registry.authority.signing_state()
+        state = registry.authority.add_version(reference, manifest.digest, size, _facts(draft))
+        # Leftovers of an earlier push that were found here may have been swept away before they had a name.
+        _put_documents(registry, manifest, said)
     index_version(registry, state, manifest.digest)
     return manifest, taken is not None
+
+
+def _put_documents(
+    registry: Registry, manifest: AdapterManifest, said: Iterable[tuple[Kind, Mapping[str, Any]]]
+) -> None:
+    """Make sure that manifest, statements and model file of a version are in the store."""
+    shelf.put_manifest(registry.store, manifest)
+    there = shelf.read_statements(registry.store, manifest.digest)
+    for kind, predicate in said:
+        _sign(registry, manifest, kind, predicate, there)
+    write_model(registry.store, manifest)
 
 
 def attest(
@@ -201,7 +211,8 @@ def approve(
 def _attest(
     registry: Registry, manifest: AdapterManifest, kind: Kind, predicate: Mapping[str, Any], actor: str
 ) -> Attested:
-    signed = _sign(registry, manifest, kind, predicate)
+    there = shelf.read_statements(registry.store, manifest.digest)
+    signed = _sign(registry, manifest, kind, predicate, there)
     if not signed.reused:
         digest = signed.statement.rpartition(".json")[0].rpartition(".")[2]
         details = {"kind": kind, "digest": str(manifest.digest), "statement": f"sha256:{digest}"}
@@ -212,15 +223,19 @@ def _attest(
 
 
 def _sign(
-    registry: Registry, manifest: AdapterManifest, kind: Kind, predicate: Mapping[str, Any]
+    registry: Registry,
+    manifest: AdapterManifest,
+    kind: Kind,
+    predicate: Mapping[str, Any],
+    there: Mapping[str, bytes],
 ) -> Attested:
-    """Sign a statement, or find the one by the same key that says the same (at whatever time)."""
+    """Sign a statement, or find among those there the one by the same key that says the same."""
     subject = f"{manifest.name}:{manifest.version}"
     payload = attestation.statement(kind, subject, manifest.digest, predicate)
     signer = registry.keys.signer(ROLE_OF[kind])
     public = envelope.PublicKey.of(signer.public_key)
     said = _without_time(predicate)
-    for key, data in shelf.read_statements(registry.store, manifest.digest).items():
+    for key, data in there.items():
         try:
             found = attestation.parse_statement(envelope.verify(data, [public], 1))
         except BadSignature:
