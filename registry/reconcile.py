@@ -236,7 +236,7 @@ def _alias_differences(
 ) -> Iterator[Difference]:
     for alias in sorted(wanted.aliases.keys() | aliases.keys()):
         signed, entry = wanted.aliases.get(alias), aliases.get(alias)
-        if entry == (None if signed is None else placed.get(signed)):
+        if signed is not None and entry is not None and placed.get(signed) == entry:
             continue
         kinds = {(False, True): "alias nobody signed", (True, False): "alias missing"}
         yield Difference(

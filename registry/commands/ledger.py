@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from registry.client import Registry
     from registry.storage.ledger import LedgerEntry
 
-_DETAILS_SHOWN = 80
+_DETAILS_SHOWN = 100
 
 
 @command
@@ -82,7 +82,25 @@ def _row(entry: LedgerEntry) -> tuple[str, ...]:
     from registry.errors import shown
 
     words = (entry.time, entry.actor, entry.action, entry.subject)
-    return (str(entry.index), *map(shown, words), shown(entry.details, _DETAILS_SHOWN))
+    return (str(entry.index), *map(shown, words), shown(_short(entry.details), _DETAILS_SHOWN))
+
+
+def _short(details: str) -> str:
+    """Details as words, with digests as long as in other tables; as they are if somebody has changed them."""
+    import json
+
+    from registry.commands import DIGEST_SHOWN
+
+    try:
+        found = json.loads(details)
+    except ValueError:
+        return details
+    if not isinstance(found, dict):
+        return details
+    texts = ((key, "-" if value is None else str(value)) for key, value in found.items())
+    return ", ".join(
+        f"{key} {text[:DIGEST_SHOWN] if text.startswith('sha256:') else text}" for key, text in texts
+    )
 
 
 COMMANDS = (log,)

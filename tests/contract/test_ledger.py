@@ -51,15 +51,15 @@ def change(uri: str, *statements: str) -> None:
             connection.execute(text(statement))
 
 
-def rewrite(uri: str, first: int) -> None:
-    """Changes a row and every digest from there on, so that the chain holds in itself."""
+def rewrite(uri: str, first: int, *, only: bool = False) -> None:
+    """Changes a row and every digest from there on, so that the chain holds in itself; or `only` that row."""
     engine = create_engine(uri, poolclass=NullPool)
     with engine.begin() as connection:
         before = connection.execute(text(f"SELECT digest FROM {TABLE} WHERE number = {first - 1}")).scalar()
         previous = str(before or FIRST_PREVIOUS)
         for number in itertools.count(first):
             previous = _rewrite_row(connection, number, previous)
-            if not previous:
+            if only or not previous:
                 return
 
 
@@ -253,6 +253,15 @@ def test_a_changed_chain_is_refused_and_the_row_named(ledger: Ledger, uri: str, 
         Ledger(uri).verify(anchor)
     assert f"row {row} of the audit log" in caught.value.message
     assert caught.value.mend
+
+
+@pytest.mark.parametrize("number", [1, 4, ROWS - 1])
+def test_one_row_written_anew_is_not_continued_by_the_next(ledger: Ledger, uri: str, number: int) -> None:
+    anchor = fill(ledger)
+    rewrite(uri, number, only=True)
+    for signed in (None, anchor):
+        with pytest.raises(DigestMismatch, match=f"row {number + 1} .* does not continue"):
+            ledger.verify(signed)
 
 
 @pytest.mark.parametrize("first", [1, 4, ROWS])
