@@ -230,7 +230,7 @@ def materials_match(found: Statement, manifest: AdapterManifest) -> bool:
 
 
 def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManifest) -> dict[str, Any]:
-    """Return the predicate of a licence check, with every ingredient that was judged."""
+    """Return the predicate of a licence check: purpose, policy, and the answer about each ingredient."""
     from registry.licenses import POLICY_VERSION
 
     return {
@@ -240,7 +240,17 @@ def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManife
         "commercial": verdict.commercial,
         "problems": list(verdict.problems),
         "ingredients": [
-            {"name": found.name, "kind": found.kind, "license": found.license} for found in card.ingredients
+            {
+                "name": found.name,
+                "kind": found.kind,
+                "license": found.license,
+                "source": ingredient.source,
+                "verdict": "pass" if found.allowed else "fail",
+                "allows": list(found.allows),
+                "reasons": list(found.reasons),
+                "conditions": list(found.conditions),
+            }
+            for ingredient, found in zip(card.ingredients, verdict.ingredients, strict=True)
         ],
     }
 
@@ -254,6 +264,8 @@ def scan_predicate(report: ScanReport) -> dict[str, Any]:
             {
                 "name": "scanner-rules",
                 "uri": f"{_OURS}/scanner-rules/v{report.rules_version}",
+        "purpose": verdict.purpose,
+        **({} if verdict.policy is None else {"policy": {"digest": {"sha256": verdict.policy.hex}}}),
                 "annotations": {"version": report.rules_version},
             },
             {"name": "weights", "digest": {"sha256": report.weights.hex}},
