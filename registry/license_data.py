@@ -45,7 +45,7 @@ class LicenseFacts:
         requires: names of declarations without which it does not permit what it permits.
         conditions: duties that come with it, for people.
         source: the page that was read.
-        read: the day.
+        read: the day, or that on which no source could be read.
         verified: a source could be read; otherwise nothing here is believed.
         note: what else to know about the source.
     """

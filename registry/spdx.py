@@ -1,8 +1,8 @@
 """SPDX licence expressions: hostile text in, a standard spelling or its alternatives out.
 
 An expression is read into its alternatives: each is a set of licences that all apply, and whoever takes the
-material may choose one. "MIT AND (CC0-1.0 OR GPL-3.0-only)" has two. What cannot be read, is too long, is not
-ASCII (look-alike letters) or names a licence that nobody knows has none.
+material may choose one. "MIT AND (CC0-1.0 OR GPL-3.0-only)" has two. What cannot be read, is too long, or
+names a licence that nobody knows, which look-alike letters do, has none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _licensing() -> Any:
 
 def _parse(expression: str) -> Any:
     """Return the parsed expression, or None. Foreign exceptions end here: the parser raises many kinds."""
-    if len(expression) > MAX_EXPRESSION or not expression.isascii():
+    if len(expression) > MAX_EXPRESSION:
         return None
     licensing = _licensing()
     try:

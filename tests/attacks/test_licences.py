@@ -23,6 +23,7 @@ from registry.manifest import CARD_NAME, AdapterCard
 
 Card = dict[str, Any]
 NON_COMMERCIAL = "LicenseRef-InsightFace-Non-Commercial"
+UNREAD = "stabilityai/stable-diffusion-3.5-large-turbo"
 QWEN, FLUX = "Qwen/Qwen-Image-Edit-2511", "black-forest-labs/FLUX.1-dev"
 
 
@@ -142,6 +143,19 @@ ATTACKS: dict[str, tuple[Callable[[], Card], str]] = {
     "pictures by an API as our own": (
         lambda: with_dataset("LicenseRef-Proprietary", "edits", "made with gpt-image-1"),
         "is under LicenseRef-OpenAI-Terms",
+    ),
+    # facts that nobody could verify are no facts
+    "a licence that could not be verified": (
+        lambda: with_ingredient("api", "LicenseRef-BFL-API-Terms"),
+        "'LicenseRef-BFL-API-Terms' is not known",
+    ),
+    "OR with a licence that could not be verified": (
+        lambda: with_dataset("LicenseRef-BFL-API-Terms OR CC-BY-NC-4.0"),
+        "CC-BY-NC-4.0 forbids commercial use",
+    ),
+    "a base that could not be verified": (
+        lambda: of_base(UNREAD, "LicenseRef-Stability-AI-Community"),
+        f"the licence of the base {UNREAD} could not be verified",
     ),
     # OR: whoever gets the adapter may choose, whoever makes it may not choose what was never offered
     "OR with a free side for antelopev2": (
