@@ -179,14 +179,21 @@ class Plan:
                 elif keyid not in then.keys:
                     how = "retired" if keyid in then.retired else "removed"
                     yield f"{role}: - {shown(keyid[:KEYID_SHOWN])} ({how})"
+                elif old.keys[keyid] != then.keys[keyid]:
+                    # A key id has no meaning of its own: a change under the same id must not go unseen.
+                    yield f"{role}: ! {shown(keyid[:KEYID_SHOWN])} becomes another key under the same id"
             if old.threshold != then.threshold:
                 yield f"{role}: threshold {old.threshold} -> {then.threshold}"
             for keyid in sorted({*then.retired} - {*old.retired} - {*old.keys}):
                 yield f"{role}: + {shown(keyid[:KEYID_SHOWN])} as a retired key, which was never listed"
+            for keyid in sorted({*old.retired} & {*then.retired}):
+                if old.retired[keyid] != then.retired[keyid]:
+                    yield f"{role}: ! {shown(keyid[:KEYID_SHOWN])} (retired) changes under the same id"
             for keyid in sorted({*old.retired} - {*then.retired} - {*then.keys}):
                 yield f"{role}: - {shown(keyid[:KEYID_SHOWN])} (retired before)"
         for keyid in sorted({*new.revoked} ^ {*self.revoked}):
-            yield f"{'revoked for good' if keyid in new.revoked else 'not revoked any more'}: {shown(keyid[:KEYID_SHOWN])}"
+            verb = "revoked for good" if keyid in new.revoked else "not revoked any more"
+            yield f"{shown(keyid[:KEYID_SHOWN])}: {verb}"
 
     def _of(self, role: str) -> Holders:
         if role not in self.holders:

@@ -88,6 +88,11 @@ class KeyRing:
         _write_private(file_of(self.uri(role)), _pem(signer, self.passphrase))
         return signer
 
+    def file(self, role: str) -> Path:
+        """The key file of a role: the one that its URI names, or where one would be."""
+        uri = self.uri(role)
+        return file_of(uri) if uri.startswith(_FILE) else self.folder / f"{role}.pem"
+
     def elsewhere(self, role: str, uri: str) -> KeyRing:
         """The same keys, but that of a role by another URI."""
         return replace(self, uris={**self.uris, role: uri})
