@@ -124,6 +124,10 @@ def statement(kind: Kind, subject_name: str, digest: Digest, predicate: Mapping[
         raise UsageError(f"there is no kind of statement {shown(kind)!r}", "choose from: " + ", ".join(KINDS))
     if kind in ("evaluation", "licence", "approval") and predicate.get("verdict") not in ("pass", "fail"):
         raise UsageError(f'the {kind} statement has no "verdict"', 'set it to "pass" or "fail"')
+    if kind == "scan" and str(predicate.get("result")) not in _TEST_RESULTS:
+        raise UsageError(
+            'the scan statement has no "result"', "set it to one of: " + ", ".join(_TEST_RESULTS)
+        )
     content = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": subject_name, "digest": {"sha256": digest.hex}}],
@@ -229,6 +233,20 @@ def materials_match(found: Statement, manifest: AdapterManifest) -> bool:
     return dict(found.predicate) == training_predicate(manifest, builder=builder)
 
 
+def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManifest) -> None:
+    """Refuse to sign what could never be believed about a manifest, and would keep it from being pulled.
+
+    Raises:
+        UsageError: the provenance names other materials than the manifest.
+    """
+    found = Statement(kind=kind, subject_name="", digest=manifest.digest, predicate=predicate)
+    if kind == "training" and not materials_match(found, manifest):
+        raise UsageError(
+            f"this provenance does not name the materials of {manifest.name}:{manifest.version}",
+            "`registry push` writes it from the adapter card; push the adapter with a corrected card",
+        )
+
+
 def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManifest) -> dict[str, Any]:
     """Return the predicate of a licence check: purpose, policy, and the answer about each ingredient."""
     from registry.licenses import POLICY_VERSION
@@ -236,6 +254,8 @@ def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManife
     return {
         "verdict": "pass" if verdict.allowed else "fail",
         "policyVersion": POLICY_VERSION,
+        "purpose": verdict.purpose,
+        **({} if verdict.policy is None else {"policy": {"digest": {"sha256": verdict.policy.hex}}}),
         "license": verdict.license,
         "commercial": verdict.commercial,
         "problems": list(verdict.problems),
@@ -264,8 +284,6 @@ def scan_predicate(report: ScanReport) -> dict[str, Any]:
             {
                 "name": "scanner-rules",
                 "uri": f"{_OURS}/scanner-rules/v{report.rules_version}",
-        "purpose": verdict.purpose,
-        **({} if verdict.policy is None else {"policy": {"digest": {"sha256": verdict.policy.hex}}}),
                 "annotations": {"version": report.rules_version},
             },
             {"name": "weights", "digest": {"sha256": report.weights.hex}},
@@ -292,10 +310,17 @@ def scanned_with(found: Statement, weights: Digest) -> str | None:
 def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the predicate of an evaluation: the report as it is, which must hold a verdict.
 
+    The trainer's evaluation.json keeps its verdict in an object, ``{"passed", "failed", "reasons"}``; that is
+    written out.
+
     Raises:
         UsageError: ``report["verdict"]`` is neither "pass" nor "fail".
     """
-    if report.get("verdict") not in ("pass", "fail"):
+    verdict = report.get("verdict")
+    if isinstance(verdict, Mapping) and isinstance(verdict.get("passed"), bool):
+        lists = {name: list(verdict.get(name, ())) for name in ("failed", "reasons")}
+        return {**report, "verdict": "pass" if verdict["passed"] else "fail", **lists}
+    if verdict not in ("pass", "fail"):
         raise UsageError('the evaluation has no "verdict"', 'set it to "pass" or "fail" by its thresholds')
     return dict(report)
 

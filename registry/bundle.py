@@ -203,7 +203,7 @@ class _Row:
 
 
 def _readme(manifest: AdapterManifest, rows: Sequence[_Row]) -> str:
-    prints = {row.pem: (ROLE_OF[row.kind], hashlib.sha256(_der(row.key)).hexdigest()) for row in rows}
+    keys = {row.pem: row for row in rows}
     commands = "\n".join(
         f"cosign verify-blob-attestation --insecure-ignore-tlog --key {row.pem} \\\n"
         f"  --bundle {row.name} --type {PREDICATE_TYPES[row.kind]} {MANIFEST_NAME}"
@@ -218,7 +218,11 @@ def _readme(manifest: AdapterManifest, rows: Sequence[_Row]) -> str:
         name=f"{manifest.name}:{manifest.version}",
         digest=manifest.digest,
         hex=manifest.digest.hex,
-        keys="\n".join(f"- `{pem}`: {role}, sha256 {found}" for pem, (role, found) in prints.items()),
+        keys="\n".join(
+            f"- `{pem}`: {ROLE_OF[row.kind]}\n  key id {row.key.keyid}\n"
+            f"  sha256 of the key (DER) {hashlib.sha256(_der(row.key)).hexdigest()}"
+            for pem, row in keys.items()
+        ),
         cosign=commands,
         limits=limits,
         pem=first.pem,

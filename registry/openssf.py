@@ -60,7 +60,7 @@ def sign(out: Path, manifest: AdapterManifest, key: str, passphrase: str | None 
         BadSignature: what was written does not verify.
         RegistryError: the library failed.
     """
-    public = _public_key(key, passphrase)
+    public = public_key(key, passphrase)
     signing, hashing = _library("signing"), _library("hashing")
     folder = out / folder_name(manifest)
     _check_folder(folder, manifest)
@@ -115,7 +115,13 @@ def verify(out: Path, manifest: AdapterManifest, public_key: Path | None = None)
         raise BadSignature(f"the OpenSSF signature is not about {manifest.name}:{manifest.version}", mend)
 
 
-def _public_key(key: str, passphrase: str | None) -> bytes:
+def public_key(key: str, passphrase: str | None) -> bytes:
+    """Return the public half of a private key, in PEM.
+
+    Raises:
+        NotFound: there is no such file.
+        UsageError: the key is not of a kind that the format knows.
+    """
     if not key.startswith("file:"):
         raise UsageError(
             f"{shown(key)} is no key that OpenSSF model signing can use",

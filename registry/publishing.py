@@ -174,6 +174,7 @@ def attest(
         )
     target = registry.authority.state().resolve(reference)
     manifest = shelf.read_manifest(registry.store, target.digest)
+    attestation.check_about(kind, predicate, manifest)
     return _attest(registry, manifest, kind, predicate, registry.place.actor)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from registry.commands import DIGEST_SHOWN, Answer, as_text, command, table
+from registry.commands import DIGEST_SHOWN, Answer, command, table
 
 if TYPE_CHECKING:
     from registry.results import Listed, Pulled, StatementView
@@ -137,7 +137,9 @@ def show(reference: str, attestations: bool) -> Answer:
     ]
     text = table(rows)
     if attestations:
-        text += "".join(f"\n\n{view.kind}:\n{as_text(dict(view.predicate))}" for view in found.statements)
+        from registry.telling import told_all
+
+        text += "\n\n" + told_all(found.statements)
     return Answer(data, text)
 
 

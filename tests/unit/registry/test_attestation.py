@@ -182,3 +182,28 @@ def test_a_statement_that_nobody_could_read_is_not_written(kind: Kind, told: dic
 def test_an_evaluation_needs_a_verdict() -> None:
     with pytest.raises(UsageError, match="verdict"):
         attestation.evaluation_predicate({"top1": 0.9})
+
+
+@pytest.mark.parametrize(("passed", "word"), [(True, "pass"), (False, "fail")])
+def test_the_report_of_the_trainer_is_an_evaluation(passed: bool, word: str) -> None:
+    """evaluation.json of a run, whose verdict is an object."""
+    verdict = {"passed": passed, "failed": ["top1"], "reasons": ["top1 is 0.4"]}
+    told = attestation.evaluation_predicate({"metrics": [], "verdict": verdict})
+    assert told == {"metrics": [], "verdict": word, "failed": ["top1"], "reasons": ["top1 is 0.4"]}
+    with pytest.raises(UsageError, match="verdict"):
+        attestation.evaluation_predicate({"verdict": {"passed": "yes"}})
+
+
+@pytest.mark.parametrize("told", [{}, {"result": "pass"}, {"result": None}, {"result": ["PASSED"]}])
+def test_a_scan_needs_a_result_of_the_test_result_predicate(told: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="result"):
+        statement("scan", "pixelsmile:3", DIGEST, told)
+
+
+def test_provenance_of_something_else_is_not_signed(manifest: AdapterManifest) -> None:
+    told = attestation.training_predicate(manifest, builder="https://example.org")
+    attestation.check_about("training", told, manifest)
+    attestation.check_about("licence", {}, manifest)
+    other = manifest.model_copy(update={"training": manifest.training.model_copy(update={"seed": 8})})
+    with pytest.raises(UsageError, match="materials of pixelsmile:3"):
+        attestation.check_about("training", told, other)
