@@ -215,7 +215,7 @@ class AdapterCache:
             if note["files"] != self._appearance(digest):
                 return None
             return {str(key): str(value) for key, value in note["facts"].items()}
-        except (OSError, RegistryError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, RegistryError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
     def write_statements(self, digest: Digest, statements: Sequence[bytes]) -> None:
@@ -239,7 +239,7 @@ class AdapterCache:
             with FileContent(self._statements(digest)) as content:
                 kept = json.loads(content[: len(content)])
             return tuple(str(text).encode("latin-1") for text in kept)
-        except (OSError, RegistryError, ValueError, TypeError):
+        except (OSError, RegistryError, ValueError, TypeError, RecursionError):
             return None
 
     def _statements(self, digest: Digest) -> Path:

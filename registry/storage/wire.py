@@ -15,17 +15,20 @@ import random
 import socket
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from registry.errors import NetworkError, UsageError, shown
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
 _PIECE_BYTES = 1 << 18
-_IDLE_CONNECTIONS = 16
+_CONNECTIONS = 16
 _ERROR_BYTES = 1 << 14
 
 
@@ -91,10 +94,8 @@ class Wire:
         self.host = parts.netloc
         self.path = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc}"
-        self._address = (parts.hostname, port or (443 if self.secure else 80))
         self._patience = patience or Patience()
-        self._idle: deque[_Connection] = deque(maxlen=_IDLE_CONNECTIONS)
-        self._tls: Any = None
+        self._pool: urllib3.PoolManager | None = None
         self._lock = threading.Lock()
 
     def call(
@@ -131,9 +132,11 @@ class Wire:
                 time.sleep(max(self._pause(attempt - 1), asked))
             try:
                 reply = self._once(method, target, headers(), body, limit, accepted)
-            except (OSError, http.client.HTTPException, ValueError) as error:
+            except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
                 # ValueError: http.client meets the length of a chunk that is no number.
-                problem, repeated, asked = shown(str(error) or type(error).__name__), True, 0.0
+                problem, repeated, asked = _reason(error), True, 0.0
+                if "CERTIFICATE_VERIFY_FAILED" in problem:
+                    break
                 continue
             if reply.status in accepted or reply.status not in _RETRIED | retried:
                 return Reply(status=reply.status, headers=reply.headers, body=reply.body, repeated=repeated)
@@ -161,80 +164,100 @@ class Wire:
         limit: int,
         accepted: frozenset[int],
     ) -> Reply:
-        connection = self._connection()
-        patience = self._patience
-        deadline = time.monotonic() + patience.answer + len(body) / patience.rate
-        done = False
+        pool, patience = self._pool_manager(), self._patience
+        _until.moment = time.monotonic() + patience.answer + len(body) / patience.rate
+        response = pool.urlopen(
+            method,
+            self.url + target,
+            body=body or None,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=urllib3.Timeout(patience.answer),
+        )
         try:
-            connection.deadline = deadline
-            try:
-                connection.request(method, target, body or None, dict(headers))
-            except (BrokenPipeError, ConnectionResetError):
-                if connection.sock is None:
-                    raise
-                # A server that refuses may answer before it has read everything, and hang up.
-            response = connection.getresponse()
             wanted = limit if response.status in accepted else _ERROR_BYTES
-            connection.deadline = time.monotonic() + patience.answer + wanted / patience.rate
+            _until.moment = time.monotonic() + patience.answer + wanted / patience.rate
             data = _read(response, wanted)
-            found = {name.lower(): value for name, value in response.getheaders()}
-            done = response.isclosed() and not response.will_close
+            found = {name.lower(): value for name, value in response.headers.items()}
             return Reply(status=response.status, headers=found, body=data)
         finally:
-            if done:
-                self._idle.append(connection)
-            else:
-                connection.close()
+            if not response.closed:
+                response.close()
+            response.release_conn()
 
-    def _connection(self) -> _Connection:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return _Connection(self._address, self._context(), self._patience.answer)
+    def _pool_manager(self) -> urllib3.PoolManager:
+        with self._lock:
+            if self._pool is None:
+                settings: dict[str, Any] = {"maxsize": _CONNECTIONS, "ssl_context": self._tls()}
+                scheme = "https" if self.secure else "http"
+                proxy = None if proxy_bypass(self.host) else getproxies().get(scheme)
+                try:
+                    made = (
+                        urllib3.ProxyManager(proxy, **settings) if proxy else urllib3.PoolManager(**settings)
+                    )
+                except urllib3.exceptions.HTTPError as error:
+                    raise UsageError(
+                        f"the proxy of {scheme.upper()}_PROXY cannot be used: {shown(error)}",
+                        mend="write it like http://proxy.example.org:3128",
+                    ) from error
+                made.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+                self._pool = made
+            return self._pool
 
-    def _context(self) -> Any:
+    def _tls(self) -> Any:
         if not self.secure:
             return None
-        with self._lock:
-            if self._tls is None:
-                import ssl
+        import ssl
 
-                bundle = os.environ.get("AWS_CA_BUNDLE") or None
-                try:
-                    self._tls = ssl.create_default_context(cafile=bundle)
-                except OSError as error:
-                    raise UsageError(
-                        f"the certificates {bundle} cannot be read: {error}", mend="correct AWS_CA_BUNDLE"
-                    ) from error
-            return self._tls
-
-
-class _Connection(http.client.HTTPConnection):
-    """A connection whose every wait ends at a deadline, which the owner sets before each request."""
-
-    def __init__(self, address: tuple[str, int], context: Any, patience: float) -> None:
-        super().__init__(*address)
-        self._context, self._connect_seconds = context, patience
-        self.deadline = 0.0
-
-    def connect(self) -> None:
-        made = socket.create_connection((self.host, self.port), timeout=self._connect_seconds)
+        bundle = os.environ.get("AWS_CA_BUNDLE") or None
         try:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._context is not None:
-                made = self._context.wrap_socket(made, server_hostname=self.host)
-        except BaseException:
-            made.close()
-            raise
-        # http.client asks its socket for no more than `_Socket` has.
-        self.sock: Any = _Socket(made, self)
+            return ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            raise UsageError(
+                f"the certificates {bundle} cannot be read: {error}", mend="correct AWS_CA_BUNDLE"
+            ) from error
+
+
+class _Until(threading.local):
+    """When the request of this thread has to be over, by the monotonic clock."""
+
+    moment = 0.0
+
+
+_until = _Until()
+
+
+class _PlainConnection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Socket(self.sock)
+
+
+class _SecureConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Socket(self.sock)
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
 
 
 class _Socket:
-    """What http.client uses of a socket; it is closed when the last reader is."""
+    """What urllib3 uses of a socket, with every wait ending when the request has to be over.
 
-    def __init__(self, inner: socket.socket, owner: _Connection) -> None:
-        self._inner, self._owner = inner, owner
+    It is closed when the last reader is.
+    """
+
+    def __init__(self, inner: socket.socket) -> None:
+        self._inner = inner
         self._readers, self._closed = 0, False
 
     def sendall(self, data: Any) -> None:
@@ -252,6 +275,12 @@ class _Socket:
         self._readers += 1
         return io.BufferedReader(_Reader(self), _PIECE_BYTES)
 
+    def fileno(self) -> int:
+        return self._inner.fileno()
+
+    def settimeout(self, seconds: float | None) -> None:
+        """A timeout of each wait says nothing about their sum; `_bound` does."""
+
     def reader_closed(self) -> None:
         self._readers -= 1
         if self._closed and not self._readers:
@@ -263,7 +292,7 @@ class _Socket:
             self._inner.close()
 
     def _bound(self) -> None:
-        left = self._owner.deadline - time.monotonic()
+        left = _until.moment - time.monotonic()
         if left <= 0:
             raise TimeoutError("it is too slow")
         self._inner.settimeout(left)
@@ -285,23 +314,23 @@ class _Reader(io.RawIOBase):
             self._source.reader_closed()
 
 
-def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
-    """The body, or the first `limit` bytes of it.
-
-    Raises:
-        ConnectionError: the server promised more bytes than came.
-    """
-    promised = response.length
+def _read(response: urllib3.BaseHTTPResponse, limit: int) -> bytes:
+    """The body, or the first `limit` bytes of it; urllib3 notices a body that is shorter than promised."""
     data, got = io.BytesIO(), 0
     while got < limit and (piece := response.read1(min(limit - got, _PIECE_BYTES))):
         got += data.write(piece)
-    if promised is not None and got < min(promised, limit):
-        raise ConnectionError(f"the answer ended after {got} of {promised} bytes")
     if got > limit:
         raise ConnectionError("the answer's lengths contradict each other")
-    if response.length == 0:
-        response.read()  # tells the connection that this was all
+    if response.length_remaining == 0:
+        response.read1(1)  # sees that this was all, so that the connection can be used again
     return data.getvalue()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong at the bottom; the layers above repeat it with addresses of Python objects."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return shown(str(error) or type(error).__name__)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

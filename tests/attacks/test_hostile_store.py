@@ -132,6 +132,20 @@ def test_the_server_is_given_the_time_that_it_asks_for(server: http.HostileS3, s
     assert time.monotonic() - begun >= 0.4
 
 
+def test_a_connection_is_kept_and_a_bad_one_is_not(server: http.HostileS3, store: S3Objects) -> None:
+    entry = serve(server, DATA)
+    for number in range(3):
+        assert store.put("a", b"1") is (number == 0)
+        assert fetch(store, entry) == DATA
+        assert store.stat("a").size == 1
+        assert len(list(store.keys(""))) == 2
+        store.delete("b")
+    assert server.connections == 1
+    server.misbehave(http.half, times=1)
+    assert fetch(store, entry) == DATA
+    assert server.connections == 2
+
+
 def test_an_endless_body_is_cut_where_the_range_ends(server: http.HostileS3, store: S3Objects) -> None:
     server.misbehave(http.endless)
     with bounded():

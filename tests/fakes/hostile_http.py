@@ -26,6 +26,7 @@ class HostileS3(ThreadingHTTPServer):
     Attributes:
         objects: bytes by path, ``bucket/key``.
         requests: method and target of each request, in order.
+        connections: how often a client has connected.
     """
 
     daemon_threads = True
@@ -36,6 +37,7 @@ class HostileS3(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.connections = 0
         self.stopped = threading.Event()
         self.lock = threading.Lock()
         self._faults: list[tuple[Fault, int, str]] = []
@@ -57,6 +59,11 @@ class HostileS3(ThreadingHTTPServer):
                     self._faults[at] = (fault, times - 1, only)
                     return fault
         return None
+
+    def process_request(self, request: object, client_address: object) -> None:
+        """Counts connections."""
+        self.connections += 1
+        super().process_request(request, client_address)  # type: ignore[arg-type]
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients hang up on this server; that is no news."""
