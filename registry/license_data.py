@@ -91,14 +91,16 @@ class Material:
     verified: bool = True
     note: str = ""
 
-    def is_ingredient(self, kind: str, name: str, source: str) -> bool:
-        """Return whether an ingredient, by its kind, name and source, is this material."""
+    def named_by(self, kind: str, name: str, source: str) -> str | None:
+        """Return the name by which an ingredient of some kind, name and source is this material, or None."""
         if kind not in _HIDES_IN[self.kind]:
-            return False
-        if self.kind == "base":
-            return plain(name) in {plain(known) for known in self.names}
-        text = f" {plain(name)} {plain(source)} "
-        return any(f" {plain(known)} " in text for known in self.names)
+            return None
+        # A base is its whole id; other materials are betrayed by a word.
+        text = plain(name) if self.kind == "base" else f" {plain(name)} {plain(source)} "
+        for known in self.names:
+            if plain(known) == text if self.kind == "base" else f" {plain(known)} " in text:
+                return known
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,12 +114,7 @@ class Library:
     def base(self, id: str) -> Material | None:
         """Return what is known about a base model, whatever the case of its id."""
         return next(
-            (
-                known
-                for known in self.materials
-                if known.kind == "base" and known.is_ingredient("base", id, "")
-            ),
-            None,
+            (one for one in self.materials if one.kind == "base" and one.named_by("base", id, "")), None
         )
 
     def explain(self, id: str) -> tuple[LicenseFacts | Declaration | Material, ...]:

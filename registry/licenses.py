@@ -161,7 +161,11 @@ def judge(
         _judge_ingredient(one, card.license, own, asked, promised, declared) for one in card.ingredients
     )
     problems = _own_problems(card.license, own, purpose, declared)
-    problems += _base_problems(card, known_base_license)
+    if known_base_license is not None and normalize(card.base.license) != normalize(known_base_license):
+        problems.append(
+            f"the base {shown(card.base.id)} is under {known_base_license}, "
+            f"the card says {shown(card.base.license)!r}"
+        )
     problems += _missing_ingredients(card)
     problems += [f"{one.kind} {shown(one.name)!r}: {reason}" for one in ingredients for reason in one.reasons]
     return LicenseVerdict(
@@ -224,20 +228,6 @@ def _own_problems(
         f"the adapter's own licence: {reason}, the policy asks for {purpose}"
         for reason in _refusals(own, need, declared)
     ]
-
-
-def _base_problems(card: AdapterCard, known_license: str | None) -> list[str]:
-    """Say where the card's base is under another licence than it is known to be."""
-    known = library().base(card.base.id)
-    licenses = ([] if known_license is None else [known_license]) + list(known.licenses if known else ())
-    problems = [
-        f"the base {shown(card.base.id)} is under {license}, the card says {shown(card.base.license)!r}"
-        for license in dict.fromkeys(licenses)
-        if normalize(card.base.license) != normalize(license)
-    ]
-    if known is not None and not known.verified:
-        problems.append(f"the licence of the base {shown(card.base.id)} could not be verified")
-    return problems
 
 
 def _missing_ingredients(card: AdapterCard) -> list[str]:
@@ -311,11 +301,12 @@ def _false_names(ingredient: Ingredient) -> list[str]:
     if mixes_alphabets(ingredient.name) or mixes_alphabets(ingredient.source):
         reasons.append("its name or source mixes alphabets, as look-alikes of other names do")
     for known in library().materials:
-        if not known.is_ingredient(ingredient.kind, ingredient.name, ingredient.source):
+        name = known.named_by(ingredient.kind, ingredient.name, ingredient.source)
+        if name is None:
             continue
         if not known.verified:
-            reasons.append(f"the licence of {known.names[0]} could not be verified")
+            reasons.append(f"the licence of {name} could not be verified")
         elif normalize(ingredient.license) not in {normalize(license) for license in known.licenses}:
             wanted = " or ".join(known.licenses)
-            reasons.append(f"{known.names[0]} is under {wanted}, the card says {shown(ingredient.license)!r}")
+            reasons.append(f"{name} is under {wanted}, the card says {shown(ingredient.license)!r}")
     return reasons

@@ -29,7 +29,7 @@ QWEN, FLUX = "Qwen/Qwen-Image-Edit-2511", "black-forest-labs/FLUX.1-dev"
 
 def judged(values: Card, purpose: licenses.Purpose | None = "commercial-redistribution") -> str:
     """Every problem of a card; empty when it is allowed."""
-    verdict = licenses.judge(AdapterCard.parse(json.dumps(values).encode()), "Apache-2.0", purpose=purpose)
+    verdict = licenses.judge(AdapterCard.parse(json.dumps(values).encode()), purpose=purpose)
     try:
         licenses.require(verdict)
     except LicenseRefused as error:
@@ -94,7 +94,7 @@ ATTACKS: dict[str, tuple[Callable[[], Card], str]] = {
     # a free licence for what is known not to be free
     "proprietary claimed for a known base": (
         lambda: of_base(QWEN, "LicenseRef-Proprietary"),
-        f"the base {QWEN} is under Apache-2.0",
+        f"{QWEN} is under Apache-2.0, the card says 'LicenseRef-Proprietary'",
     ),
     "a known base in other letters": (lambda: of_base(QWEN.upper(), "MIT"), "is under Apache-2.0"),
     "Apache-2.0 claimed for FLUX.1 dev": (
@@ -155,7 +155,7 @@ ATTACKS: dict[str, tuple[Callable[[], Card], str]] = {
     ),
     "a base that could not be verified": (
         lambda: of_base(UNREAD, "LicenseRef-Stability-AI-Community"),
-        f"the licence of the base {UNREAD} could not be verified",
+        f"the licence of {UNREAD} could not be verified",
     ),
     # OR: whoever gets the adapter may choose, whoever makes it may not choose what was never offered
     "OR with a free side for antelopev2": (
@@ -174,6 +174,12 @@ ATTACKS: dict[str, tuple[Callable[[], Card], str]] = {
     "the adapter offers a free side of its own": (
         lambda: own("CC-BY-NC-4.0 OR MIT", "CC-BY-NC-4.0"),
         "CC-BY-NC-4.0 forbids commercial use",
+    ),
+    # the adapter's own licence
+    "an own licence that nobody knows": (lambda: own("LicenseRef-Mine", "MIT"), "adapter's own licence"),
+    "an own licence that forbids what is asked": (
+        lambda: own("CC-BY-NC-4.0", "MIT"),
+        "the adapter's own licence: CC-BY-NC-4.0 forbids commercial use",
     ),
     # expressions that a parser dies on, or that only look right
     "unknown LicenseRef": (lambda: with_dataset("LicenseRef-Mine"), "'LicenseRef-Mine' is not known"),
@@ -224,6 +230,16 @@ def test_the_honest_card_is_allowed() -> None:
 def test_brackets_and_length_alone_change_nothing() -> None:
     assert judged(with_dataset("(" * 148 + "MIT" + ")" * 148)) == ""
     assert judged(with_dataset(" OR ".join(["MIT"] * 43))) == ""
+
+
+def test_an_open_licence_promises_more_than_the_policy_asks_for() -> None:
+    assert "the adapter's licence MIT permits it" in judged(own("MIT", "CC-BY-NC-4.0"), "internal-research")
+
+
+def test_a_base_that_only_the_policy_knows_keeps_its_licence() -> None:
+    parsed = AdapterCard.parse(json.dumps(of_base("our/own-base", "MIT")).encode())
+    with pytest.raises(LicenseRefused, match=r"our/own-base is under Apache-2\.0, the card says 'MIT'"):
+        licenses.require(licenses.judge(parsed, "Apache-2.0"))
 
 
 def test_unknown_is_refused_for_every_purpose() -> None:
