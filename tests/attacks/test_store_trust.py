@@ -20,6 +20,7 @@ from fakes.registries import (
     forget_trust,
     kept,
     key_ring,
+    newest,
     objects,
     one,
     overwrite,
@@ -83,7 +84,8 @@ def test_a_source_and_tags_rewritten_in_mlflow_are_not_believed(registry: Regist
 
 def test_blobs_of_two_versions_swapped_are_refused(registry: Registry, home: Path, tmp_path: Path) -> None:
     push_second(registry, tmp_path)
-    paths = sorted((objects(home) / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)[-2:]
+    paths = sorted(objects(home).glob(f"models/*/adapter_weights/{WEIGHTS_NAME}"))
+    assert len(paths) == 2
     contents = [path.read_bytes() for path in paths]
     for path, data in zip(paths, reversed(contents), strict=True):
         overwrite(path, data)
@@ -286,11 +288,10 @@ def test_old_aliases_under_a_new_timestamp_are_refused(
     from tuf.api.metadata import MetaFile
 
     trust = objects(home) / "trust"
-    old = {path.name: path.read_bytes() for path in trust.glob("*.targets.json")}
+    name, data = newest(home, "targets").name, newest(home, "targets").read_bytes()
     push_second(registry, tmp_path, evaluation=PASSING)
     registry.approve(f"{NAME}:2", "a person", "better")
     registry.promote(f"{NAME}:2", "prod")
-    ((name, data),) = old.items()
     for path in trust.glob("*.targets.json"):
         path.unlink()
     overwrite(trust / name, data)
@@ -304,7 +305,7 @@ def test_old_aliases_under_a_new_timestamp_are_refused(
     assert not kept(home)
 
 
-@pytest.mark.parametrize("kind", ["timestamp", "snapshot", "targets", "versions"])
+@pytest.mark.parametrize("kind", ["timestamp", "snapshot", "targets", "names", "versions"])
 @pytest.mark.parametrize("known", [True, False], ids=["machine that pulled before", "new machine"])
 def test_expired_metadata_is_refused(registry: Registry, home: Path, kind: str, known: bool) -> None:
     """Freezing: the store stops showing news. Nobody here can renew what it shows."""
@@ -313,7 +314,7 @@ def test_expired_metadata_is_refused(registry: Registry, home: Path, kind: str, 
     if not known:
         forget_trust(home)
     with pytest.raises(StaleTrust, match="expired") as refusal:
-        registry.pull(PROD)
+        registry.pull(f"{NAME}:1" if kind == "versions" else PROD)
     assert refusal.value.mend
     assert not kept(home)
 
@@ -392,12 +393,13 @@ def test_a_revocation_taken_back_by_another_role_is_not_believed(registry: Regis
 
 @pytest.mark.parametrize("name", [WEIGHTS_NAME, "adapter.json", "manifest.json"])
 def test_a_damaged_cache_is_not_believed(registry: Registry, home: Path, name: str) -> None:
-    good = registry.pull(PROD)
-    target = registry.cached(good) / name
+    folder = registry.pull(PROD).path
+    good = registry.load(PROD)
+    assert folder is not None
+    target = folder / name
     genuine = target.read_bytes()
     overwrite(target, genuine[:-1] + bytes([genuine[-1] ^ 1]))
-    again = registry.pull(PROD)
-    assert again.weights == good.weights
+    assert registry.load(PROD).weights == good.weights
     assert target.read_bytes() == genuine
 
 
@@ -409,10 +411,11 @@ def test_a_warm_cache_does_not_miss_a_later_refusal(registry: Registry) -> None:
 
 
 def test_a_damaged_cache_is_emptied_when_the_store_is_damaged_too(registry: Registry, home: Path) -> None:
-    adapter = registry.pull(PROD)
-    blobs = sorted((objects(home) / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
-    overwrite(blobs[-1], b"x" * blobs[-1].stat().st_size)
-    overwrite(registry.cached(adapter) / WEIGHTS_NAME, b"x")
+    folder = registry.pull(PROD).path
+    assert folder is not None
+    weights = one(home, f"models/*/adapter_weights/{WEIGHTS_NAME}")
+    overwrite(weights, b"x" * weights.stat().st_size)
+    overwrite(folder / WEIGHTS_NAME, b"x")
     with pytest.raises(DigestMismatch):
-        registry.pull(PROD)
+        registry.load(PROD)
     assert not kept(home)
