@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,10 +54,13 @@ def check(adapter: str, purpose: Purpose | None, policy: str | None) -> Answer:
     return Answer(_data(verdict), _text(verdict), 0 if verdict.allowed else LicenseRefused.exit_code)
 
 
-def everything() -> Answer:
-    """Show every licence, declaration and material that is known, each with the page that was read."""
+@click.option("--markdown", is_flag=True, help="Print the tables of docs/licences.md.")
+def everything(markdown: bool) -> Answer:
+    """Show every licence, declaration and material that is known, each with the page that was read.
+
+    "use" is research inside, "hand out" to give the weights to others, "earn" to use them commercially.
+    """
     from registry.license_data import library
-    from registry.licenses import allows
 
     known = library()
     data = {
@@ -64,19 +68,9 @@ def everything() -> Answer:
         "declarations": [_declaration(one) for one in known.declarations.values()],
         "materials": [_material(one) for one in known.materials],
     }
-    declared = tuple(known.declarations)
-    rows = [("LICENCE", "ALLOWS", "ONLY IF", "SOURCE")]
-    rows += [
-        (facts.id, _words(allows(facts.id, declared)), ", ".join(facts.requires), facts.source)
-        for facts in known.licenses.values()
-    ]
-    materials = [("MATERIAL", "KIND", "LICENCE", "SOURCE")]
-    materials += [
-        (name, one.kind, " or ".join(one.licenses) if one.verified else "unverified", one.source)
-        for one in known.materials
-        for name in one.names
-    ]
-    return Answer(data, f"{table(rows)}\n\n{table(materials)}\n\n{_NO_ADVICE}")
+    if markdown:
+        return Answer(data, "\n\n".join(_markdown(rows) for rows in _tables()))
+    return Answer(data, "\n\n".join([*(table(rows) for rows in _tables()), _NO_ADVICE]))
 
 
 @command
@@ -106,6 +100,51 @@ def explain(name: str) -> Answer:
 
 
 _NO_ADVICE = "These facts are a reading for machines, no legal advice."
+
+
+def _tables() -> Sequence[Sequence[tuple[str, ...]]]:
+    """The licences, the declarations and the materials as rows, each table with its header."""
+    from registry.license_data import library
+    from registry.licenses import allows
+
+    known = library()
+    declared = tuple(known.declarations)
+    licenses = [("LICENCE", "ALLOWS", "KEEPS ITS LICENCE", "ONLY IF", "SOURCE", "READ")]
+    licenses += [
+        (
+            facts.id,
+            _words(allows(facts.id, declared)) if facts.verified else "nothing (unverified)",
+            "yes" if facts.share_alike else "",
+            ", ".join(facts.requires),
+            facts.source,
+            facts.read.isoformat(),
+        )
+        for facts in known.licenses.values()
+    ]
+    declarations = [("DECLARATION", "NEEDED FOR", "SAYS")]
+    declarations += [
+        (one.id, f"{one.when} purposes" if one.when == "commercial" else "every purpose", one.text)
+        for one in known.declarations.values()
+    ]
+    materials = [("MATERIAL", "KIND", "LICENCE", "SOURCE", "READ")]
+    materials += [
+        (
+            name,
+            one.kind,
+            " or ".join(one.licenses) if one.verified else "unverified, so refused",
+            one.source,
+            one.read.isoformat(),
+        )
+        for one in known.materials
+        for name in one.names
+    ]
+    return licenses, declarations, materials
+
+
+def _markdown(rows: Sequence[tuple[str, ...]]) -> str:
+    head, *body = rows
+    names = [name.lower() for name in head]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *body))
 
 
 def _card(adapter: str) -> AdapterCard:

@@ -7,14 +7,17 @@ import re
 from datetime import date
 from importlib import metadata
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
+from click.testing import CliRunner
 
 from registry import licenses
+from registry.cli import cli
 from registry.commands import licenses as commands
 from registry.errors import UsageError
 from registry.families import KNOWN_BASES
-from registry.license_data import library, mixes_alphabets, plain, read_library
+from registry.license_data import Material, library, mixes_alphabets, plain, read_library
 from registry.spdx import normalize
 
 MISSION = {
@@ -142,3 +145,34 @@ def test_explain_finds_by_any_name_and_says_when_it_does_not() -> None:
 
 def test_the_command_offers_the_purposes_that_there_are() -> None:
     assert commands.PURPOSES == licenses.PURPOSES
+
+
+def test_the_page_has_the_tables_of_the_data(repository: Path) -> None:
+    page = (repository / "docs" / "licences.md").read_text("utf-8")
+    tables = CliRunner().invoke(cli, ["license", "list", "--markdown"]).output
+    assert tables.count("\n|") > 90
+    assert page.endswith(tables), "run: registry license list --markdown, and put it at the end of the page"
+    assert "no legal advice" in page
+
+
+def test_the_page_names_every_purpose_and_kind_of_ingredient(repository: Path) -> None:
+    page = (repository / "docs" / "licences.md").read_text("utf-8")
+    assert [purpose for purpose in licenses.PURPOSES if f"| `{purpose}` |" not in page] == []
+    assert [kind for kind in get_args(get_type_hints(Material)["kind"]) if f"| {kind} |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["explain", "LicenseRef-Stability-AI-Community"], "only if  the licensee and its affiliates"),
+        (["explain", "antelopev2"], "under    LicenseRef-InsightFace-Non-Commercial or"),
+        (["explain", "stabilityai/stable-diffusion-3.5-large-turbo"], "believed no: the source"),
+        (["explain", "annual-revenue-below-1m-usd"], "needed   for commercial purposes"),
+        (["list"], "nothing (unverified)"),
+    ],
+)
+def test_facts_are_shown_to_people_and_programs(arguments: list[str], expected: str) -> None:
+    assert expected in CliRunner().invoke(cli, ["license", *arguments]).output
+    found = json.loads(CliRunner().invoke(cli, ["license", *arguments, "--json"]).output)
+    assert set(found) == {"licenses", "declarations", "materials"}
+    assert any(found.values())

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.errors import LicenseRefused
+from registry.license_data import library
 from registry.licenses import judge
 from registry.manifest import CARD_NAME, AdapterCard, Ingredient
 from trainer import encoders
@@ -26,7 +27,7 @@ from trainer.errors import BaseModelError, ModelLicenseError, RecipeError
 from trainer.identity import identity_features
 from trainer.launch import train
 from trainer.portraits import judges
-from trainer.recipe import LossSection, Recipe, parse
+from trainer.recipe import EncoderName, LossSection, Recipe, parse
 
 KEY = Ed25519PrivateKey.generate()
 NOW = datetime.now(UTC)
@@ -193,6 +194,12 @@ def test_an_adapter_trained_with_the_shipped_encoder_stays_clean(
     _, card = trained(recipe, tiny_run, tiny_base, tiny_pipeline, tmp_path / "out")
     assert "portraits identity encoder" in {found.name for found in card.ingredients}
     assert judge(card, purpose="commercial-redistribution").problems == ()
+
+
+def test_every_pack_that_a_recipe_may_name_is_a_known_material() -> None:
+    known = {name for one in library().materials for name in one.names}
+    assert set(get_args(EncoderName)) - {"portraits"} <= known
+    assert {NON_COMMERCIAL, GRANTED} <= set(library().licenses)
 
 
 def test_only_the_identity_loss_has_an_encoder() -> None:
