@@ -22,13 +22,12 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from registry import attestation
-from registry.attestation import KINDS, PREDICATE_TYPES, ROLE_OF, Kind, Statement
-from registry.digest import Digest, digest_bytes
-from registry.errors import BadSignature, InvalidDocument, NotFound, Unsigned, UsageError, shown
-from registry.signing import envelope, signers
+from registry.attestation import KINDS, PREDICATE_TYPES, ROLE_OF, Kind
+from registry.belief import Keys, believe
+from registry.errors import NotFound, UsageError, shown
+from registry.signing import signers
 
 if TYPE_CHECKING:
     from registry.manifest import AdapterManifest
@@ -42,81 +41,12 @@ LINES_NAME: Final = f"{MANIFEST_NAME}.intoto.jsonl"
 _COSIGN_SCHEMES: Final = frozenset({"ed25519", "ecdsa-sha2-nistp256"})
 
 
-class Keys(Protocol):
-    """What an export asks of the trust root."""
-
-    def keys(self, role: str) -> Sequence[PublicKey]:
-        """Return the keys of a role; none for an unknown role."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Believed:
-    """A statement whose signatures hold.
-
-    Attributes:
-        statement: what it says.
-        envelope: the bytes that the store keeps.
-        keys: the keys of its role that signed it, by key id.
-    """
-
-    statement: Statement
-    envelope: bytes
-    keys: tuple[PublicKey, ...]
-
-    @property
-    def role(self) -> str:
-        """Whose keys signed."""
-        return ROLE_OF[self.statement.kind]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
     """An export: the content of each file, by its path, and why statements were left out."""
 
     files: Mapping[str, bytes]
     left_out: tuple[str, ...]
-
-
-def believe(
-    digest: Digest, envelopes: Iterable[bytes], trust: Keys
-) -> tuple[tuple[Believed, ...], tuple[str, ...]]:
-    """Sort out the statements about a manifest that a key of the right role signed.
-
-    Args:
-        digest: the manifest.
-        envelopes: hostile bytes.
-        trust: the keys of the roles.
-
-    Returns:
-        The believed statements by kind, in an order that depends on their content only; and one sentence for
-        each envelope that is not believed.
-    """
-    believed, left_out = [], []
-    for data in sorted(set(envelopes)):
-        try:
-            believed.append(_believe(digest, data, trust))
-        except (BadSignature, Unsigned, InvalidDocument) as error:
-            left_out.append(f"{digest_bytes(data)[:19]}: {error.message}")
-    believed.sort(key=lambda found: KINDS.index(found.statement.kind))
-    return tuple(believed), tuple(left_out)
-
-
-def _believe(digest: Digest, data: bytes, trust: Keys) -> Believed:
-    claimed = attestation.parse_statement(envelope.unverified_payload(data))
-    found = []
-    for key in sorted(trust.keys(ROLE_OF[claimed.kind]), key=lambda key: key.keyid):
-        try:
-            payload, _ = envelope.verified(data, [key])
-        except BadSignature:
-            continue
-        found.append((key, payload))
-    if not found:
-        raise BadSignature(f"no key of the {ROLE_OF[claimed.kind]} signed this {claimed.kind} statement")
-    statement = attestation.parse_statement(found[0][1])
-    if statement.digest != digest:
-        raise BadSignature(f"this {statement.kind} statement is about {shown(statement.subject_name)}")
-    return Believed(statement=statement, envelope=data, keys=tuple(key for key, _ in found))
 
 
 def public_pem(key: PublicKey) -> bytes:

@@ -279,5 +279,7 @@ class Registry:
         return Shown(
             listed=listed(state, manifest.name, manifest.version, target.digest),
             manifest=manifest,
-            statements=tuple(statement_view(trust, key, data) for key, data in statements.items()),
+            statements=tuple(
+                statement_view(trust, target.digest, key, data) for key, data in statements.items()
+            ),
         )

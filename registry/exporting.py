@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry import bundle
+from registry.belief import believe
 from registry.bundle import Bundle
 from registry.digest import Digest
 from registry.errors import RegistryError, UsageError
@@ -82,7 +83,7 @@ def export_bom(registry: Registry, reference: Reference, output: Path | None = N
     target = state.resolve(reference)
     manifest = shelf.read_manifest(registry.store, target.digest)
     envelopes = shelf.read_statements(registry.store, target.digest).values()
-    believed, left_out = bundle.believe(target.digest, envelopes, state.about(target))
+    believed, left_out = believe(target.digest, envelopes, state.about(target))
     data = bom.bom_bytes(manifest, [found.statement for found in believed])
     if output is not None:
         with _explained(output):

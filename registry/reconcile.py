@@ -296,7 +296,7 @@ def _repair(
 def _expected(registry: Registry, state: TrustState, digest: Digest) -> Expected:
     manifest = shelf.read_manifest(registry.store, digest)
     statements = shelf.read_statements(registry.store, digest)
-    views = [statement_view(state, key, data) for key, data in statements.items()]
+    views = [statement_view(state, digest, key, data) for key, data in statements.items()]
     tags = manifest_tags(manifest, digest) | signed_tags(
         digest,
         registry.store.uri,

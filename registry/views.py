@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from registry import attestation
-from registry.admission import TrustView
 from registry.attestation import ROLE_OF
+from registry.belief import Keys, believe_one
 from registry.digest import Digest
 from registry.errors import BadSignature, InvalidDocument, Unsigned
 from registry.results import Listed, StatementView
@@ -54,19 +54,33 @@ def _order(reference: str) -> tuple[str, int]:
     return name, int(version)
 
 
-def statement_view(trust: TrustView, key: str, data: bytes) -> StatementView:
-    """Reads one envelope for display: what it claims to be, and whether that is believed."""
+def statement_view(trust: Keys, digest: Digest, key: str, data: bytes) -> StatementView:
+    """Reads one envelope for display: what it claims to be, and whether that is believed.
+
+    Args:
+        trust: the keys of the roles.
+        digest: the manifest that it should be about.
+        key: where the store keeps it.
+        data: hostile bytes.
+    """
     kind, role = "unknown", ""
     ids: tuple[str, ...] = ()
     try:
         ids = envelope.signer_ids(data)
-        claimed = attestation.parse_statement(envelope.unverified_payload(data)).kind
-        kind, role = claimed, ROLE_OF[claimed]
-        predicate = attestation.parse_statement(envelope.verify(data, trust.keys(role), 1)).predicate
+        kind = attestation.parse_statement(envelope.unverified_payload(data)).kind
+        role = ROLE_OF[kind]
+        found = believe_one(digest, data, trust)
     except (BadSignature, Unsigned, InvalidDocument) as error:
         return StatementView(
             key=key, kind=kind, role=role, signed=False, problem=error.message, key_ids=ids, predicate={}
         )
     return StatementView(
-        key=key, kind=kind, role=role, signed=True, problem=None, key_ids=ids, predicate=predicate
+        key=key,
+        kind=kind,
+        role=role,
+        signed=True,
+        problem=None,
+        # Whoever else signed the same envelope is nobody here.
+        key_ids=tuple(public.keyid for public in found.keys),
+        predicate=found.statement.predicate,
     )

@@ -77,7 +77,7 @@ def test_people_read_what_programs_read(home: Path) -> None:
     shown = registry("show", PROD, "--attestations")
     assert shown.returncode == 0
     assert "signed by the approver key" in shown.stdout
-    assert '"top1": 0.93' in shown.stdout
+    assert "  top1  0.93\n" in shown.stdout
     verified = registry("verify", PROD)
     assert "19. The scanner of today finds nothing" in verified.stdout
     assert [check["number"] for check in answer("verify", PROD)["checks"]] == list(range(1, 20))

@@ -21,7 +21,8 @@ from securesystemslib.signer import CryptoSigner, SSlibKey
 from fakes.trust import FakeTrust, Published, publish, signed, signer
 from registry import bundle
 from registry.attestation import KINDS, PREDICATE_TYPES, ROLE_OF, Kind
-from registry.bundle import LINES_NAME, MANIFEST_NAME, MEDIA_TYPE, Bundle, believe, export
+from registry.belief import believe
+from registry.bundle import LINES_NAME, MANIFEST_NAME, MEDIA_TYPE, Bundle, export
 from registry.digest import digest_bytes
 from registry.errors import NotFound, UsageError
 from registry.manifest import AdapterManifest
