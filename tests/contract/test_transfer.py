@@ -273,7 +273,7 @@ transfer.download(Slow(open_store(sys.argv[1])), entries, Path(sys.argv[2]), pro
 
 
 @pytest.fixture
-def killed_reader(uri: str, entries: tuple[FileEntry, ...], folder: Path, repository: Path) -> Iterator[None]:
+def killed_reader(uri: str, entries: tuple[FileEntry, ...], folder: Path, repository: Path) -> None:
     """A process was killed when it had three chunks of five."""
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, uri, str(folder), *(entry.model_dump_json() for entry in entries)],
