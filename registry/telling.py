@@ -104,7 +104,7 @@ def _scan(predicate: Mapping[str, Any]) -> Iterator[str]:
 def _licence(predicate: Mapping[str, Any]) -> Iterator[str]:
     purpose = predicate.get("purpose")
     yield f"verdict   {shown(predicate['verdict'])}{f' for {shown(purpose)}' if purpose else ''}"
-    yield f"licence   {shown(predicate.get('license'))}"
+    yield f"licence   {shown(predicate['license'])}"
     for problem in predicate.get("problems", ()):
         yield f"because   {shown(problem, 300)}"
     for found in predicate.get("ingredients", ()):
