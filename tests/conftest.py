@@ -104,12 +104,18 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 
 
 @pytest.fixture(scope="session")
-def mlflow_server() -> Iterator[MlflowServer]:
-    """A real MLflow server with accounts; `environment()` signs a test in."""
+def mlflow_server(request: pytest.FixtureRequest) -> Iterator[MlflowServer]:
+    """A real MLflow server with accounts and artifacts in S3; `environment()` signs a test in."""
     from servers import mlflow as server
+    from servers.weed import binary
 
     reason = server.missing()
     if reason is not None:
         pytest.skip(reason)
-    with server.running() as found:
+    if binary() is None:  # the index needs no artifacts
+        with server.running() as found:
+            yield found
+        return
+    store: Weed = request.getfixturevalue("weed")
+    with server.running(f"s3://{store.bucket()}/runs", store.environment()) as found:
         yield found

@@ -28,7 +28,7 @@ def log(subject: str | None, last: int, verify: bool) -> Answer:
     registry = Registry.open()
     checked, lines = _verified(registry) if verify else (None, [])
     entries = list(registry.ledger.entries(subject=subject, limit=last, newest=True))
-    data = {"ledger": registry.ledger.uri, "entries": [_entry(found) for found in entries]}
+    data: dict[str, Any] = {"ledger": registry.ledger.uri, "entries": [_entry(found) for found in entries]}
     if checked is not None:
         data["verified"] = checked
     if entries:

@@ -123,6 +123,19 @@ def test_indexing_again_changes_only_what_differs(backend: Backend, name: str) -
     assert not {"metric.top1", "adapter_foundry.revoked"} & set(version.tags)
 
 
+def test_a_training_run_that_mlflow_has_is_linked(backend: Backend, name: str) -> None:
+    client = backend.client()
+    experiment = client.create_experiment(f"portraits-{name}")
+    run = client.create_run(experiment).info.run_id
+    for number, run_id in ((1, run), (2, "0" * 32)):  # a server refuses to link a run that it does not have
+        lineage = CARD.training.model_copy(update={"run_id": run_id})
+        card = CARD.model_copy(update={"training": lineage})
+        manifest = AdapterManifest.make(card, name=name, version=number, files=ENTRIES)
+        backend.catalog.record(manifest, manifest.digest, source_of(manifest))
+    assert client.get_model_version(name, "1").run_id == run
+    assert not client.get_model_version(name, "2").run_id
+
+
 def test_an_alias_is_made_moved_and_removed(backend: Backend, name: str) -> None:
     first, second = record(backend, name, 1), record(backend, name, 2)
     backend.catalog.point(name, "prod", first)

@@ -115,6 +115,18 @@ def test_mlflow_shows_what_is_signed(team: Registry, capsys: pytest.CaptureFixtu
     assert (code, report["differences"]) == (0, [])
 
 
+def test_a_training_run_keeps_its_artifacts_beside_the_adapters(
+    team: Registry, weed: Weed, mlflow_server: MlflowServer
+) -> None:
+    """The server's own artifacts go through it into S3; the registry's files never pass the server."""
+    client = _client()
+    run = client.create_run(client.create_experiment(f"portraits-{team.store.uri}"))
+    client.log_text(run.info.run_id, "loss: 0.1", "training.txt")
+    bucket, _, prefix = mlflow_server.artifacts.removeprefix("s3://").partition("/")
+    found = weed.client().list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
+    assert [one["Key"] for one in found if one["Key"].endswith(f"{run.info.run_id}/artifacts/training.txt")]
+
+
 def test_an_alias_moved_by_hand_is_reported_and_mended_and_never_believed(
     team: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:

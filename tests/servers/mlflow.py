@@ -30,11 +30,13 @@ class MlflowServer:
 
     Attributes:
         uri: its tracking URI.
+        artifacts: where its runs keep artifacts.
         passwords: by account; the accounts are "admin", "publisher" and "reader". Everybody may read, and
             whoever makes a model manages it.
     """
 
     uri: str
+    artifacts: str
     passwords: Mapping[str, str]
 
     def environment(self, account: str = PUBLISHER) -> dict[str, str]:
@@ -100,7 +102,11 @@ def running(
                 },
             )
         try:
-            server = MlflowServer(uri=f"http://127.0.0.1:{port}", passwords=passwords)
+            server = MlflowServer(
+                uri=f"http://127.0.0.1:{port}",
+                artifacts=artifacts or str(root / "artifacts"),
+                passwords=passwords,
+            )
             _wait(server, process, root / "log")
             for account in (PUBLISHER, READER):
                 _create_account(server, account)
