@@ -109,7 +109,12 @@ class Pruned:
 
 
 def clean(
-    registry: Registry, grace: timedelta = GRACE, *, dry_run: bool = False, revoked: bool = False
+    registry: Registry,
+    grace: timedelta = GRACE,
+    *,
+    dry_run: bool = False,
+    revoked: bool = False,
+    partial: bool = False,
 ) -> CleanUp:
     """Remove from the store what no signed name needs; see above.
 
@@ -119,6 +124,7 @@ def clean(
         dry_run: look only.
         revoked: files that only revoked versions name go as well; their manifests and statements stay, as
             evidence and because they are small.
+        partial: the store is a mirror of some versions: a manifest that is not there names nothing.
 
     Raises:
         NotFound, DigestMismatch, InvalidDocument: the manifest of a signed version is not in the store, so
@@ -126,7 +132,7 @@ def clean(
         RegistryError: see the error tree.
     """
     store, before = registry.store, datetime.now(UTC) - grace
-    marked = _Marked(store, revoked=revoked)
+    marked = _Marked(store, revoked=revoked, partial=partial)
     marked.add(_fresh_state(registry))
     candidates, reachable, young = [], 0, 0
     for prefix in SWEPT:
@@ -160,8 +166,8 @@ def clean(
 class _Marked:
     """What signed names mean in a store."""
 
-    def __init__(self, store: ObjectStore, *, revoked: bool) -> None:
-        self._store, self._revoked = store, revoked
+    def __init__(self, store: ObjectStore, *, revoked: bool, partial: bool) -> None:
+        self._store, self._revoked, self._partial = store, revoked, partial
         self._roots: set[str] = set()
         self._read: dict[Digest, AdapterManifest] = {}
 
@@ -173,7 +179,7 @@ class _Marked:
         """
         signed = {target.digest for target in (*state.versions().values(), *state.aliases().values())}
         each(self._load, sorted(signed - self._read.keys()))
-        for digest in signed:
+        for digest in signed & self._read.keys():
             manifest = self._read[digest]
             self._roots |= {manifest_key(digest), statements_prefix(digest)}
             weights = manifest.file(WEIGHTS_NAME)

@@ -10,7 +10,9 @@ from registry.commands import DIGEST_SHOWN, Answer, command, table
 
 if TYPE_CHECKING:
     from registry.comparison import Comparison, Field
+    from registry.mirror import Mirrored
     from registry.spectral import SpectralChange
+    from registry.transfer import Progress
 
 _SHOWN = 60
 _MOST_CHANGED = 5
@@ -139,11 +141,14 @@ def _cell(value: Any, form: str = "{:.4g}") -> str:
 @command
 @click.option("--grace", type=click.FloatRange(0), default=24.0, show_default=True, metavar="HOURS",
               help="What is younger stays: a push may be in progress.")  # fmt: skip
+@click.option("--partial", is_flag=True, help="This store mirrors some versions only: others may be missing.")
 @click.option("--revoked", is_flag=True, help="Remove the files of revoked versions, too.")
 @click.option("--cache", is_flag=True, help="Clean up this machine's cache instead of the store.")
 @click.option("--keep-bytes", type=click.IntRange(0), help="With --cache: keep at most so many bytes.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-def gc(grace: float, revoked: bool, cache: bool, keep_bytes: int | None, dry_run: bool) -> Answer:
+def gc(
+    grace: float, partial: bool, revoked: bool, cache: bool, keep_bytes: int | None, dry_run: bool
+) -> Answer:
     """Remove what no signed name needs any more, from the store or from the cache.
 
     Revoked and yanked versions are signed, too, and stay. Trust metadata is never touched.
@@ -154,8 +159,10 @@ def gc(grace: float, revoked: bool, cache: bool, keep_bytes: int | None, dry_run
     from registry.client import Registry
     from registry.errors import UsageError
 
-    if (keep_bytes is not None and not cache) or (revoked and cache):
-        raise UsageError("--keep-bytes is for --cache, --revoked is for the store", "leave one of them out")
+    if (keep_bytes is not None and not cache) or ((revoked or partial) and cache):
+        raise UsageError(
+            "--keep-bytes is for --cache, --revoked and --partial are for the store", "leave one of them out"
+        )
     registry, hours = Registry.open(), timedelta(hours=grace)
     did = "would be removed" if dry_run else "removed"
     if cache:
@@ -165,7 +172,7 @@ def gc(grace: float, revoked: bool, cache: bool, keep_bytes: int | None, dry_run
         lines = [f"{item['name']}  {item['bytes']} bytes" for item in items]
         lines.append(f"{len(items)} adapters, {pruned.size} bytes {did}; {pruned.kept} bytes stay.")
         return Answer(data, "\n".join(lines))
-    found = upkeep.clean(registry, hours, dry_run=dry_run, revoked=revoked)
+    found = upkeep.clean(registry, hours, dry_run=dry_run, revoked=revoked, partial=partial)
     removed = [*found.objects, *found.unfinished]
     data = {
         "removed": [{"name": item.key, "bytes": item.size} for item in found.objects],
@@ -183,4 +190,73 @@ def gc(grace: float, revoked: bool, cache: bool, keep_bytes: int | None, dry_run
     return Answer(data, "\n".join(lines))
 
 
-COMMANDS = (diff, gc)
+@click.group()
+def mirror() -> None:
+    """Carry versions to a site without a network, as one file."""
+
+
+@click.argument("archive", type=click.Path(dir_okay=False))
+@click.argument("references", nargs=-1, metavar="[REF]...")
+def _export(archive: str, references: tuple[str, ...], progress: Progress) -> Answer:
+    """Write ARCHIVE with the named versions, or with all that are approved and not revoked.
+
+    It is believed for as long as its timestamp: import it before that is over.
+    """
+    from pathlib import Path
+
+    from registry import mirror as mirrors
+    from registry.client import Registry
+    from registry.reference import Reference
+
+    wanted = [Reference.parse(text) for text in references]
+    found = mirrors.export(Registry.open(), Path(archive), wanted, progress)
+    lines = [
+        f"{archive}  {found.size} bytes, {len(found.references)} versions; import it before {found.expires}"
+    ]
+    return _mirrored(found, archive, lines, 0)
+
+
+@click.argument("archive", type=click.Path(dir_okay=False))
+def _import(archive: str, progress: Progress) -> Answer:
+    """Verify ARCHIVE by the root that is pinned here, and take what this site's policy admits.
+
+    Nothing is taken if anything in it was changed. The exit code tells why a genuine version was left out.
+    """
+    from pathlib import Path
+
+    from registry import mirror as mirrors
+    from registry.client import Registry
+
+    found = mirrors.import_(Registry.open(), Path(archive), progress)
+    code = next((left.refusal.exit_code for left in found.left_out), 0)
+    lines = [f"{len(found.references)} versions are here, {found.sent} bytes were new."]
+    lines.append(f"This site believes them until {found.expires}, or until a newer archive comes.")
+    return _mirrored(found, archive, lines, code)
+
+
+def _mirrored(found: Mirrored, archive: str, lines: list[str], code: int) -> Answer:
+    left = [
+        {
+            "reference": item.reference,
+            "kind": type(item.refusal).__name__,
+            "exit_code": item.refusal.exit_code,
+            "message": item.refusal.message,
+        }
+        for item in found.left_out
+    ]
+    lines += [f"Left out: {item['reference']}: {item['message']}" for item in left]
+    data = {
+        "archive": archive,
+        "bytes": found.size,
+        "file_bytes": found.sent,
+        "references": [*found.references],
+        "left_out": left,
+        "expires": found.expires,
+    }
+    return Answer(data, "\n".join(lines), code)
+
+
+mirror.add_command(command(_export, "export"))
+mirror.add_command(command(_import, "import"))
+
+COMMANDS = (diff, gc, mirror)
