@@ -13,6 +13,7 @@ import click
 from registry.commands import Answer, command, table
 
 if TYPE_CHECKING:
+    from registry.client import Registry
     from registry.signing.authority import Authority
     from registry.signing.rotation import Draft
 
@@ -70,7 +71,8 @@ def add(role: str, key: str, threshold: int | None) -> Answer:
     """List KEY for ROLE: a public key file (PEM), or a URI such as awskms:alias/approver."""
     from registry.signing import keys
 
-    return _told(keys.add(_authority(), role, key, threshold))
+    registry = _recorded("add", role, key=key, threshold=threshold)
+    return _told(keys.add(registry.authority, role, key, threshold))
 
 
 @click.argument("role", type=click.Choice(ROLES))
@@ -79,7 +81,8 @@ def threshold(role: str, number: int) -> Answer:
     """Let ROLE need the signatures of NUMBER different keys."""
     from registry.signing import keys
 
-    return _told(keys.require(_authority(), role, number))
+    registry = _recorded("threshold", role, threshold=number)
+    return _told(keys.require(registry.authority, role, number))
 
 
 @click.argument("role", type=click.Choice(ROLES))
@@ -92,7 +95,7 @@ def rotate(role: str, to: str | None) -> Answer:
     """
     from registry.signing import keys
 
-    result = keys.rotate(_authority(), role, to)
+    result = keys.rotate(_recorded("rotate", role, to=to).authority, role, to)
     answer = _told(result.draft)
     kept = None if result.kept is None else str(result.kept)
     if kept is not None:
@@ -108,25 +111,29 @@ def revoke_key(keyid: str, planned: bool) -> Answer:
     """Take KEYID (its first 8 digits or more) out of every role, for good."""
     from registry.signing import keys
 
-    return _told(keys.remove(_authority(), keyid, planned=planned))
+    registry = _recorded("revoke-key", keyid, planned=planned)
+    return _told(keys.remove(registry.authority, keyid, planned=planned))
 
 
 def renew() -> Answer:
     """Give a new life to the root and to everything whose key is on this machine."""
     from registry.signing.rotation import Rotation
 
-    return _told(Rotation(_authority()).renew())
+    return _told(Rotation(_recorded("renew", "root").authority).renew())
 
 
 @click.option("--drop", is_flag=True, help="Forget the draft.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def sign(drop: bool, yes: bool) -> Answer:
     """Sign the new root that somebody else has begun, after showing what it changes."""
+    from registry.client import Registry
     from registry.errors import NotFound
     from registry.signing.rotation import Rotation
 
-    rotation = Rotation(_authority())
+    registry = Registry.open()
+    rotation = Rotation(registry.authority)
     if drop:
+        registry.record("trust", "root", {"command": "sign --drop"})
         rotation.drop()
         return Answer({"dropped": True}, "The draft is dropped.")
     draft = rotation.look()
@@ -137,6 +144,9 @@ def sign(drop: bool, yes: bool) -> Answer:
         click.echo(f"  {line}", err=True)
     if not yes:
         click.confirm("Sign it?", abort=True, err=True)
+    registry.record(
+        "trust", "root", {"command": "sign", "version": draft.version, "changes": [*draft.changes]}
+    )
     return _told(rotation.sign(draft.digest))
 
 
@@ -168,6 +178,15 @@ def _authority() -> Authority:
     from registry.client import Registry
 
     return Registry.open().authority
+
+
+def _recorded(subcommand: str, subject: str, **details: Any) -> Registry:
+    """The registry, after the audit log has got a line: no key changes without one, tried ones included."""
+    from registry.client import Registry
+
+    registry = Registry.open()
+    registry.record("trust", subject, {"command": subcommand, **details})
+    return registry
 
 
 def _told(draft: Draft) -> Answer:

@@ -1,4 +1,4 @@
-"""Whoever controls the store and some keys lies about keys: old and foreign ones, planted roots, forged bins."""
+"""Whoever controls the store and some keys lies about keys: old and foreign ones, planted roots, bins."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ import pytest
 
 from fakes.registries import expire, forget_trust, newest, resign
 from registry.digest import digest_bytes
-from registry.errors import BadSignature, NotFound, RegistryError, StaleTrust, UsageError
+from registry.errors import (
+    BadSignature,
+    Conflict,
+    NetworkError,
+    NotFound,
+    RegistryError,
+    StaleTrust,
+    UsageError,
+)
 from registry.reference import Reference
 from registry.signing import edition
 from registry.signing.authority import Authority
@@ -259,3 +269,115 @@ def test_revocations_add_up(authority: Authority) -> None:
     state = authority.revoke(TWO, "second")
     assert (state.is_revoked(ONE), state.is_revoked(TWO)) == ("first", "second")
     assert state.is_revoked(digest_bytes(b"three")) is None
+
+
+# -- aliases, yanks, the anchor --
+
+
+def test_an_alias_that_was_moved_meanwhile_is_not_moved_back(authority: Authority) -> None:
+    authority.set_alias("x@prod", ONE, 3, {"version": 1}, None)
+    authority.set_alias("x@prod", TWO, 3, {"version": 2}, ONE)
+    three = digest_bytes(b"three")
+    for expected in (None, ONE):
+        with pytest.raises(Conflict, match="was moved to version 2 while you were promoting version 3"):
+            authority.set_alias("x@prod", three, 3, {"version": 3}, expected)
+    with pytest.raises(Conflict, match="was moved to version 2"):
+        authority.remove_alias("x@prod", ONE)
+    before = authority.state().version("targets")
+    state = authority.set_alias("x@prod", TWO, 3, {"version": 2}, ONE)
+    assert state.version("targets") == before, "what is so already is not signed again"
+    assert authority.remove_alias("x@prod", TWO).aliases() == {}
+    with pytest.raises(Conflict, match="was removed while you were promoting"):
+        authority.set_alias("x@prod", three, 3, {"version": 3}, TWO)
+
+
+def test_yanks_come_and_go(authority: Authority) -> None:
+    authority.revoke(ONE, "gone")
+    assert authority.yank(TWO, "ugly").is_yanked(TWO) == "ugly"
+    state = authority.unyank(TWO)
+    assert state.is_yanked(TWO) is None
+    assert (state.is_revoked(ONE), state.is_yanked(ONE)) == ("gone", None)
+
+
+def test_every_publication_carries_the_newest_head_of_the_log(
+    store: LocalObjects, keys: KeyRing, client: TrustClient
+) -> None:
+    heads: list[dict[str, Any]] = []
+    authority = Authority(store, keys, client, anchor=lambda _: heads[-1] if heads else None)
+    authority.initialise()
+    assert authority.state().ledger_anchor() is None
+    for length in (1, 2):
+        heads.append({"length": length, "digest": str(ONE)})
+        assert authority.add_version(f"x:{length}", ONE, 3).ledger_anchor() == heads[-1]
+    heads.append({"length": 3, "digest": str(TWO)})
+    assert authority.publish_anchor().ledger_anchor() == heads[-1]
+    heads.clear()
+    assert authority.add_version("x:3", ONE, 3).ledger_anchor() == {"length": 3, "digest": str(TWO)}
+
+
+# -- this machine's memory --
+
+
+def test_fresh_metadata_is_read_without_the_store_and_without_tuf(
+    authority: Authority, store: LocalObjects, home: Path
+) -> None:
+    """In a process of its own, for this one has imported tuf."""
+    authority.add_version("x:1", ONE, 3)
+    assert list(authority.set_alias("x@prod", ONE, 3, {}, None).versions()) == ["x:1"]
+    code = """
+import sys
+from pathlib import Path
+from registry.reference import Reference
+from registry.signing.refresh import TrustClient
+state = TrustClient(None, Path(sys.argv[1]), max_age=3600).current()
+print(state.resolve(Reference.parse("x@prod")).digest, state.resolve(Reference.parse("x:1")).digest)
+print(sorted({"tuf", "securesystemslib", "boto3"} & set(sys.modules)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(home / "trust")], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"{ONE} {ONE}\n[]\n"
+
+
+def test_news_are_seen_when_the_memory_is_too_old(authority: Authority, home: Path) -> None:
+    patient = TrustClient(authority.store, home / "other", max_age=3600)
+    patient.pin(authority.client.pinned.read_bytes())
+    assert patient.current().versions() == {}
+    authority.add_version("x:1", ONE, 3)
+    assert patient.current().versions() == {}
+    hasty = TrustClient(authority.store, home / "other")
+    assert list(hasty.current().versions()) == ["x:1"]
+    assert list(patient.current().versions()) == ["x:1"]
+
+
+def test_offline_goes_on_while_the_metadata_count(
+    authority: Authority,
+    client: TrustClient,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What this machine has used before is kept up to date by every refresh."""
+    assert list(authority.add_version("x:1", ONE, 3).versions()) == ["x:1"]
+    authority.add_version("x:2", TWO, 3)
+
+    def away(*_: Any) -> Any:
+        raise NetworkError("the store is away")
+
+    monkeypatch.setattr(LocalObjects, "read", away)
+    with caplog.at_level(logging.WARNING):
+        assert list(client.current().versions()) == ["x:1", "x:2"]
+    assert "the store does not answer" in caplog.text
+    with pytest.raises(NetworkError):
+        client.refresh()
+
+
+def test_a_bin_removed_while_it_is_read_is_read_from_the_next_edition(
+    authority: Authority, store: LocalObjects, home: Path
+) -> None:
+    authority.add_version("x:1", ONE, 3)
+    slow = TrustClient(store, home / "slow")
+    slow.pin(authority.client.pinned.read_bytes())
+    state = slow.refresh()
+    for version in (2, 3, 4):
+        authority.add_version(f"x:{version}", ONE, 3)
+    assert list(state.versions_of("x")) == [1, 2, 3, 4]
