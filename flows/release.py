@@ -43,23 +43,23 @@ def scan(adapter: Path, progress: Progress) -> dict[str, Any]:
     return _result("scan", adapter, report.weights, facts)
 
 
-@task(name="licences", description="may all that went in be published under the adapter's licence?")
-def licences(adapter: Path, progress: Progress) -> dict[str, Any]:
+@task(name="licences", description="may all that went in serve the purpose of the registry's policy?")
+def licences(home: Path, adapter: Path, progress: Progress) -> dict[str, Any]:
     """See `registry.licenses.judge`.
 
     Raises:
         registry.errors.LicenseRefused: it may not.
     """
-    from registry.families import KNOWN_BASES
-    from registry.licenses import judge, require
+    from registry.admission import judge_licences
+    from registry.licenses import require
 
     data = read_folder(adapter)[CARD_NAME]
     card = AdapterCard.parse(data)
-    base = KNOWN_BASES.get(card.base.id)
-    verdict = require(judge(card, None if base is None else base.license))
+    verdict = require(judge_licences(card, Registry.open(home).policy.admission(None)))
     progress("licences", 1, 1)
     facts = {
         "license": verdict.license,
+        "purpose": verdict.purpose,
         "commercial": verdict.commercial,
         "ingredients": len(card.ingredients),
     }
