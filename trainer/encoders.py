@@ -8,6 +8,7 @@ taken for no file. The adapter's card names what was looked through, with what i
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ NON_COMMERCIAL: Final = "LicenseRef-InsightFace-Non-Commercial"
 GRANTED: Final = "LicenseRef-InsightFace-Model-License"
 
 _LICENSE_FILE = "MODEL.LICENSE"
+# A manifest may name the licence file; without either there is none.
+_SIGNS_OF_A_LICENSE = (_LICENSE_FILE, "manifest.json")
 _RECOGNITION: Final[dict[str, str]] = {"antelopev2": "glintr100.onnx", "buffalo_l": "w600k_r50.onnx"}
 
 
@@ -143,19 +146,16 @@ def _license_of(name: str, folder: Path, public_keys: Iterable[Any] | None) -> t
     return (GRANTED if found.commercial_use_permitted else NON_COMMERCIAL), about
 
 
-_SIGNS_OF_A_LICENSE = (_LICENSE_FILE, "manifest.json")
-
-
 def _digest(file: Path) -> Digest:
     return digest_bytes(file.read_bytes())
 
 
 def _inspect(name: str, folder: Path, public_keys: Iterable[Any] | None) -> Any:
     try:
-        from insightface.model_zoo.model_license import inspect_model_package_license
+        verifier = importlib.import_module("insightface.model_zoo.model_license")
     except ImportError as error:
         raise ModelLicenseError(
             f"the licence of the model pack {name} cannot be verified: {error}",
-            'install adapter-foundry with the extra "identity"',
+            "install insightface as requirements-nodeps.txt tells",
         ) from error
-    return inspect_model_package_license(folder, expected_model_id=name, public_keys=public_keys)
+    return verifier.inspect_model_package_license(folder, expected_model_id=name, public_keys=public_keys)
