@@ -254,7 +254,7 @@ def prune(
     state, folder = registry.authority.state(), registry.place.cache
     cache, before = AdapterCache(folder), datetime.now(UTC) - grace
     named = {target.digest for target in (*state.versions().values(), *state.aliases().values())}
-    sizes = {digest: _bytes(cache.path(digest)) for digest in _cached(folder / "sha256")}
+    sizes = {digest: _bytes(cache.path(digest)) for digest in cached(folder / "sha256")}
     gone = {digest: size for digest, size in sizes.items() if digest not in named or state.is_revoked(digest)}
     left = {digest: size for digest, size in sizes.items() if digest not in gone}
     for digest in sorted(left, key=lambda found: _last_verified(folder, found)):
@@ -264,7 +264,7 @@ def prune(
     for digest, size in gone.items():
         if dry_run or _drop(folder, cache, digest):
             removed[str(digest)] = size
-    for digest in _cached(folder / "incoming"):
+    for digest in cached(folder / "incoming"):
         path = folder / "incoming" / digest.hex
         size = _bytes(path)
         if _newest(path) < before.timestamp() and (dry_run or _drop_incoming(folder, path)):
@@ -272,7 +272,7 @@ def prune(
     return Pruned(removed=removed, kept=sum(left.values()), dry_run=dry_run)
 
 
-def _cached(folder: Path) -> Iterator[Digest]:
+def cached(folder: Path) -> Iterator[Digest]:
     """The digests whose folders lie in a folder of the cache."""
     try:
         names = sorted(os.listdir(folder))

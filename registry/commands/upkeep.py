@@ -259,4 +259,40 @@ def _mirrored(found: Mirrored, archive: str, lines: list[str], code: int) -> Ans
 mirror.add_command(command(_export, "export"))
 mirror.add_command(command(_import, "import"))
 
-COMMANDS = (diff, gc, mirror)
+
+@command
+@click.option("--deep", is_flag=True, help="Read and verify every byte in the store and in the cache.")
+def doctor(deep: bool) -> Answer:
+    """Look at settings, keys, trust, store, index, audit log and cache; say what to do.
+
+    Nothing is changed. The exit code is that of the first problem.
+    """
+    from registry import doctor as doctors
+    from registry.client import Registry
+    from registry.errors import shown
+
+    findings = doctors.examine(Registry.open(), deep=deep)
+    data = {
+        "findings": [
+            {
+                "check": found.check,
+                "outcome": found.outcome,
+                "detail": found.detail,
+                "mend": found.mend,
+                "exit_code": found.exit_code,
+            }
+            for found in findings
+        ],
+        "healthy": doctors.exit_code(findings) == 0,
+    }
+    marks = {"ok": "ok", "warn": "warning", "fail": "PROBLEM"}
+    rows = [("CHECK", "RESULT", "FOUND")]
+    rows += [
+        (shown(found.check, _SHOWN), marks[found.outcome], shown(found.detail, 300)) for found in findings
+    ]
+    todo = [f"  {line}" for line in doctors.to_do(findings)]
+    text = "\n".join([table(rows), *(["", "What to do:", *todo] if todo else [])])
+    return Answer(data, text, doctors.exit_code(findings))
+
+
+COMMANDS = (diff, gc, mirror, doctor)

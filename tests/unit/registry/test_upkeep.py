@@ -30,7 +30,7 @@ from registry.storage.mlmodel import write_model
 
 #: Every example is a whole registry; making a failing one smaller would take minutes.
 SLOW = settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
@@ -232,10 +232,10 @@ def test_a_name_that_is_signed_while_the_store_is_marked_keeps_its_objects(
     steps = push(registry, 1, 2)
     run(steps, 5)
     make_old(home)
-    cleaner, asked = Registry.open(home), iter(range(40))
+    cleaner, asked = Registry.open(home), iter(range(7))
 
     def sign_late() -> None:
-        if next(asked, None) == 30:
+        if next(asked, None) == 6:
             next(steps)
 
     cleaner.store = Interleaved(objects(home), sign_late)
