@@ -124,6 +124,10 @@ class TrustClient:
         """
         bootstrap = self._pinned_root()
         with self.locked():
+            known = self._unchanged(bootstrap, signing=signing)
+            if known is not None:
+                self._remember()
+                return known
             for attempt in range(_ATTEMPTS):
                 try:
                     self._update(bootstrap)
@@ -175,6 +179,25 @@ class TrustClient:
                 "ADAPTER_FOUNDRY_HOME to a folder that has one",
             ) from None
 
+    def _unchanged(self, bootstrap: bytes, *, signing: bool) -> TrustState | None:
+        """What was verified before, if the store still shows exactly that and no newer root; None otherwise.
+
+        The same bytes under the same root need no second verification, only their time is looked at again.
+        That spares tuf, which most refreshes have no other use for.
+        """
+        known = self._recalled(None)
+        if known is None:
+            return None
+        try:
+            if read(self._store, f"{PREFIX}timestamp.json") != self._kept("timestamp"):
+                return None
+            with contextlib.suppress(NotFound):
+                read(self._store, f"{PREFIX}{known.version('root') + 1}.root.json")
+                return None
+            return self._loaded(bootstrap, expired=signing)
+        except (NotFound, StaleTrust, DigestMismatch):
+            return None
+
     def _update(self, bootstrap: bytes) -> None:
         from tuf.ngclient import Updater
 
@@ -193,7 +216,7 @@ class TrustClient:
         """
         documents: dict[str, Document] = {}
         for role in TOP:
-            data = (self._metadata / f"{role}.json").read_bytes()
+            data = self._kept(role)
             documents[role] = json.loads(data)
             number = documents[role]["signed"]["version"]
             self._compare("timestamp.json" if role == "timestamp" else f"{number}.{role}.json", data)
@@ -272,7 +295,7 @@ class TrustClient:
             memory: Any = json.loads((self._metadata / _MEMORY).read_bytes())
             age = time.time() - memory["checked"]
             whole = self.pinned.exists() and all(self._digest(role) == memory["sha256"][role] for role in TOP)
-            documents = {role: json.loads((self._metadata / f"{role}.json").read_bytes()) for role in TOP}
+            documents = {role: json.loads(self._kept(role)) for role in TOP}
         except (OSError, ValueError, KeyError, TypeError):
             return None
         state = replace(self._state(documents), remembered=True)
@@ -281,7 +304,10 @@ class TrustClient:
         return state if whole and fresh and all(state.expires(role) > now for role in TOP) else None
 
     def _digest(self, role: str) -> str:
-        return hashlib.sha256((self._metadata / f"{role}.json").read_bytes()).hexdigest()
+        return hashlib.sha256(self._kept(role)).hexdigest()
+
+    def _kept(self, role: str) -> bytes:
+        return (self._metadata / f"{role}.json").read_bytes()
 
 
 class _Withheld(StaleTrust):
