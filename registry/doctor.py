@@ -324,11 +324,9 @@ def _cache(visit: _Visit, check: str) -> None:
     folder = visit.registry.place.cache
     cache, size, stale = AdapterCache(folder), 0, []
     digests = list(cached(folder / "sha256"))
-    named = set()
-    if visit.state is not None:
-        named = {
-            found.digest for found in (*visit.state.versions().values(), *visit.state.aliases().values())
-        }
+    state, named = visit.state, set()
+    if state is not None:
+        named = {found.digest for found in (*state.versions().values(), *state.aliases().values())}
     for digest in digests:
         documents = cache.read_documents(digest)
         if documents is None or digest_bytes(documents.manifest) != digest:
