@@ -140,6 +140,18 @@ class Registry:
             return None
         return self.ledger.continued(None if signed is None else LedgerHead.parse(signed)).facts()
 
+    def require_keys(self, *roles: str) -> None:
+        """Makes sure that this machine can sign for some roles, and publish, before anything is written.
+
+        Raises:
+            NotFound: a key is not on this machine.
+            UsageError: a key cannot be opened.
+        """
+        from registry.signing.signers import ONLINE
+
+        for role in (*roles, ONLINE):
+            self.keys.signer(role)
+
     # -- verbs --
 
     def initialise(self) -> bool:

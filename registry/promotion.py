@@ -223,6 +223,7 @@ def promote(registry: Registry, report: GateReport, action: str = "promote") -> 
     manifest, before = report.manifest, report.before
     reused = before is not None and before.digest == manifest.digest
     if not reused:
+        registry.require_keys("approver")
         expected = None if before is None else before.digest
         details = {"alias": report.alias, "digest": str(manifest.digest), "before": expected}
         registry.record(action, report.reference, details)
@@ -292,6 +293,7 @@ def demote(registry: Registry, name: str, alias: str) -> Promotion:
     if target is None:
         raise NotFound(f"there is no {path}", "`registry list` shows the aliases")
     version = target.custom.get("version")
+    registry.require_keys("approver")
     registry.record("demote", f"{name}:{version}", {"alias": path, "digest": str(target.digest)})
     registry.authority.remove_alias(path, target.digest)
     registry.catalog.point(name, alias, None)
@@ -326,6 +328,7 @@ def _withdraw(registry: Registry, reference: Reference, action: str, reason: str
     target = registry.authority.signing_state().resolve(reference)
     manifest = shelf.read_manifest(registry.store, target.digest)
     subject = f"{manifest.name}:{manifest.version}"
+    registry.require_keys("approver")
     registry.record(action, subject, {"digest": str(target.digest), "reason": reason})
     if reason is None:
         state = registry.authority.unyank(target.digest)

@@ -71,6 +71,7 @@ def push(
 
     check_name(name)
     registry.catalog.require()
+    registry.require_keys("publisher", "scanner")
     if evaluation is not None:
         attestation.evaluation_predicate(evaluation)
     with open_folder(folder) as contents:
