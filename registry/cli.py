@@ -13,7 +13,17 @@ from collections.abc import Sequence
 import click
 
 from registry.command import run
-from registry.commands import formats, ledger, licenses, publishing, reconcile, upkeep, using
+from registry.commands import (
+    formats,
+    ledger,
+    licenses,
+    publishing,
+    reconcile,
+    statements,
+    trust,
+    upkeep,
+    using,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,7 +35,7 @@ def cli() -> None:
     """
 
 
-for _subject in (publishing, using, ledger, reconcile, formats, licenses, upkeep):
+for _subject in (publishing, using, ledger, reconcile, formats, licenses, upkeep, statements, trust):
     for _command in _subject.COMMANDS:
         cli.add_command(_command)
 
