@@ -1,8 +1,8 @@
 """Making the index say what is signed: compare, report, repair.
 
 MLflow is never believed. What differs was changed by hand, in its database or by an interruption; a repair
-always makes MLflow like the signed state, never the other way round. `compare` is pure; models that no name
-of the registry speaks about belong to other people and are left alone.
+always makes MLflow like the signed state, never the other way round. `compare` is pure; models that neither
+have a signed name nor hold anything of this registry belong to other people and are left alone.
 """
 
 from __future__ import annotations
@@ -158,9 +158,12 @@ def compare(expected: Mapping[str, ExpectedModel], view: CatalogView) -> tuple[D
     found: list[Difference] = []
     for name, wanted in expected.items():
         found += _model_differences(name, wanted, view.get(name))
+    # Another registry may share the MLflow server: an unknown name is ours only if it holds what we signed.
+    signed = [one for wanted in expected.values() for one in wanted.versions.values()]
+    digests, sources = {str(one.digest) for one in signed}, {one.source for one in signed}
     for name in view.keys() - expected.keys():
         for version in view[name].versions:
-            if version.digest:
+            if version.digest in digests or version.source in sources:
                 found.append(_unsigned(name, version))
     return tuple(sorted(found, key=lambda one: (one.model, one.subject, one.kind)))
 
@@ -270,7 +273,7 @@ def _repair(
     """Make one model of the index like the signed one; one that has to be made anew loses people's tags."""
     catalog = registry.catalog
     if wanted is None:
-        if model is not None and all(entry.digest for entry in model.versions):
+        if model is not None and len(differences) == len(model.versions):
             catalog.remove(name)
             return
     elif any(difference.kind in _NEEDS_REBUILD for difference in differences):

@@ -55,6 +55,13 @@ def test_nothing_differs() -> None:
 
 def test_tags_and_models_of_other_people_are_left_alone() -> None:
     others = view(STRANGER, name="fraud-detector", aliases={"champion": 4})
+    others |= view(  # of another registry that shares the server
+        CatalogVersion(
+            number=1, source="s3://b/models/1", tags={"adapter_foundry.digest": "sha256:" + "1" * 64}
+        ),
+        name="frowns",
+        aliases={"prod": 1},
+    )
     mine = view(replace(entry(1), tags={**entry(1).tags, "reviewer": "Zoë"}), entry(2), entry(3))
     assert compare(SIGNED, others | mine) == ()
 
@@ -156,8 +163,9 @@ CASES: dict[str, tuple[dict[str, CatalogModel], list[tuple[str, str]]]] = {
         ],
     ),
     "our versions under another name": (
-        view(*HONEST) | view(entry(1), STRANGER, name="pixelsmi1e", aliases={}),
-        [("version nobody signed", "pixelsmi1e 1")],
+        view(*HONEST)
+        | view(entry(1), replace(entry(2), tags={}), STRANGER, name="pixelsmi1e", aliases={"prod": 4}),
+        [("version nobody signed", "pixelsmi1e 1"), ("version nobody signed", "pixelsmi1e 2")],
     ),
 }
 
