@@ -34,7 +34,6 @@ _HEADER_CONFIG = "lora_adapter_metadata"
 _HEADER_ALPHAS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha", "transformer.lora_alpha")
 _PRECISION: Final[Mapping[str, float]] = {"BF16": 2**-8, "F16": 2**-10}
 _EXACT = 1e-6
-_MAX_NUMBER = 40
 _NUMBERS: Final[Mapping[str, str]] = {"F16": "<e", "F32": "<f", "F64": "<d", "I32": "<i", "I64": "<q"}
 
 # Fields of a PEFT configuration that do not change what B @ A means.
@@ -176,7 +175,7 @@ def _from_header(factors: Sequence[Factors], metadata: Mapping[str, str], *, uni
     claims = []
     for name in _HEADER_ALPHAS if uniform else ():
         try:
-            value = float(metadata.get(name, "")[:_MAX_NUMBER])
+            value = float(metadata.get(name, ""))
         except ValueError:
             continue  # "None" and "Dynamic" state nothing
         if value != 0:  # kohya writes 0 for: the same as the rank
@@ -234,11 +233,9 @@ def _patterns(value: Any, where: str) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict) or len(value) > MAX_TENSORS:
         raise DialectError(f"{where} is no object of at most {MAX_TENSORS} patterns")
-    complex_ = [
-        name for name in value if not name.removeprefix("^").replace(".", "").replace("_", "").isalnum()
-    ]
-    if complex_:
-        raise DialectError(f"{where} has patterns that are more than a module's name", keys=complex_)
+    others = [name for name in value if not _PATTERN.fullmatch(name)]
+    if others:
+        raise DialectError(f"{where} has patterns that are more than a module's name", keys=others)
     return value
 
 

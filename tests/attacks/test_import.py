@@ -7,6 +7,7 @@ case is stopped by the check that is there for it, with an explanation that name
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -227,7 +228,7 @@ STRONGER: Mapping[str, tuple[Callable[[], tuple[Tensors, dict[str, str]]], str]]
             | {key_of("kohya", Q, "B"): ("F16", np.full((32, 4), 6e4, np.float32))},
             {},
         ),
-        "cannot hold",
+        "F16 cannot hold the numbers: ",
     ),
     "numbers that vanish": (
         lambda: (
@@ -352,6 +353,17 @@ def test_shapes_must_fit_the_base_and_each_other() -> None:
             rewritten(lora_file(kohya(**{key: ("BF16", values)})))
 
 
+def test_a_factor_of_a_dtype_for_numbers() -> None:
+    """One element, so that the container may have it: only the smallest thinkable base has such factors."""
+    config = {"num_layers": 1, "num_attention_heads": 1, "attention_head_dim": 1}
+    base = dataclasses.replace(TINY_BASE, config=config)
+    tensors: Tensors = {key_of("kohya", Q, role): ("F32", np.ones((1, 1))) for role in "AB"}
+    assert len(rewritten(lora_file(tensors), base=base)[1].updates) == 1
+    tensors[key_of("kohya", Q, "A")] = "I64", np.ones((1, 1))
+    with pytest.raises(DialectError, match="dtypes are none of"):
+        rewritten(lora_file(tensors), base=base)
+
+
 def test_a_rank_beyond_the_cards_limit() -> None:
     values = {
         f"transformer.{Q}.lora_A.weight": np.ones((1025, 32), dtype=np.float32),
@@ -408,6 +420,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (kept / "adapter_config.json").write_text("mine")
     with pytest.raises(UsageError, match=r"adapter_config\.json is there already"):
         convert_file(source, "peft", kept / "adapter_model.safetensors", base=PORTRAITS.id)
+    assert [path.name for path in kept.iterdir()] == ["adapter_config.json"]
     assert (kept / "adapter_config.json").read_text() == "mine"
     assert not (tmp_path / "elsewhere").exists()
 

@@ -73,12 +73,9 @@ def test_the_open_fields_are_listed_to_people(tmp_path: Path, lora: Path) -> Non
 
 
 def test_an_import_with_a_card_can_be_scanned_at_once(tmp_path: Path, lora: Path) -> None:
-    (tmp_path / "card.json").write_text(
-        json.dumps(card(BASE) | {"lora": card(BASE)["lora"] | {"alpha": 4.0}})
-    )
-    registry(
-        "import", lora, "--base", BASE.id, "--output", tmp_path / "made", "--card", tmp_path / "card.json"
-    )
+    own = tmp_path / "card.json"
+    own.write_text(json.dumps(changed(card(BASE), "lora.alpha", 4.0)))
+    registry("import", lora, "--base", BASE.id, "--output", tmp_path / "made", "--card", own)
     assert sorted(path.name for path in (tmp_path / "made").iterdir()) == [CARD_NAME, WEIGHTS_NAME]
     assert registry("scan", tmp_path / "made")["verdict"] == "pass"
 
