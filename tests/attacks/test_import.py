@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from fakes.adapters import RANK, changed, factors, raw_container
+from fakes.adapters import RANK, TINY_BASE, changed, factors, raw_container
 from fakes.dialects import Tensors, key_of, lora_file, peft_config, rewritten, spelled
 from registry.cli import cli
 from registry.dialects.files import convert_file, import_file
