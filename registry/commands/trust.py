@@ -1,4 +1,4 @@
-"""Commands about keys: ``registry trust show | key | add | threshold | rotate | revoke-key | renew | sign``.
+"""Commands about keys: ``registry trust show | add | rotate | revoke-key | renew | sign`` and more.
 
 On the machines of a team ``registry trust export`` and ``registry trust pin`` say whom to believe.
 """
@@ -150,6 +150,26 @@ def sign(drop: bool, yes: bool) -> Answer:
     return _told(rotation.sign(draft.digest))
 
 
+@click.option("--dry-run", is_flag=True, help="Only tell.")
+def sweep(dry_run: bool) -> Answer:
+    """Remove statements that no listed key has signed, after a key was revoked.
+
+    They lock their adapters until somebody else has signed anew what they said.
+    """
+    from registry.client import Registry
+    from registry.errors import shown
+    from registry.sweep import sweep as remove
+
+    found = remove(Registry.open(), dry_run=dry_run)
+    data = {
+        "dry_run": dry_run,
+        "versions": [{"reference": one.reference, "statements": list(one.keys)} for one in found],
+    }
+    verb = "Would remove" if dry_run else "Removed"
+    lines = [f"{verb} {len(one.keys)} of {one.reference}: {shown(one.problems[0])}" for one in found]
+    return Answer(data, "\n".join(lines) or "Every statement is signed by a listed key.")
+
+
 def export() -> Answer:
     """Print the newest root, for `registry trust pin` on another machine."""
     import hashlib
@@ -229,7 +249,7 @@ def trust() -> None:
     """Keys and the trust root: who may publish, scan, evaluate, approve and promote."""
 
 
-for _function in (show, key, add, threshold, rotate, revoke_key, renew, sign, export, pin):
+for _function in (show, key, add, threshold, rotate, revoke_key, renew, sign, sweep, export, pin):
     trust.add_command(command(_function, _function.__name__.replace("_", "-")))
 
 COMMANDS = (trust,)

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import (
-    BadSignature,
     DigestMismatch,
     NetworkError,
     NotFound,
@@ -30,7 +29,8 @@ from registry.errors import (
     StaleTrust,
     UsageError,
 )
-from registry.signing.trust import NAMES, PREFIX, TOP, Document, ExpiredTrust, TrustState
+from registry.signing.explained import Withheld, changed_error, expired_error, explained, withheld_error
+from registry.signing.trust import NAMES, PREFIX, TOP, Document, TrustState
 from registry.storage.base import ObjectStore, read
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class TrustClient:
                     self._update(bootstrap)
                     state = self._loaded(bootstrap, expired=signing)
                 # A publisher may replace metadata while it is read; a withheld or changed file stays so.
-                except (_Withheld, DigestMismatch):
+                except (Withheld, DigestMismatch):
                     if attempt == _ATTEMPTS - 1:
                         raise
                     time.sleep(_PAUSE_S)
@@ -201,7 +201,7 @@ class TrustClient:
     def _update(self, bootstrap: bytes) -> None:
         from tuf.ngclient import Updater
 
-        with _explained():
+        with explained():
             updater = Updater(
                 str(self._metadata), _BASE_URL, fetcher=_fetcher(self._store), bootstrap=bootstrap
             )
@@ -231,9 +231,9 @@ class TrustClient:
         try:
             data = read(self._store, PREFIX + name)
         except NotFound as error:
-            raise _withheld(error) from error
+            raise withheld_error(error) from error
         if data != trusted or not _exact(data):
-            raise _changed(f"{name} differs from the verified copy")
+            raise changed_error(f"{name} differs from the verified copy")
 
     # -- bins --
 
@@ -241,7 +241,7 @@ class TrustClient:
         def read_bin(role: str) -> Document:
             try:
                 return self._bin(role, documents, expired=expired)
-            except _Withheld:
+            except Withheld:
                 # A publisher removed what it had superseded; what is newer says at least as much.
                 return self._bin(role, self.refresh().documents, expired=expired)
 
@@ -260,12 +260,12 @@ class TrustClient:
             try:
                 data = read(self._store, PREFIX + name)
             except NotFound as error:
-                raise _withheld(error) from error
+                raise withheld_error(error) from error
             _verify_bin(role, data, documents)
             _write(kept, data)
         document: Document = json.loads(data)
         if not expired and datetime.fromisoformat(document["signed"]["expires"]) <= datetime.now(UTC):
-            raise _expired(f"{role} is expired")
+            raise expired_error(f"{role} is expired")
         return document
 
     def _keep_up(self, state: TrustState) -> None:
@@ -310,10 +310,6 @@ class TrustClient:
         return (self._metadata / f"{role}.json").read_bytes()
 
 
-class _Withheld(StaleTrust):
-    """A metadata file is missing; worth another look, because publishing removes superseded files."""
-
-
 def _verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> None:
     """What tuf checks about delegated metadata: its digest, its signatures, its kind and its number.
 
@@ -327,72 +323,12 @@ def _verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> No
 
     meta = MetaFile.from_dict(copy.deepcopy(documents["snapshot"]["signed"]["meta"][f"{role}.json"]))
     delegator = Targets.from_dict(copy.deepcopy(documents["targets"]["signed"]))
-    with _explained():
+    with explained():
         meta.verify_length_and_hashes(data)
         found = Metadata[Targets].from_bytes(data)
         delegator.verify_delegate(role, found.signed_bytes, found.signatures)
         if found.signed.type != Targets.type or found.signed.version != meta.version:
             raise RepositoryError(f"{role} is not the metadata that the snapshot names")
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    """Turns tuf's errors into the registry's."""
-    from tuf.api import exceptions
-
-    try:
-        yield
-    except exceptions.ExpiredMetadataError as error:
-        raise _expired(str(error)) from error
-    except exceptions.BadVersionNumberError as error:
-        raise StaleTrust(
-            f"the store shows older trust metadata than this machine has already seen ({error})",
-            mend="do not use this store until its owner explains; nothing was loaded",
-        ) from error
-    except exceptions.UnsignedMetadataError as error:
-        raise BadSignature(
-            f"trust metadata is not signed by the keys that may sign it ({error})",
-            mend="the store may have been tampered with; nothing was loaded",
-        ) from error
-    except exceptions.DownloadLengthMismatchError as error:
-        raise _changed(str(error)) from error
-    except exceptions.DownloadError as error:
-        if isinstance(error.__cause__, NetworkError):
-            raise error.__cause__ from error
-        raise _withheld(error) from error
-    except exceptions.RepositoryError as error:
-        raise _changed(str(error)) from error
-
-
-def _expired(what: str) -> ExpiredTrust:
-    role = what.removeprefix("New ").removeprefix("Final ").split(".")[0].split(" ")[0]
-    names = "push an adapter again, or run `registry trust renew`, where the publisher key is kept"
-    mends = {
-        "root": "the root's owner must sign a new root: `registry trust renew`",
-        "targets": "promote an alias again (`registry promote`) or run `registry trust renew` where the "
-        "approver key is kept",
-        NAMES: names,
-    }
-    mend = names if role.startswith("versions-") else mends.get(role)
-    return ExpiredTrust(
-        f"the trust metadata of the store has expired ({what})",
-        mend=(mend or "run any `registry` command where the online key is kept, which renews it")
-        + "; if it was renewed, the store is withholding the newer one",
-    )
-
-
-def _changed(what: str) -> DigestMismatch:
-    return DigestMismatch(
-        f"the trust metadata in the store was changed ({what})",
-        mend="the store may have been tampered with; nothing was loaded",
-    )
-
-
-def _withheld(error: Exception) -> _Withheld:
-    return _Withheld(
-        f"the store withholds trust metadata ({error})",
-        mend="check that the store is complete and the right one; nothing was loaded",
-    )
 
 
 def _exact(data: bytes) -> bool:

@@ -14,7 +14,8 @@ versions-xx   publisher    ``name:version`` -> manifest digest, for the names of
 
 Versions lie in 64 bins by a hash of the adapter's name, so that what is read and signed for one adapter does
 not grow with the registry (docs/adr/0003-version-bins.md). A bin is read when somebody asks about one of its
-names. Publishers sign by delegation and cannot speak about aliases.
+names. Publishers sign by delegation and cannot speak about aliases. The file is longer than others because
+one state answers every question.
 """
 
 from __future__ import annotations

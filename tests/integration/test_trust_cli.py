@@ -97,3 +97,25 @@ def test_a_draft_is_shown_before_it_is_signed(home: Path, tmp_path: Path) -> Non
     assert answer("trust", "sign", "--yes", home=other)["missing"] == 0
     assert answer("trust", "show")["root"]["version"] == 2
     assert answer("trust", "sign", "--yes", code=11)["error"]["kind"] == "NotFound"
+
+
+def test_after_a_revocation_what_was_signed_is_swept_and_signed_anew(home: Path, tmp_path: Path) -> None:
+    copy_registry(home)
+    stolen = next(key["keyid"] for key in answer("trust", "show")["roles"]["approver"]["keys"])
+    rotated = answer("trust", "rotate", "approver")
+    assert answer("pull", f"{NAME}@prod")["digest"], "a retired key is still good for its time"
+    answer("trust", "revoke-key", stolen)
+    assert answer("pull", f"{NAME}@prod", code=12)["error"]["kind"] == "BadSignature"
+    approve = ("approve", f"{NAME}:1", "--by", "somebody else", "--reason", "looked again")
+    assert answer(*approve, code=12)["error"]["kind"] == "BadSignature"
+
+    told = answer("trust", "sweep", "--dry-run")["versions"]
+    assert [one["reference"] for one in told] == [f"{NAME}:1"]
+    (statement,) = told[0]["statements"]
+    assert "approval" in statement
+    assert answer("trust", "sweep")["versions"] == told
+    assert answer("trust", "sweep")["versions"] == []
+    assert answer("pull", f"{NAME}@prod", code=10)["error"]["kind"] == "Unsigned"
+    answer(*approve)
+    assert answer("pull", f"{NAME}@prod")["digest"]
+    assert rotated["new"] != stolen
