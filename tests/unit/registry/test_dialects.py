@@ -352,3 +352,18 @@ def test_a_base_without_the_modules_names_them() -> None:
         reading.read(canonical(VALUES), small)
     assert len(caught.value.keys) == 24
     assert all("transformer_blocks.1." in key for key in caught.value.keys)
+
+
+def test_the_table_of_dialects_in_the_docs(repository: Path) -> None:
+    """Each dialect has its row, with its prefix, its factors and the name by which it is written."""
+    text = (repository / "docs/formats.md").read_text("utf-8")
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    written = {spelling: name for name, spelling in WRITABLE.items()}
+    for spelling in SPELLINGS:
+        row = rows[spelling.dialect]
+        assert f"| `{spelling.prefix}` |" in row or (spelling.prefix == "" and "| none |" in row)
+        assert spelling.a.replace(".default", "") in row or spelling.a in row
+        assert spelling not in written or f"| `{written[spelling]}` |" in row
+    assert "PixelSmile" in rows
+    for limit in ("4 GiB", "4 MiB", "8,192", "1,024", "16 KiB"):
+        assert limit in text
