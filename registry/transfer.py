@@ -234,25 +234,19 @@ def _download(store: ObjectStore, entry: FileEntry, folder: Path, meter: _Meter)
 
 def _verified_chunk(store: ObjectStore, entry: FileEntry, number: int) -> bytes:
     """A chunk from the store; a wrong one may have been damaged on its way, so it is asked for twice."""
+    try:
+        return _chunk(store, entry, number)
+    except DigestMismatch:
+        return _chunk(store, entry, number)
+
+
+def _chunk(store: ObjectStore, entry: FileEntry, number: int) -> bytes:
     start, size = bounds(entry, number)
     # An object that is longer than it should be gives one byte too many at its end.
     beyond = int(start + size == entry.size)
-    for attempt in (1, 2):
-        chunk = store.read(file_key(entry), start, start + size + beyond)
-        try:
-            if len(chunk) != size:
-                raise DigestMismatch(
-                    f"the store's {entry.path} has not the {entry.size} bytes that were signed",
-                    mend="it was tampered with or damaged; nothing was loaded. Restore the object from a "
-                    "backup, or push the adapter again",
-                )
-            check_chunk(chunk, entry, number)
-        except DigestMismatch:
-            if attempt == 2:
-                raise
-            continue
-        return chunk
-    raise AssertionError("unreachable")
+    chunk = store.read(file_key(entry), start, start + size + beyond)
+    check_chunk(chunk, entry, number)
+    return chunk
 
 
 def _cannot_write(folder: Path, error: OSError) -> RegistryError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,8 +22,10 @@ from registry.storage.base import Abandoned, ObjectStat, check_key
 from registry.storage.bucket import Bucket
 from registry.storage.wire import Patience
 
-MAX_KEYS: Final = 1_000_000
-"""As many keys of one prefix are listed."""
+MAX_LIST_CHARACTERS: Final = 64 << 20
+"""The keys of one prefix are no longer together; a hundred thousand versions have a tenth of it."""
+MAX_LIST_SECONDS: Final = 300.0
+"""A list takes no longer, however many pages a server makes of it."""
 
 
 class S3Objects:
@@ -105,16 +108,20 @@ class S3Objects:
     def keys(self, prefix: str) -> Iterator[str]:
         """See `ObjectStore.keys`."""
         found: set[str] = set()
+        characters, until = 0, time.monotonic() + MAX_LIST_SECONDS
         query = {"list-type": "2", "encoding-type": "url", "prefix": self._bucket.prefix + prefix}
         while True:
             page = self._bucket.ask("GET", None, query)
             before = len(found)
             for item in page.findall("Contents"):
-                found.update(self._listed(item.findtext("Key") or "", prefix))
+                for key in self._listed(item.findtext("Key") or "", prefix):
+                    found.add(key)
+                    characters += len(key)
             token = page.findtext("NextContinuationToken") or ""
             if page.findtext("IsTruncated") != "true":
                 break
-            if len(found) == before or len(found) > MAX_KEYS or not token:
+            endless = characters > MAX_LIST_CHARACTERS or time.monotonic() > until
+            if endless or len(found) == before or not token:
                 raise DigestMismatch(
                     f"the list of {shown(prefix)!r} in {self.uri} does not end",
                     mend="the store may have been tampered with; look into the bucket with another tool",

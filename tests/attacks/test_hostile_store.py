@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from fakes import hostile_http as http
 from registry.content import CHUNK_BYTES
 from registry.digest import FileEntry, file_entry
 from registry.errors import DigestMismatch, NetworkError, NotFound, RegistryError, UsageError
+from registry.storage import s3
 from registry.storage.base import file_key, read
 from registry.storage.s3 import S3Objects
 from registry.storage.wire import Patience
@@ -176,6 +178,26 @@ def test_an_endless_list_is_refused(server: http.HostileS3, store: S3Objects) ->
         list(store.keys(""))
 
 
+def test_a_list_of_ever_new_keys_is_refused(
+    server: http.HostileS3, store: S3Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+
+    def page(handler: http.Handler) -> None:
+        keys = [f"key-{next(numbers):06}" for _ in range(100)]
+        handler.send(200, http.listing(keys, token="more"))
+
+    server.misbehave(page)
+    monkeypatch.setattr(s3, "MAX_LIST_CHARACTERS", 10_000)
+    with bounded(), pytest.raises(DigestMismatch, match="does not end"):
+        list(store.keys(""))
+    assert next(numbers) <= 1_100
+    monkeypatch.setattr(s3, "MAX_LIST_CHARACTERS", 1 << 40)
+    monkeypatch.setattr(s3, "MAX_LIST_SECONDS", 0.3)
+    with bounded(), pytest.raises(DigestMismatch, match="does not end"):
+        list(store.keys(""))
+
+
 @pytest.mark.parametrize(
     "key",
     ["../../etc/passwd", "/etc/passwd", "a/../../b", "elsewhere", "statements/x/../../trust", "a\x1b[2J"],
@@ -199,7 +221,10 @@ BOMB = b"""<!DOCTYPE r [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a
 <!ENTITY x SYSTEM "file:///etc/passwd">]><R><Contents><Key>&b;&x;</Key></Contents></R>"""
 
 
-@pytest.mark.parametrize("answer", [BOMB, b"<R>", b"", b"\xff\xfe", b"<R>" + b"<a>" * 100_000])
+ENTITY = b'<!DOCTYPE r [<!ENTITY a "trust">]><R><Contents><Key>&a;</Key></Contents></R>'
+
+
+@pytest.mark.parametrize("answer", [BOMB, ENTITY, b"<R>", b"", b"\xff\xfe", b"<R>" + b"<a>" * 100_000])
 def test_a_list_that_is_no_list_is_refused(server: http.HostileS3, store: S3Objects, answer: bytes) -> None:
     server.misbehave(http.status(200, answer))
     with bounded(megabytes=40), pytest.raises(NetworkError, match="cannot be read"):

@@ -175,6 +175,13 @@ def test_a_folder_that_others_can_write_to_is_refused(kept: AdapterCache) -> Non
         kept.read_documents(DIGEST)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_somebody_else_is_refused(kept: AdapterCache) -> None:
+    os.chown(kept.path(DIGEST), 12_345, -1)
+    with pytest.raises(RegistryError, match="somebody else"):
+        kept.read_documents(DIGEST)
+
+
 def test_dropping_a_link_leaves_its_target(cache: AdapterCache, tmp_path: Path) -> None:
     cache.path(DIGEST).parent.mkdir(parents=True)
     cache.path(DIGEST).symlink_to(elsewhere(tmp_path))
