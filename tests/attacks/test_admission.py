@@ -615,5 +615,5 @@ def test_a_step_answers_before_the_steps_behind_it() -> None:
 
 def test_the_threat_model_names_real_tests(repository: Path) -> None:
     named = set(re.findall(r"`(test_\w+)`", (repository / "docs" / "threat-model.md").read_text()))
-    attacks = "".join(path.read_text() for path in (repository / "tests" / "attacks").glob("test_*.py"))
+    attacks = "".join(path.read_text() for path in (repository / "tests").rglob("test_*.py"))
     assert named <= set(re.findall(r"^def (test_\w+)", attacks, re.MULTILINE))

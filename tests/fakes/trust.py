@@ -7,6 +7,7 @@ field and calls ``admit()``.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from registry import attestation, licenses
 from registry.admission import Policy, VerifiedAdapter, admit
 from registry.attestation import KINDS, ROLE_OF, Kind
 from registry.digest import Digest, digest_bytes, file_entry
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest, canonical_json
 from registry.reference import Reference
 from registry.scanning import scan
 from registry.signing import envelope
@@ -98,8 +99,9 @@ def signed(
     values: Mapping[str, Any],
     signers: Sequence[str] | None = None,
 ) -> bytes:
-    """An envelope around a statement, signed by its role or by ``signers``."""
-    payload = attestation.statement(kind, name, digest, values)
+    """An envelope around a statement, honest or not, signed by its role or by ``signers``."""
+    content = json.loads(attestation.statement("training", name, digest, values))
+    payload = canonical_json(content | {"predicateType": attestation.PREDICATE_TYPES[kind]})
     return envelope.sign(payload, [signer(who) for who in (signers or (ROLE_OF[kind],))])
 
 
