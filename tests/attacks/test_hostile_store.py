@@ -291,7 +291,7 @@ def test_a_chunk_that_was_damaged_on_its_way_is_fetched_once_more(
     server: http.HostileS3, store: S3Objects, tmp_path: Path
 ) -> None:
     entry = serve(server, BIG)
-    server.misbehave(http.altered(lambda data: flipped(data, 5)), times=1)
+    server.misbehave(http.altered(lambda data: bytes(len(data))), times=1)
     download(store, [entry], tmp_path)
     assert (tmp_path / NAME).read_bytes() == BIG
     assert len(server.requests) == len(entry.chunks) + 1
