@@ -5,6 +5,9 @@ reference reader accepts a repeated header key and lets the last one win, so tha
 adapters in one file. The dialect is diffusers': ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
 (rank x in) and ``...lora_B.weight`` (out x rank), alpha folded into B. Other dialects are recognised only to
 explain a refusal; ``registry.dialects`` reads them, with the same parser under the rules ``FOREIGN``.
+
+The file is long because the parser, its rules and the writer of one format belong together: whoever changes
+one of them has to see the others.
 """
 
 from __future__ import annotations
