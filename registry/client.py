@@ -39,6 +39,7 @@ class Registry:
     def __init__(self, place: Layout) -> None:
         self.place = place
         self._recorded = False
+        self._log_restarted = False
 
     @classmethod
     def open(cls, home: Path | None = None) -> Registry:
@@ -138,6 +139,8 @@ class Registry:
 
         if not self._recorded:
             return None
+        if self._log_restarted:
+            return self.ledger.head().facts()
         return self.ledger.continued(None if signed is None else LedgerHead.parse(signed)).facts()
 
     def require_keys(self, *roles: str) -> None:
@@ -153,6 +156,31 @@ class Registry:
             self.keys.signer(role)
 
     # -- verbs --
+
+    def restart_log(self, reason: str) -> None:
+        """Begins a new audit log after a loss; its first row names the head that was signed last.
+
+        Args:
+            reason: what happened; people will read it.
+
+        Raises:
+            UsageError: the audit log has rows, or no reason was given.
+            NotFound: the online key is not on this machine.
+        """
+        from registry.errors import UsageError
+
+        if not reason.strip():
+            raise UsageError("a new audit log needs a reason", mend="say what happened to the old one")
+        self.require_keys()
+        if self.ledger.head().length:
+            raise UsageError(
+                f"the audit log {self.ledger.uri} has rows",
+                mend="keep it as evidence, and name an empty database with ADAPTER_FOUNDRY_LEDGER",
+            )
+        signed = self.authority.state().ledger_anchor()
+        self.record("restart", self.store.uri, {"before": signed, "reason": reason})
+        self._log_restarted = True
+        self.authority.publish_anchor()
 
     def initialise(self) -> bool:
         """Makes keys, trust root, audit log and index.

@@ -21,11 +21,18 @@ _DETAILS_SHOWN = 100
 @click.option(
     "--verify", is_flag=True, help="Verify the whole log first; the exit code is 13 if it was changed."
 )
-def log(subject: str | None, last: int, verify: bool) -> Answer:
-    """Show the audit log: who did what to which adapter and when."""
+@click.option("--restart", metavar="REASON", help="Begin a new log, in an empty database, after a loss.")
+def log(subject: str | None, last: int, verify: bool, restart: str | None) -> Answer:
+    """Show the audit log: who did what to which adapter and when.
+
+    If the database is lost and no backup brings it back, publishing stops, for a cut log looks the same.
+    After --restart it goes on: the new log begins with the signed head of the old one and the reason.
+    """
     from registry.client import Registry
 
     registry = Registry.open()
+    if restart is not None:
+        registry.restart_log(restart)
     checked, lines = _verified(registry) if verify else (None, [])
     entries = list(registry.ledger.entries(subject=subject, limit=last, newest=True))
     data: dict[str, Any] = {"ledger": registry.ledger.uri, "entries": [_entry(found) for found in entries]}

@@ -79,7 +79,7 @@ def open_engine(uri: str) -> Engine:
 
     try:
         if sqlite_file(uri) is None:
-            _require("psycopg", "team")
+            _require("psycopg", "cloud")
             return create_engine(uri, poolclass=NullPool, connect_args=_server_options())
         engine = create_engine(uri, poolclass=NullPool, connect_args={"timeout": _WAIT_SECONDS})
     except (ArgumentError, ValueError) as error:

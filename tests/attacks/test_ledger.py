@@ -15,7 +15,7 @@ import pytest
 from fakes.registries import NAME, adapter_folder, copy_registry
 from registry.cli import main
 from registry.digest import digest_bytes
-from registry.errors import DigestMismatch
+from registry.errors import DigestMismatch, UsageError
 from registry.manifest import canonical_json
 
 TABLE = "adapter_foundry_ledger"
@@ -148,3 +148,23 @@ def test_a_cut_is_not_hidden_by_the_next_publish(
     assert state.ledger_anchor() == before
     assert list(state.versions_of(NAME)) == [1]
     assert verify(capsys)[0] == MISMATCH
+
+
+def test_a_new_log_is_begun_by_a_person_only_and_says_what_it_follows(
+    ledger: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from registry.client import Registry
+
+    before = Registry.open(home).authority.state().ledger_anchor()
+    with pytest.raises(UsageError, match="has rows"):
+        Registry.open(home).restart_log("just because")
+    ledger.unlink()
+    with pytest.raises(UsageError, match="reason"):
+        Registry.open(home).restart_log(" ")
+    Registry.open(home).restart_log("the disk died, and so did its backup")
+    (first,) = Registry.open(home).ledger.entries()
+    assert first.action == "restart"
+    assert json.loads(first.details)["before"] == before
+    assert verify(capsys)[0] == 0
+    assert Registry.open(home).push(adapter_folder(tmp_path / "second", seed=1), NAME).version == 2
+    assert verify(capsys)[0] == 0
