@@ -40,6 +40,8 @@ LIFETIMES: Final[dict[str, timedelta]] = {
 }
 """How long metadata of each kind is believed after it was signed; "versions" are the names and all bins."""
 
+_MAX_DIGITS: Final = 9
+
 SignersOf = Callable[[str], Sequence["Signer"]]
 """Who signs metadata of a TUF role."""
 
@@ -239,4 +241,6 @@ def _prune(store: ObjectStore, before: TrustState) -> None:
 def _parsed(key: str) -> tuple[int, str]:
     """Number and role of ``trust/3.targets.json``; 0 for anything else, drafts and the timestamp included."""
     number, _, name = key.removeprefix(PREFIX).partition(".")
-    return (int(number), name.removesuffix(".json")) if number.isdecimal() else (0, "")
+    # The store is hostile: a number of a thousand digits would be in every name that is signed from then on.
+    genuine = number.isascii() and number.isdecimal() and len(number) <= _MAX_DIGITS
+    return (int(number), name.removesuffix(".json")) if genuine else (0, "")

@@ -23,7 +23,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -53,6 +53,8 @@ EXPIRES_FIELD = "x-adapter-foundry-expires"
 
 NAMES_RENEWAL = timedelta(days=30)
 """Signed names with less life than this are signed anew whenever something is published."""
+
+_AT_ONCE = datetime.min.replace(tzinfo=UTC)
 
 Document = Mapping[str, Any]
 """Metadata as it was signed: ``{"signatures": …, "signed": …}``."""
@@ -177,7 +179,7 @@ class TrustState:
         """When a role's metadata stops being believed; a bin need not be read for that."""
         if role in self.documents or role in self._bins:
             return _time(self.signed(role)["expires"])
-        return _time(self.signed("snapshot")["meta"][f"{role}.json"][EXPIRES_FIELD])
+        return _hint(self.signed("snapshot")["meta"][f"{role}.json"].get(EXPIRES_FIELD))
 
     # -- keys --
 
@@ -384,6 +386,15 @@ def _reason(targets: Mapping[str, Any], kind: str, digest: Digest) -> str | None
 
 def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
+
+
+def _hint(value: Any) -> datetime:
+    """When a bin is said to expire; a snapshot that does not say it well makes the bin due at once."""
+    try:
+        found = _time(value)
+    except (TypeError, ValueError):
+        return _AT_ONCE
+    return found if found.tzinfo is not None else _AT_ONCE
 
 
 def _target(path: str, entry: Mapping[str, Any]) -> Target:

@@ -26,7 +26,7 @@ from registry.signing.plan import Plan
 from registry.signing.refresh import TrustClient
 from registry.signing.rotation import DRAFT, Rotation
 from registry.signing.signers import KeyRing
-from registry.signing.trust import ROOT_FIELD, Target, TrustState, bin_role, version_path
+from registry.signing.trust import EXPIRES_FIELD, ROOT_FIELD, Target, TrustState, bin_role, version_path
 from registry.storage.base import read
 from registry.storage.local import LocalObjects
 
@@ -352,6 +352,27 @@ def test_a_withheld_bin_is_refused(authority: Authority, home: Path, tmp_path: P
     newest(home, bin_role("x")).unlink()
     with pytest.raises(StaleTrust, match="withholds"):
         newcomer(authority, home, tmp_path).refresh().versions_of("x")
+
+
+def test_a_hint_that_is_none_makes_a_bin_due(authority: Authority, home: Path) -> None:
+    """The online key is stolen; what it says beside a bin must not keep readers from anything."""
+    for hint in ("never", 7, None, "2099-01-01"):
+        hints: dict[str, Any] = {} if hint is None else {EXPIRES_FIELD: hint}
+
+        def forge(snapshot: Any, hints: dict[str, Any] = hints) -> None:
+            snapshot.meta[f"{bin_role('x')}.json"].unrecognized_fields = hints
+
+        resign(home, {"snapshot": forge})
+        state = authority.client.refresh()
+        assert [role for role, _ in state.expiring(datetime.now(UTC))] == [bin_role("x")]
+        assert list(state.versions_of("x")) == [1]
+
+
+def test_absurd_numbers_in_the_store_do_not_count(authority: Authority, store: LocalObjects) -> None:
+    """Whoever writes to the store must not decide how long the names of metadata become."""
+    before = authority.state().version("snapshot")
+    store.put(f"trust/{'9' * 200}.snapshot.json", b"{}")
+    assert authority.add_version("x:2", TWO, 3).version("snapshot") == before + 1
 
 
 def test_a_bin_speaks_about_its_own_names_only(authority: Authority) -> None:

@@ -41,7 +41,7 @@ from registry.errors import (
 )
 from registry.manifest import WEIGHTS_NAME
 from registry.signing import envelope
-from registry.signing.trust import REVOKED_FIELD, ROLES_FIELD
+from registry.signing.trust import REVOKED_FIELD, ROLES_FIELD, bin_role
 from registry.storage.base import statements_prefix
 
 PROD = f"{NAME}@prod"
@@ -302,6 +302,32 @@ def test_old_aliases_under_a_new_timestamp_are_refused(
     resign(home, {"snapshot": go_back})
     with pytest.raises(StaleTrust, match="older"):
         registry.pull(PROD)
+    assert not kept(home)
+
+
+@pytest.mark.parametrize(
+    ("role", "known"),
+    [
+        *((role, known) for role in ("snapshot", "targets", "names") for known in (True, False)),
+        # A machine that has read the newest bin does not read it again.
+        (bin_role(NAME), False),
+    ],
+)
+def test_metadata_of_two_editions_mixed_are_refused(
+    registry: Registry, home: Path, tmp_path: Path, role: str, known: bool
+) -> None:
+    """Each file is genuine and unexpired; together they were never signed."""
+    before = newest(home, role).read_bytes()
+    push_second(registry, tmp_path, evaluation=PASSING)
+    push_second(registry, tmp_path, "grumpy")
+    registry.approve(f"{NAME}:2", "a person", "better")
+    registry.promote(f"{NAME}:2", "prod")
+    assert newest(home, role).read_bytes() != before
+    overwrite(newest(home, role), before)
+    if not known:
+        forget_trust(home)
+    with pytest.raises((DigestMismatch, StaleTrust)):
+        registry.pull(f"{NAME}:2" if role == bin_role(NAME) else f"{NAME}@prod")
     assert not kept(home)
 
 
