@@ -36,6 +36,7 @@ _MAX_DIMENSION = 1 << 24
 _MAX_NESTING = 3
 _METADATA = "__metadata__"
 _KEY = re.compile(r"transformer\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_(A|B)\.weight", re.ASCII)
+_TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _PRINTABLE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 
 # Where a key of another dialect shows itself, and how that dialect is called.
@@ -258,11 +259,11 @@ class _DuplicateKey(ValueError):
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for index, key in enumerate(names) if key in names[:index])
-        raise _DuplicateKey(f"the header has the key {shown(twice)!r} twice")
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _DuplicateKey(f"the header has the key {shown(key)!r} twice")
+        result[key] = value
     return result
 
 
@@ -299,9 +300,12 @@ def _header_json(text: str) -> dict[str, Any]:
 
 
 def _nesting(text: str) -> int:
-    """Return the deepest nesting of brackets outside of strings, before a recursive parser runs."""
+    """Return the deepest nesting of brackets outside of strings, before a recursive parser runs.
+
+    Every character is looked at once: a string without an end is one token up to the end of the text.
+    """
     depth = deepest = 0
-    for token in re.finditer(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', text):
+    for token in _TOKEN.finditer(text):
         first = token[0][0]
         if first in "[{":
             depth += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 import struct
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 from registry.content import Content
 from registry.dialects.grammar import PEFT, PIXELSMILE, RELEASED_KINDS, DialectError
 from registry.errors import shown
-from registry.formats import MAX_TENSORS, TensorInfo
+from registry.formats import TensorInfo
 from registry.manifest import strict_json
 
 MAX_ALPHA: Final = 8192.0
@@ -45,6 +46,7 @@ _HARMLESS: Final = frozenset(
         *("layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying"),
     }
 )
+_MAX_PATTERNS = 2048
 _PATTERN = re.compile(r"\^?[A-Za-z0-9_.]+", re.ASCII)
 _HARMLESS_STARTS: Final = ("gaussian", "orthogonal")
 
@@ -212,14 +214,14 @@ def _from_config(values: Mapping[str, Any], where: str, factors: Sequence[Factor
     if other:
         raise DialectError(f"{where} asks for more than plain LoRA layers", keys=other)
     default_rank, default_alpha = values.get("r"), _alpha(values.get("lora_alpha"), f"{where}, lora_alpha")
-    ranks = _patterns(values.get("rank_pattern"), f"{where}, rank_pattern")
-    alphas = _patterns(values.get("alpha_pattern"), f"{where}, alpha_pattern")
+    ranks = Patterns(values.get("rank_pattern"), f"{where}, rank_pattern")
+    alphas = Patterns(values.get("alpha_pattern"), f"{where}, alpha_pattern")
     scales, wrong = {}, []
     for item in factors:
-        if _matching(ranks, item.module, default_rank) != item.rank:
+        if ranks.value(item.module, default_rank) != item.rank:
             wrong.append(item.module)
             continue
-        alpha = _alpha(_matching(alphas, item.module, default_alpha), f"{where}, alpha_pattern")
+        alpha = _alpha(alphas.value(item.module, default_alpha), f"{where}, alpha_pattern")
         stabilised = values.get("use_rslora") is True
         scales[item.module] = alpha / (math.sqrt(item.rank) if stabilised else item.rank)
     if wrong:
@@ -227,30 +229,43 @@ def _from_config(values: Mapping[str, Any], where: str, factors: Sequence[Factor
     return _Claim(where=where, scales=scales)
 
 
-def _patterns(value: Any, where: str) -> dict[str, Any]:
-    """Return patterns that are module names; as regular expressions of a stranger they could run for ever."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict) or len(value) > MAX_TENSORS:
-        raise DialectError(f"{where} is no object of at most {MAX_TENSORS} patterns")
-    others = [name for name in value if not _PATTERN.fullmatch(name)]
-    if others:
-        raise DialectError(f"{where} has patterns that are more than a module's name", keys=others)
-    return value
+class Patterns:
+    """The patterns of a PEFT configuration: module names, or the ends of them after a dot.
 
+    As regular expressions of a stranger they could run for ever, so only names are taken, in which a dot
+    stands for any character as it does for PEFT. The first one that fits a module counts.
 
-def _matching(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    """Return the value of the first pattern that PEFT finds for a module, or the default.
+    Args:
+        value: what the configuration says.
+        where: where it says that, for messages.
 
-    A pattern is a module's name or the end of it after a dot; a dot in it stands for any character.
+    Raises:
+        DialectError: it is no object of names.
     """
-    for pattern, value in patterns.items():
-        name = pattern.removeprefix("^")
-        tail, rest = module[-len(name) :], module[: -len(name)]
-        fits = rest == "" if pattern.startswith("^") else rest == "" or rest.endswith(".")
-        if fits and len(tail) == len(name) and all(x in (y, ".") for x, y in zip(name, tail, strict=True)):
-            return value
-    return default
+
+    def __init__(self, value: Any, where: str) -> None:
+        values = {} if value is None else value
+        if not isinstance(values, dict) or len(values) > _MAX_PATTERNS:
+            raise DialectError(f"{where} is no object of at most {_MAX_PATTERNS} patterns")
+        others = [name for name in values if not _PATTERN.fullmatch(name)]
+        if others:
+            raise DialectError(f"{where} has patterns that are more than a module's name", keys=others)
+        self._values = list(values.values())
+        self._by_length: dict[int, list[tuple[int, bool, re.Pattern[str]]]] = defaultdict(list)
+        for number, pattern in enumerate(values):
+            name = pattern.removeprefix("^")
+            self._by_length[len(name)].append((number, name != pattern, re.compile(name)))
+
+    def value(self, module: str, default: Any) -> Any:
+        """Return the value of the first pattern that fits a module, or the default."""
+        starts = [0, *(at + 1 for at, character in enumerate(module) if character == ".")]
+        found = [
+            number
+            for start in starts
+            for number, whole, name in self._by_length.get(len(module) - start, ())
+            if not (whole and start) and name.fullmatch(module, start)
+        ]
+        return self._values[min(found)] if found else default
 
 
 def _check_agreement(claims: Sequence[_Claim]) -> None:

@@ -27,9 +27,10 @@ from fakes.dialects import Tensors, key_of, lora_file, peft_config, rewritten, s
 from registry.cli import cli
 from registry.dialects.files import convert_file, import_file
 from registry.dialects.grammar import DialectError
+from registry.dialects.reading import read
 from registry.errors import InvalidDocument, NotFound, RegistryError, UsageError
 from registry.families import KNOWN_BASES
-from registry.formats import FOREIGN, FormatError, read_header
+from registry.formats import CANONICAL, FOREIGN, FormatError, Rules, read_header
 
 PORTRAITS = KNOWN_BASES["adapter-foundry/portraits-base"]
 VALUES = factors()
@@ -335,6 +336,45 @@ def test_a_container_has_one_reading(case: str) -> None:
     assert time.process_time() - started < 5
 
 
+SLOW: Mapping[str, str] = {
+    "a string of escaped quotes without an end": '{"' + '\\"' * 1_000_000 + "}",
+    "half a million keys, the last one twice": "{"
+    + ",".join(f'"{n}":1' for n in range(400_000))
+    + ',"399999":1}',
+    "brackets in strings": '{"' + "[" * 3_000_000 + '":1}',
+    "a backslash at the end": '{"' + "\\\\" * 1_000_000 + "\\}",
+}
+
+
+@pytest.mark.parametrize("rules", [CANONICAL, FOREIGN], ids=["canonical", "foreign"])
+@pytest.mark.parametrize("case", SLOW)
+def test_no_header_takes_long(case: str, rules: Rules) -> None:
+    """Each is short enough to be parsed; a parser that goes back over what it has seen takes hours."""
+    data = raw_container(SLOW[case], b"")
+    started = time.process_time()
+    with pytest.raises(FormatError):
+        read_header(data, rules)
+    assert time.process_time() - started < 5
+
+
+def test_no_configuration_takes_long() -> None:
+    """As many patterns as are allowed, for every module of the largest base."""
+    base = KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"]
+    patterns = {f"transformer_blocks.x.a{number:04}": 4 for number in range(2048)}
+    fields = {"r": 1, "lora_alpha": 4, "rank_pattern": patterns, "alpha_pattern": patterns}
+    tensors: Tensors = {}
+    for module, (out, into) in base.spec.items():
+        tensors[key_of("diffusers", module, "A")] = "F16", np.zeros((1, into), dtype=np.float32)
+        tensors[key_of("diffusers", module, "B")] = "F16", np.zeros((out, 1), dtype=np.float32)
+    data = lora_file(tensors, {"lora_adapter_metadata": json.dumps(fields)})
+    started = time.process_time()
+    assert read(data, base).scales == (4.0,)
+    assert time.process_time() - started < 5
+    many = in_header("alpha_pattern", {f"a{number}": 4 for number in range(2049)})
+    with pytest.raises(DialectError, match="at most 2048 patterns"):
+        rewritten(lora_file(spelled(VALUES, "diffusers"), many))
+
+
 def test_what_is_relaxed_for_strangers_stays_strict_for_adapters() -> None:
     """The reader that admission and the scanner use takes no numbers without a shape and no long metadata."""
     read_header(lora_file(kohya()), FOREIGN)
@@ -481,11 +521,12 @@ def test_a_large_file_is_never_whole_in_memory(tmp_path: Path) -> None:
         sink.write(raw_container(json.dumps(entries), b""))
         sink.truncate(sink.tell() + at)  # zeros that take no room on the disk
     script = (
-        "import resource, sys\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from registry.dialects.files import import_file\n"
         f"made = import_file(Path(sys.argv[1]), {base.id!r}, Path(sys.argv[2]), alpha=60.0)\n"
-        "print(len(made.lora.updates), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "status = Path('/proc/self/status').read_text()\n"
+        "print(len(made.lora.updates), status.partition('VmHWM:')[2].split()[0])\n"
     )
     command = [sys.executable, "-c", script, str(source), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.adapters import BASES, RANK, TINY_BASE, card, changed, container, encode, factors
+from fakes.adapters import BASES, RANK, TINY_BASE, card, changed, container, factors
 from fakes.dialects import SPELLED, key_of, lora_file, peft_config, rewritten, spelled
 from registry.dialects import cards, reading, writing
 from registry.dialects.grammar import SPELLINGS, WRITABLE, DialectError, parse
@@ -332,12 +332,6 @@ def test_a_draft_becomes_a_card_when_its_open_fields_are_filled_in() -> None:
     parsed = AdapterCard.parse(json.dumps(values).encode())
     cards.check(parsed, lora, "BF16")
     assert parsed.ingredients[1].digest == digest
-
-
-def test_encode_in_the_fakes_is_not_what_is_tested() -> None:
-    """The fakes round bfloat16 towards zero; the two agree on numbers that bfloat16 holds."""
-    held = np.array([1.0, -2.5, 0.15625], dtype=np.float32)
-    assert encode(held, "BF16") == writing.encode(held, "BF16", "a test")
 
 
 def test_a_base_without_the_modules_names_them() -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from fakes.adapters import Factors, factors
 from fakes.dialects import key_of, peft_config, rewritten
-from registry.dialects.strength import CONFIG_NAME, _matching
+from registry.dialects.strength import CONFIG_NAME, Patterns
 from registry.families import KNOWN_BASES
 from registry.formats import parse_key
 
@@ -245,6 +245,6 @@ def test_what_we_write_for_peft_loads_in_peft(repository: Path, model: Any, tmp_
 def test_patterns_mean_what_they_mean_to_peft(patterns: list[str]) -> None:
     from peft.utils.other import get_pattern_key
 
+    ours = Patterns({pattern: pattern for pattern in patterns}, "a test")
     for module in PORTRAITS.spec:
-        found = _matching({pattern: pattern for pattern in patterns}, module, module)
-        assert found == get_pattern_key(patterns, module)
+        assert ours.value(module, module) == get_pattern_key(patterns, module)
