@@ -93,6 +93,7 @@ class Rotation:
                 "a draft of another new root waits for signatures",
                 "`registry trust sign` shows and signs it, `registry trust sign --drop` drops it",
             )
+        self._prepare(plan)
         return self.sign(told.digest)
 
     def renew(self) -> Draft:
@@ -210,8 +211,8 @@ class Rotation:
             if signer is None:
                 raise BadSignature(
                     f"{role} must be signed by a {whose} key that stays, and none is on this machine",
-                    f"run `registry trust renew` where another {whose} key is kept, then this again; nothing "
-                    "was changed",
+                    f"run `registry trust renew` where another {whose} key is kept (or what began "
+                    "this), then this again; readers see the old state",
                 )
             found[signer.public_key.keyid] = signer
         return tuple(found.values())
@@ -247,7 +248,11 @@ class Rotation:
             self._store.replace(DRAFT, metadata.to_bytes(), tag)
             return told
         # Others may have published since the draft was made: what they signed must hold under it, too.
-        self._prepare(plan)
+        try:
+            self._prepare(plan)
+        except RegistryError:
+            self._store.replace(DRAFT, metadata.to_bytes(), tag)
+            raise
         if not self._store.put(f"{PREFIX}{root.version}.root.json", metadata.to_bytes()):
             raise Conflict("somebody else has just published a root", "run the same command again")
         self.drop()

@@ -227,6 +227,25 @@ def test_a_root_that_needs_two_people_waits_for_the_second(first: Machine, tmp_p
     assert listed(first.state(), "scanner") == {first.keyid("scanner")} == {alone.new}
 
 
+def test_what_was_signed_while_a_draft_waited_holds_under_the_new_root(
+    first: Machine, tmp_path: Path
+) -> None:
+    """The old approver key promotes once more before the root that takes it away is complete."""
+    second = joined(tmp_path, first, "second")
+    people.add(first.authority, "root", second.public("root"), threshold=2)
+    Rotation(second.authority).sign(Rotation(second.authority).look().digest)  # type: ignore[union-attr]
+    waiting = people.rotate(first.authority, "approver")
+    assert waiting.draft.missing == 1
+    first.authority.set_alias("x@prod", TWO, 3, {}, ONE)
+    with pytest.raises(BadSignature, match="approver key that stays"):
+        Rotation(second.authority).sign(waiting.draft.digest)
+    readable(first, second)
+    # Whoever began signs the names for the time after, and the second signature was not in vain.
+    assert people.rotate(first.authority, "approver").draft.missing == 0
+    assert listed(first.state(), "approver") == {waiting.new} == {first.keyid("approver")}
+    readable(first, second, joined(tmp_path, first, "newcomer"))
+
+
 def test_a_draft_can_be_dropped(first: Machine, tmp_path: Path) -> None:
     second = joined(tmp_path, first, "second")
     people.add(first.authority, "root", second.public("root"), threshold=2)
