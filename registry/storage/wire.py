@@ -24,7 +24,7 @@ from urllib.request import getproxies, proxy_bypass
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from registry.errors import NetworkError, UsageError, shown
+from registry.errors import NetworkError, RegistryError, UsageError, shown
 
 _RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504})
 _PIECE_BYTES = 1 << 18
@@ -125,6 +125,7 @@ class Wire:
 
         Raises:
             NetworkError: no accepted answer came in time.
+            RegistryError: the server's certificate is not valid.
         """
         problem, repeated, asked = "", False, 0.0
         for attempt in range(self._patience.attempts):
@@ -136,7 +137,10 @@ class Wire:
                 # ValueError: http.client meets the length of a chunk that is no number.
                 problem, repeated, asked = _reason(error), True, 0.0
                 if "CERTIFICATE_VERIFY_FAILED" in problem:
-                    break
+                    raise RegistryError(
+                        f"{self.url} cannot prove who it is: {problem}",
+                        mend="somebody may stand between; if its certificate is your own, set AWS_CA_BUNDLE",
+                    ) from error
                 continue
             if reply.status in accepted or reply.status not in _RETRIED | retried:
                 return Reply(status=reply.status, headers=reply.headers, body=reply.body, repeated=repeated)
