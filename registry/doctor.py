@@ -1,7 +1,8 @@
 """The doctor: looks at everything that an installation consists of, explains what it finds, changes nothing.
 
 Trust metadata is verified in a copy of this machine's memory, because verifying notes what was seen. Nothing
-is created either: a database that is not there stays away.
+is created either: a database that is not there stays away. The file is as long as an installation has parts:
+one check for each, in the order of `_STEPS`.
 """
 
 from __future__ import annotations

@@ -224,10 +224,10 @@ def _import(archive: str, progress: Progress) -> Answer:
     """
     from pathlib import Path
 
-    from registry import mirror as mirrors
+    from registry import intake
     from registry.client import Registry
 
-    found = mirrors.import_(Registry.open(), Path(archive), progress)
+    found = intake.take(Registry.open(), Path(archive), progress)
     code = next((left.refusal.exit_code for left in found.left_out), 0)
     lines = [f"{len(found.references)} versions are here, {found.sent} bytes were new."]
     lines.append(f"This site believes them until {found.expires}, or until a newer archive comes.")

@@ -306,6 +306,8 @@ def test_metadata_of_two_moments(carrier: Carrier) -> None:
     "key",
     [
         "trust/99.targets.json",
+        "trust/0.root.json",
+        "trust/draft.root.json",
         "trust/mine.json",
         "blobs/blake3/" + "0" * 64,
         "models/" + "0" * 64 + "/MLmodel",
@@ -333,33 +335,35 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.
     return found
 
 
+NAMES = ["../../outside", "/etc/outside", "trust/../../outside", "trust//1.root.json", "trust/a\nb",
+         "trust/.hidden", "trust/ｒoot.json"]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "evil",
+    ("evil", "said"),
     [
-        foreign(member("../../outside"), b"evil"),
-        foreign(member("/etc/outside"), b"evil"),
-        foreign(member("trust/../../outside"), b"evil"),
-        foreign(member("trust//1.root.json"), b"evil"),
-        foreign(member("trust/a\nb"), b"evil"),
-        foreign(member("trust/.hidden"), b"evil"),
-        foreign(member("trust/ｒoot.json"), b"evil"),
-        foreign(member("keys/root.pem"), b"evil"),
-        foreign(member("trust/1.root.json", tarfile.SYMTYPE, "/etc/passwd")),
-        foreign(member("trust/1.root.json", tarfile.LNKTYPE, "../../outside")),
-        foreign(member("trust/1.root.json", tarfile.CHRTYPE)),
-        foreign(member("trust/1.root.json", tarfile.BLKTYPE)),
-        foreign(member("trust/1.root.json", tarfile.FIFOTYPE)),
-        foreign(member("trust", tarfile.DIRTYPE)),
-        foreign(member("trust/" + "long" * 40), b"evil", tarfile.GNU_FORMAT),
-        foreign(member("trust/" + "long" * 40), b"evil", tarfile.PAX_FORMAT),
-        foreign(member("trust/1.root.json", b"S"), b"evil"),
-        foreign(member("trust/1.root.json", b"7"), b"evil"),
+        *((foreign(member(name), b"evil"), "a member is called") for name in NAMES),
+        (foreign(member("keys/root.pem"), b"evil"), "does not belong into a mirror archive"),
+        (foreign(member("trust/1.root.json", tarfile.SYMTYPE, "/etc/passwd")), "a symbolic link"),
+        (foreign(member("trust/1.root.json", tarfile.LNKTYPE, "../../outside")), "a hard link"),
+        (foreign(member("trust/1.root.json", tarfile.CHRTYPE)), "a device"),
+        (foreign(member("trust/1.root.json", tarfile.BLKTYPE)), "a device"),
+        (foreign(member("trust/1.root.json", tarfile.FIFOTYPE)), "a pipe"),
+        (foreign(member("trust", tarfile.DIRTYPE)), "a folder"),
+        (foreign(member("trust/" + "long" * 40), b"evil", tarfile.GNU_FORMAT), "no tar file"),
+        (foreign(member("trust/" + "long" * 40), b"evil", tarfile.PAX_FORMAT), "an extended header"),
+        (foreign(member("trust/1.root.json", b"S"), b"evil"), "a sparse file"),
+        (foreign(member("trust/1.root.json", b"7"), b"evil"), "no plain file"),
     ],
-    ids=lambda data: repr(data[:24].rstrip(b"\0") + data[156:157]),
+    ids=lambda value: repr(value[:24].rstrip(b"\0") + value[156:157]) if isinstance(value, bytes) else "",
 )
-def test_members_that_are_no_plain_objects(carrier: Carrier, evil: bytes) -> None:
+def test_members_that_are_no_plain_objects(
+    carrier: Carrier, evil: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named for what they are before anything else about them is looked at."""
     carrier.archive.write_bytes(evil + carrier.archive.read_bytes())
     carrier.refused(13)
+    assert said in capsys.readouterr().err
     assert not (carrier.site / "outside").exists()
     assert not (carrier.folder / "outside").exists()
 

@@ -23,7 +23,7 @@ from fakes.registries import (
     overwrite,
     resign,
 )
-from registry import doctor, mirror, upkeep
+from registry import doctor, intake, mirror, upkeep
 from registry.client import Registry
 from registry.doctor import Finding, examine, exit_code
 from registry.manifest import WEIGHTS_NAME
@@ -222,7 +222,7 @@ def test_a_reader_has_no_index_and_no_log(registry: Registry, home: Path, tmp_pa
     registry.push(adapter_folder(tmp_path / "second", seed=1), NAME)
     mirror.export(registry, tmp_path / "a.tar", [Reference.parse(f"{NAME}:1")])
     here = site(tmp_path / "site", home)
-    mirror.import_(here, tmp_path / "a.tar")
+    intake.take(here, tmp_path / "a.tar")
     before = appearance(tmp_path / "site")
     found = examine(here, deep=True)
     assert problems(found) == {}

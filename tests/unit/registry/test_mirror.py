@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fakes.archives import appearance, members, packed, site
 from fakes.registries import NAME, PASSING, adapter_files, adapter_folder, copy_registry, objects
-from registry import mirror
+from registry import intake, mirror
 from registry.client import Registry
 from registry.content import CHUNK_BYTES
 from registry.errors import DigestMismatch, NotFound, PolicyRefused, Revoked, Unsigned, UsageError
@@ -172,7 +172,7 @@ def test_a_version_that_only_its_alias_admits_is_carried(
     registry.promote(f"{NAME}:2", "staging")
     assert mirror.export(registry, archive).references == (f"{NAME}:1", f"{NAME}:2")
     strict = site(tmp_path / "strict", home)
-    taken = mirror.import_(strict, archive)
+    taken = intake.take(strict, archive)
     assert [(left.reference, type(left.refusal)) for left in taken.left_out] == [(f"{NAME}:2", Unsigned)]
     assert strict.pull(PROD).reference == f"{NAME}:1"
 
@@ -214,7 +214,7 @@ def test_a_site_needs_nothing_but_the_root_and_the_archive(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     here = Registry.open(elsewhere.place.home)
     heard: list[tuple[str, int, int]] = []
-    taken = mirror.import_(here, archive, lambda *at: heard.append(at))
+    taken = intake.take(here, archive, lambda *at: heard.append(at))
     size = sum(len(data) for data in adapter_files(0).values())
     assert (taken.references, taken.left_out, taken.sent) == (exported.references, (), size)
     assert {stage for stage, *_ in heard} == {"verify", "upload"}
@@ -228,9 +228,9 @@ def test_a_site_needs_nothing_but_the_root_and_the_archive(
 
 def test_the_same_import_again_takes_nothing(registry: Registry, elsewhere: Registry, archive: Path) -> None:
     mirror.export(registry, archive)
-    mirror.import_(elsewhere, archive)
+    intake.take(elsewhere, archive)
     before = {path: path.stat().st_mtime_ns for path in objects(elsewhere.place.home).rglob("*/*")}
-    assert mirror.import_(elsewhere, archive).sent == 0
+    assert intake.take(elsewhere, archive).sent == 0
     after = {path: path.stat().st_mtime_ns for path in objects(elsewhere.place.home).rglob("*/*")}
     assert {path for path in after if path.is_file() and after[path] != before.get(path)} == set()
 
@@ -239,12 +239,12 @@ def test_a_newer_archive_replaces_what_was_superseded(
     registry: Registry, elsewhere: Registry, archive: Path, tmp_path: Path
 ) -> None:
     mirror.export(registry, archive)
-    mirror.import_(elsewhere, archive)
+    intake.take(elsewhere, archive)
     second(registry, tmp_path)
     registry.promote(f"{NAME}:2", "prod")
     registry.revoke(f"{NAME}:1", "the new one is better")
     mirror.export(registry, tmp_path / "newer.tar")
-    taken = mirror.import_(elsewhere, tmp_path / "newer.tar")
+    taken = intake.take(elsewhere, tmp_path / "newer.tar")
     assert taken.references == (f"{NAME}:2",)
     assert taken.sent == len(adapter_files(1)[WEIGHTS_NAME]), "the card was there already"
     assert elsewhere.pull(PROD).reference == f"{NAME}:2"
@@ -274,7 +274,7 @@ def test_an_interrupted_import_is_repeated(
         patch.setattr(LocalObjects, "put", dying(LocalObjects.put))
         patch.setattr(LocalObjects, "replace", dying(LocalObjects.replace))
         try:
-            mirror.import_(elsewhere, archive)
+            intake.take(elsewhere, archive)
             killed = False
         except KeyboardInterrupt:
             killed = True
@@ -282,7 +282,7 @@ def test_an_interrupted_import_is_repeated(
     if killed:
         with pytest.raises(Exception, match=r"trust metadata|withholds"):
             here.list()
-    mirror.import_(here, archive)
+    intake.take(here, archive)
     assert here.pull(PROD).reference == f"{NAME}:1"
 
 
@@ -303,7 +303,7 @@ def test_rotated_roots_are_carried(
         path.write_bytes(metadata.to_bytes())
     assert registry.authority.state().version("root") == 3
     mirror.export(registry, archive)
-    mirror.import_(elsewhere, archive)
+    intake.take(elsewhere, archive)
     assert elsewhere.authority.state().version("root") == 3
     assert sorted(path.name for path in (objects(elsewhere.place.home) / "trust").glob("*.root.json")) == [
         "1.root.json",
@@ -317,7 +317,7 @@ def test_a_refused_archive_changes_nothing(
 ) -> None:
     """Not even what the site remembers of the trust metadata: it can go on with what it has."""
     mirror.export(registry, archive)
-    mirror.import_(elsewhere, archive)
+    intake.take(elsewhere, archive)
     before = appearance(elsewhere.place.home)
     second(registry, tmp_path)
     newer = tmp_path / "newer.tar"
@@ -327,7 +327,7 @@ def test_a_refused_archive_changes_nothing(
     content[key] = content[key][:-1] + bytes([content[key][-1] ^ 1])
     newer.write_bytes(packed(content))
     with pytest.raises(DigestMismatch):
-        mirror.import_(elsewhere, newer)
+        intake.take(elsewhere, newer)
     after = appearance(elsewhere.place.home)
     # Looking at the own store notes the time at which it was looked at, and nothing else.
     assert {name for name in after if after[name] != before.get(name)} <= {"trust/metadata/memory.json"}
