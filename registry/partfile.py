@@ -10,9 +10,7 @@ import contextlib
 import fcntl
 import os
 import stat
-import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +20,6 @@ from registry.errors import DigestMismatch
 from registry.parallel import each
 
 SUFFIX: Final = ".part"
-_FLUSH_BYTES = 64 << 20
 _UNFINISHED_MODE = 0o600
 _FILE_MODE = 0o444
 
@@ -58,16 +55,12 @@ class PartFile:
         if _is_our_file(self._part):
             self._part.chmod(_UNFINISHED_MODE)
         self._open(self._part, os.O_RDWR | os.O_CREAT)
-        self._flusher = _Flusher(self._descriptor)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            self._flusher.stop()
-        finally:
-            self._close()
+        self._close()
 
     def missing(self) -> list[int]:
         """The numbers of the chunks that are not there or wrong, in order."""
@@ -97,11 +90,9 @@ class PartFile:
         while view:
             written = os.pwrite(self._descriptor, view, start)
             view, start = view[written:], start + written
-        self._flusher.wrote(len(chunk))
 
     def finish(self) -> None:
         """Flushes the file and gives it its name; it is read-only from now on."""
-        self._flusher.stop()
         os.fchmod(self._descriptor, _FILE_MODE)
         os.fsync(self._descriptor)
         os.replace(self._part, self._target)
@@ -145,32 +136,3 @@ def _is_our_file(path: Path) -> bool:
         return True
     path.unlink()
     return False
-
-
-class _Flusher:
-    """Writes to the disk what was downloaded while more comes, so that the last flush has little to do."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="flush")
-        self._running: Future[None] | None = None
-        self._waiting = 0
-        self._lock = threading.Lock()
-
-    def wrote(self, count: int) -> None:
-        """Called from any thread after bytes were written; raises what an earlier flush raised."""
-        with self._lock:
-            self._waiting += count
-            if self._waiting < _FLUSH_BYTES or (self._running is not None and not self._running.done()):
-                return
-            if self._running is not None:
-                self._running.result()
-            self._waiting = 0
-            self._running = self._pool.submit(os.fdatasync, self._descriptor)
-
-    def stop(self) -> None:
-        """Waits for the flush that runs; raises what it raised."""
-        self._pool.shutdown()
-        running, self._running = self._running, None
-        if running is not None:
-            running.result()

@@ -365,8 +365,7 @@ def test_a_flush_that_fails_is_an_error(
     def broken(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(partfile, "_FLUSH_BYTES", 1)
-    monkeypatch.setattr(os, "fdatasync", broken)
+    monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(RegistryError, match="Input/output error"):
         download(store, entries, folder)
     assert not (folder / WEIGHTS_NAME).exists()
