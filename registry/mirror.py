@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -104,6 +105,8 @@ def export(
     archive: Path,
     references: Sequence[Reference] = (),
     progress: Progress = transfer.silent,
+    *,
+    lifetime: timedelta | None = None,
 ) -> Mirrored:
     """Write an archive of the named versions, or of all that this registry's policy admits.
 
@@ -115,6 +118,9 @@ def export(
         archive: the file; it must not exist yet.
         references: which versions; none is all of them, without those that are revoked or not approved.
         progress: hears about the stage "export".
+        lifetime: how long a site shall believe the archive; needs the online key. Whoever carries it can
+            show this state for so long to readers who have seen nothing newer; None is as long as the
+            timestamp in the store, a day at most.
 
     Raises:
         UsageError: the file exists.
@@ -122,7 +128,12 @@ def export(
     """
     if archive.exists():
         raise UsageError(f"{archive} exists already", "choose another name, or remove that file")
+    if lifetime is not None:
+        registry.record("export", archive.name, {"days": lifetime / timedelta(days=1)})
+        registry.authority.publish_for(lifetime)
     state, trust = _snapshot(registry)
+    if lifetime is not None:
+        registry.authority.publish_anchor()  # readers of the store go on to one of the usual life
     versions, left_out = admitted(registry, registry.store, state, references)
     members = dict(_members(registry.store, trust, versions))
     total, done = sum(member.size for member in members.values()), 0
@@ -206,7 +217,9 @@ def is_root(key: str, state: TrustState) -> bool:
 
 def believed_until(state: TrustState) -> str:
     """When the first of the metadata that readers look at expires, ISO 8601."""
-    first = min(state.expires(role) for role in ("timestamp", "snapshot", "targets", "root"))
+    from registry.signing.trust import TOP
+
+    first = min(map(state.expires, (*TOP, *state.bins())))
     return first.isoformat(timespec="seconds")
 
 

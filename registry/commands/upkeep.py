@@ -197,11 +197,17 @@ def mirror() -> None:
 
 @click.argument("archive", type=click.Path(dir_okay=False))
 @click.argument("references", nargs=-1, metavar="[REF]...")
-def _export(archive: str, references: tuple[str, ...], progress: Progress) -> Answer:
+@click.option(
+    "--days", type=click.IntRange(1, 90), help="Have it believed for so long; default: a day."
+)
+def _export(archive: str, references: tuple[str, ...], days: int | None, progress: Progress) -> Answer:
     """Write ARCHIVE with the named versions, or with all that are approved and not revoked.
 
-    It is believed for as long as its timestamp: import it before that is over.
+    A site believes it for as long as its timestamp, then it needs a newer one. With --days that is longer,
+    but whoever carries the archive could withhold later revocations for so long. That is signed with the
+    online key and logged.
     """
+    from datetime import timedelta
     from pathlib import Path
 
     from registry import mirror as mirrors
@@ -209,7 +215,8 @@ def _export(archive: str, references: tuple[str, ...], progress: Progress) -> An
     from registry.reference import Reference
 
     wanted = [Reference.parse(text) for text in references]
-    found = mirrors.export(Registry.open(), Path(archive), wanted, progress)
+    lifetime = None if days is None else timedelta(days=days)
+    found = mirrors.export(Registry.open(), Path(archive), wanted, progress, lifetime=lifetime)
     lines = [
         f"{archive}  {found.size} bytes, {len(found.references)} versions; import it before {found.expires}"
     ]

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from registry.digest import Digest
@@ -228,6 +228,21 @@ class Authority:
         if not self.keys.holds(ONLINE):
             return self.client.refresh()
         return self.change(lambda edition: None, always=True)
+
+    def publish_for(self, lifetime: timedelta) -> TrustState:
+        """Signs snapshot and timestamp for a longer time, for a site that cannot ask for new ones.
+
+        Whoever holds that edition can show it to readers for so long, without anything that is signed later,
+        as long as they have seen nothing newer: so publish an ordinary one behind it.
+
+        Raises:
+            NotFound: the online key is not on this machine.
+        """
+
+        def change(edition: Edition) -> None:
+            edition.lifetime = lifetime
+
+        return self.change(change, always=True)
 
     def change(
         self,

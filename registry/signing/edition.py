@@ -51,10 +51,14 @@ class Edition:
 
     Args:
         state: the verified state that is changed.
+
+    Attributes:
+        lifetime: how long snapshot and timestamp shall be believed; None is as long as usual.
     """
 
     def __init__(self, state: TrustState) -> None:
         self.state = state
+        self.lifetime: timedelta | None = None
         self.parts: dict[str, Targets] = {}
 
     def part(self, role: str) -> Targets:
@@ -108,10 +112,10 @@ def publish(
         snapshot.meta[f"{role}.json"] = _meta(role, signed, data)
     if anchor is not None:
         snapshot.unrecognized_fields[LEDGER_FIELD] = dict(anchor)
-    data = _write(store, "snapshot", snapshot, signing["snapshot"], taken)
+    data = _write(store, "snapshot", snapshot, signing["snapshot"], taken, edition.lifetime)
     timestamp.snapshot_meta = MetaFile.from_data(snapshot.version, data, ["sha256"])
     timestamp.version += 1
-    timestamp.expires = expiry("timestamp")
+    timestamp.expires = expiry("timestamp", edition.lifetime)
     store.replace(TIMESTAMP, signed_bytes(timestamp, signing["timestamp"]), tag)
     _prune(store, state)
 
@@ -168,9 +172,9 @@ def tag_of(store: ObjectStore) -> str | None:
         return None
 
 
-def expiry(role: str) -> datetime:
+def expiry(role: str, lifetime: timedelta | None = None) -> datetime:
     """When metadata of a role that is signed now stops being believed."""
-    lifetime = LIFETIMES.get(role, LIFETIMES["versions"])
+    lifetime = lifetime or LIFETIMES.get(role, LIFETIMES["versions"])
     return datetime.now(UTC).replace(microsecond=0) + lifetime
 
 
@@ -193,12 +197,17 @@ def metadata_of(document: Document) -> Metadata[Any]:
 
 
 def _write(
-    store: ObjectStore, role: str, signed: Signed, signers: Sequence[Signer], taken: Mapping[str, int]
+    store: ObjectStore,
+    role: str,
+    signed: Signed,
+    signers: Sequence[Signer],
+    taken: Mapping[str, int],
+    lifetime: timedelta | None = None,
 ) -> bytes:
     """Give metadata a new version and a new life, sign it and write it under a new name."""
     # An interrupted attempt may have left a version that no snapshot ever named; numbers may be skipped.
     signed.version = max(signed.version, taken.get(role, 0)) + 1
-    signed.expires = expiry(role)
+    signed.expires = expiry(role, lifetime)
     data = signed_bytes(signed, signers)
     if not store.put(f"{PREFIX}{signed.version}.{role}.json", data):
         raise Conflict("somebody else is publishing to this store", "run the same command again")

@@ -199,8 +199,6 @@ def _members(content: Content) -> Iterator[tuple[str, tuple[int, int]]]:
             raise _foreign(f"{shown(key)} is there twice, or in the wrong place")
         last, start = place, at + _BLOCK
         at = start + size + -size % _BLOCK
-        if at > len(content):
-            raise _foreign(f"{shown(key)} is cut off")
         if any(content[start + size : at]):
             raise _foreign(f"something is hidden behind {shown(key)}")
         yield key, (start, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -284,6 +285,30 @@ def test_an_interrupted_import_is_repeated(
             here.list()
     intake.take(here, archive)
     assert here.pull(PROD).reference == f"{NAME}:1"
+
+
+def test_an_archive_can_be_signed_for_longer(
+    registry: Registry, elsewhere: Registry, archive: Path, tmp_path: Path
+) -> None:
+    """For a site that cannot come every day; readers of the store keep the usual times."""
+    mirror.export(registry, archive)
+    intake.take(elsewhere, archive)
+    month = timedelta(days=30)
+    found = mirror.export(registry, tmp_path / "month.tar", lifetime=month)
+    until = datetime.fromisoformat(found.expires)
+    assert abs(until - (datetime.now(UTC) + month)) < timedelta(minutes=1)
+    intake.take(elsewhere, tmp_path / "month.tar")
+    assert elsewhere.authority.state().expires("timestamp") == until
+    here = registry.authority.state()
+    assert here.expires("timestamp") < datetime.now(UTC) + timedelta(days=2)
+    assert here.version("timestamp") == elsewhere.authority.state().version("timestamp") + 1
+    (row,) = registry.ledger.entries(limit=1, newest=True)
+    assert (row.action, row.subject) == ("export", "month.tar")
+    mirror.export(registry, tmp_path / "later.tar")
+    intake.take(elsewhere, tmp_path / "later.tar")
+    shutil.rmtree(registry.keys.folder)
+    with pytest.raises(NotFound, match="online key"):
+        mirror.export(Registry.open(registry.place.home), tmp_path / "no.tar", lifetime=month)
 
 
 def test_rotated_roots_are_carried(
