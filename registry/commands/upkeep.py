@@ -197,9 +197,7 @@ def mirror() -> None:
 
 @click.argument("archive", type=click.Path(dir_okay=False))
 @click.argument("references", nargs=-1, metavar="[REF]...")
-@click.option(
-    "--days", type=click.IntRange(1, 90), help="Have it believed for so long; default: a day."
-)
+@click.option("--days", type=click.IntRange(1, 90), help="Have it believed for so long; default: a day.")
 def _export(archive: str, references: tuple[str, ...], days: int | None, progress: Progress) -> Answer:
     """Write ARCHIVE with the named versions, or with all that are approved and not revoked.
 
