@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import subprocess
 import sys
 
@@ -11,7 +10,8 @@ import pytest
 from blake3 import blake3
 
 from registry import errors
-from registry.digest import digest_bytes, file_entry, stream_entry
+from registry.content import CHUNK_BYTES
+from registry.digest import Fingerprint, digest_bytes, digest_content, file_entry
 
 EXIT_CODES = {
     "RegistryError": 1,
@@ -58,10 +58,14 @@ def test_hostile_text_is_shown_as_one_harmless_line(hostile: object) -> None:
     assert len(text) < 1000
 
 
-def test_a_file_has_both_digests_in_one_pass() -> None:
-    data = bytes(range(256)) * 20_000
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES + 7])
+def test_a_file_has_all_digests_in_one_pass(size: int) -> None:
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
     entry = file_entry("a.bin", data)
-    assert entry == stream_entry("a.bin", io.BytesIO(data))
+    assert entry == Fingerprint.of(data).entry("a.bin", digest_content(data))
+    assert entry.chunks == tuple(
+        blake3(data[at : at + CHUNK_BYTES]).hexdigest() for at in range(0, size, CHUNK_BYTES)
+    )
     assert entry.sha256 == digest_bytes(data) == "sha256:" + hashlib.sha256(data).hexdigest()
     assert entry.blake3 == blake3(data).hexdigest()
     assert entry.size == len(data)
