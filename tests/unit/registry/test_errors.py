@@ -17,6 +17,7 @@ EXIT_CODES = {
     "RegistryError": 1,
     "UsageError": 2,
     "InvalidDocument": 1,
+    "Conflict": 1,
     "Unsigned": 10,
     "NotFound": 11,
     "BadSignature": 12,
