@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from registry import admission, transfer
 from registry.content import Content, VerifiedContent
@@ -224,21 +224,36 @@ def believed_until(state: TrustState) -> str:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[tempfile._TemporaryFileWrapper[bytes]]:
+def _new_file(path: Path) -> Iterator[IO[bytes]]:
     """A file that gets its name when all of it is written, unless something has the name by then."""
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as stream:
-            yield stream
-            stream.flush()
-            os.fchmod(stream.fileno(), 0o644)
-            os.fsync(stream.fileno())
-            os.link(stream.name, path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
+            temporary = Path(stream.name)
+            try:
+                yield stream.file
+                stream.flush()
+                os.fsync(stream.fileno())
+                temporary.chmod(0o644)
+                _name(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     except FileExistsError:
         raise UsageError(f"{path} exists already", "choose another name, or remove that file") from None
     except OSError as error:
         raise RegistryError(
             f"{path} cannot be written: {error.strerror or error}", "check the folder and its free space"
         ) from error
+
+
+def _name(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk that is carried around often has no links
+        if path.exists():
+            raise FileExistsError(str(path)) from None
+        temporary.rename(path)
 
 
 # -- admission, on both sides --

@@ -134,6 +134,20 @@ def test_what_exists_is_not_overwritten(registry: Registry, archive: Path) -> No
     assert archive.read_bytes() == b"mine"
 
 
+def test_a_disk_without_links_will_do(
+    registry: Registry, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are carried around often have none."""
+
+    def no_links(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    found = mirror.export(registry, archive)
+    assert found.size == archive.stat().st_size
+    assert [path.name for path in archive.parent.glob(".*")] == []
+
+
 def test_only_what_is_approved_and_not_revoked_is_carried(
     registry: Registry, archive: Path, tmp_path: Path
 ) -> None:
