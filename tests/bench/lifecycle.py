@@ -15,18 +15,39 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from bench.commands import BASE, RANK, run
-from fakes.adapters import card, container, factors, folder
+from fakes.adapters import card, encode
 from fakes.archives import site
 from fakes.registries import PASSING
+from registry.families import FAMILIES
+from registry.formats import TensorInfo, write_container
+from registry.manifest import CARD_NAME, WEIGHTS_NAME
 
 
 def adapter(path: Path, seed: int) -> None:
-    """Write an adapter in a process of its own, whose memory is not this one's."""
+    """Write an adapter, a tensor at a time."""
     path.mkdir()
-    values = factors(BASE, rank=RANK, seed=seed)
-    for name, data in folder(container(values, "BF16"), card(BASE, rank=RANK, dtype="BF16")).items():
-        (path / name).write_bytes(data)
+    generator, family = np.random.default_rng(seed), FAMILIES[BASE.family]
+    last = max(family.block_of(module)[0] for module in BASE.spec)
+    tensors: dict[str, TensorInfo] = {}
+    for module, (out, into) in BASE.spec.items():
+        for factor, shape in (("A", (RANK, into)), ("B", (out, RANK))):
+            key = f"transformer.{module}.lora_{factor}.weight"
+            tensors[key] = TensorInfo(dtype="BF16", shape=shape, start=0, end=0)
+
+    def pieces(key: str) -> list[bytes]:
+        shape, module = tensors[key].shape, key.removeprefix("transformer.").rpartition(".lora_")[0]
+        index, kind = family.block_of(module)
+        if ".lora_B." in key and index == last and kind in family.silent_in_last_block:
+            return [encode(np.zeros(shape, np.float32), "BF16")]
+        scale = 0.02 if ".lora_B." in key else shape[1] ** -0.5
+        return [encode(generator.standard_normal(shape, np.float32) * np.float32(scale), "BF16")]
+
+    with (path / WEIGHTS_NAME).open("wb") as stream:
+        write_container(tensors, pieces, stream.write)
+    (path / CARD_NAME).write_text(json.dumps(card(BASE, rank=RANK, dtype="BF16")))
 
 
 def main() -> None:
@@ -56,9 +77,9 @@ def main() -> None:
             "mirror_import_again": run(away, *registry, "mirror", "import", archive),
             "doctor_deep": run(home, *registry, "doctor", "--deep"),
             "gc": run(home, *registry, "gc"),
-            "sha256sum": run({}, "sha256sum", str(root / "adapter-1" / "pytorch_lora_weights.safetensors")),
+            "sha256sum": run({}, "sha256sum", str(root / "adapter-1" / WEIGHTS_NAME)),
         }
-        size = (root / "adapter-1" / "pytorch_lora_weights.safetensors").stat().st_size
+        size = (root / "adapter-1" / WEIGHTS_NAME).stat().st_size
     figures = {
         name: {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "peak_mb": round(peak)}
         for name, (wall, cpu, peak, _) in found.items()

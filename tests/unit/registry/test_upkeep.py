@@ -17,12 +17,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fakes.adapters import card
+from fakes.archives import site
 from fakes.registries import BASE, NAME, adapter_folder, copy_registry, objects, one
-from registry import upkeep
+from registry import intake, mirror, upkeep
 from registry.client import Registry
 from registry.digest import file_entry
 from registry.errors import DigestMismatch, NotFound
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest, canonical_json
+from registry.reference import Reference
 from registry.storage import shelf
 from registry.storage.base import file_key, manifest_key, model_prefix
 from registry.storage.local import LocalObjects
@@ -375,3 +377,20 @@ def test_leftovers_of_pulls_go_unless_somebody_is_pulling(registry: Registry, ho
     assert upkeep.prune(registry, grace=3 * DAY).removed == {}
     assert upkeep.prune(registry).removed == {f"incoming {digest}": 4}
     assert not folder.exists()
+
+
+def test_a_mirror_of_some_versions_is_cleaned_up_on_demand(
+    registry: Registry, home: Path, tmp_path: Path
+) -> None:
+    """What is not mirrored cannot be told from what is lost, so somebody has to say it."""
+    registry.push(adapter_folder(tmp_path / "second", seed=1), NAME)
+    mirror.export(registry, tmp_path / "a.tar", [Reference.parse(f"{NAME}:1")])
+    here = site(tmp_path / "site", home)
+    intake.take(here, tmp_path / "a.tar")
+    here.store.put("blobs/blake3/old", b"left behind")
+    make_old(here.place.home)
+    with pytest.raises(NotFound, match="not known what a signed version needs"):
+        upkeep.clean(here)
+    assert [found.key for found in upkeep.clean(here, partial=True).objects] == ["blobs/blake3/old"]
+    assert here.pull(f"{NAME}:1").reference == f"{NAME}:1"
+    assert here.ledger.head().length == 0, "the log belongs to whoever signs"
