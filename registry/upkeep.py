@@ -196,6 +196,8 @@ class _Marked:
         try:
             self._read[digest] = shelf.read_manifest(self._store, digest)
         except (NotFound, DigestMismatch, InvalidDocument) as error:
+            if self._partial and isinstance(error, NotFound):
+                return
             mend = "nothing was removed; `registry doctor` shows what is missing"
             raise type(error)(
                 f"it is not known what a signed version needs: {error.message}", mend
