@@ -8,8 +8,8 @@ younger than the grace period stays, because a push writes its files before it s
 Signed names are read twice, before the marking and right before the sweep, so that a push that ends while
 the marking goes on keeps its objects. One window is left: an old object that nobody named, which a push takes
 up in the very second in which it is swept. A push looks at its end whether its files are still there and
-sends them again, and the same push heals a version whose file is gone; `registry doctor` finds such a
-version.
+sends them again; if that look came too early, the clean-up finds it by a third look at the signed names and
+says so, and the same push again heals the version.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from registry.cache import AdapterCache
 from registry.digest import Digest
-from registry.errors import DigestMismatch, InvalidDocument, NotFound, RegistryError
+from registry.errors import Conflict, DigestMismatch, InvalidDocument, NotFound, RegistryError
 from registry.manifest import WEIGHTS_NAME, AdapterManifest
 from registry.parallel import each
 from registry.signing.signers import ONLINE
@@ -127,6 +127,7 @@ def clean(
         partial: the store is a mirror of some versions: a manifest that is not there names nothing.
 
     Raises:
+        Conflict: a push has taken up an object while it was swept; the same push again heals its version.
         NotFound, DigestMismatch, InvalidDocument: the manifest of a signed version is not in the store, so
             that nobody knows which files it names; nothing was removed.
         RegistryError: see the error tree.
@@ -153,6 +154,7 @@ def clean(
         marked.add(_fresh_state(registry))
         candidates = [found for found in candidates if not marked.names(found.key)]
         each(lambda found: store.delete(found.key), candidates)
+        _check_swept(registry, marked, candidates)
         _abort(store, unfinished)
     return CleanUp(
         objects=tuple(candidates),
@@ -202,6 +204,27 @@ class _Marked:
             raise type(error)(
                 f"it is not known what a signed version needs: {error.message}", mend
             ) from error
+
+
+def _check_swept(registry: Registry, marked: _Marked, swept: list[Garbage]) -> None:
+    """Look whether somebody has signed a name meanwhile for something that was just removed."""
+    lost = "a manifest"
+    with contextlib.suppress(NotFound):
+        marked.add(_fresh_state(registry))
+        lost = next((found.key for found in swept if marked.names(found.key) and _gone(registry, found)), "")
+    if lost:
+        raise Conflict(
+            f"a push has taken up {lost} while it was swept",
+            "push the same folder again: it heals the version; `registry doctor` shows which one it is",
+        )
+
+
+def _gone(registry: Registry, found: Garbage) -> bool:
+    try:
+        registry.store.stat(found.key)
+    except NotFound:
+        return True
+    return False
 
 
 def _root(key: str) -> str:

@@ -22,7 +22,7 @@ from fakes.registries import BASE, NAME, adapter_folder, copy_registry, objects,
 from registry import intake, mirror, upkeep
 from registry.client import Registry
 from registry.digest import file_entry
-from registry.errors import DigestMismatch, NotFound
+from registry.errors import Conflict, DigestMismatch, NotFound
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest, canonical_json
 from registry.reference import Reference
 from registry.storage import shelf
@@ -219,7 +219,10 @@ def test_a_push_at_the_same_time_survives(content: int, begun: int, wait: int, g
 
         cleaner = Registry.open(home)
         cleaner.store = Interleaved(objects(home), step)
-        upkeep.clean(cleaner, grace)
+        try:
+            upkeep.clean(cleaner, grace)
+        except Conflict:  # the push looked just before the sweep; it is told, and the same push heals
+            run(push(publisher, content, 2))
         run(steps)
         assert needed(publisher) <= keys(home)
         assert f"{NAME}:2" in publisher.authority.state().versions()
@@ -245,6 +248,29 @@ def test_a_name_that_is_signed_while_the_store_is_marked_keeps_its_objects(
     assert next(asked, None) is None, "the name was signed while the clean-up was running"
     assert found.objects == ()
     assert needed(registry) <= keys(home)
+
+
+@pytest.mark.parametrize("kind", ["MLmodel", "manifests/"])
+def test_an_object_that_is_taken_up_while_it_is_swept_is_told(
+    registry: Registry, home: Path, kind: str
+) -> None:
+    """The push signs and looks right before its object is removed: the worst moment there is."""
+    run(push(registry, 1, 2), 5)
+    make_old(home)
+
+    class Unlucky(LocalObjects):
+        def delete(self, key: str) -> None:
+            if kind in key:
+                run(push(registry, 1, 2))
+            super().delete(key)
+
+    cleaner = Registry.open(home)
+    cleaner.store = Unlucky(objects(home))
+    with pytest.raises(Conflict, match="while it was swept"):
+        upkeep.clean(cleaner)
+    run(push(registry, 1, 2))
+    assert needed(registry) <= keys(home)
+    assert f"{NAME}:2" in registry.authority.state().versions()
 
 
 # -- one thing at a time --
