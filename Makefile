@@ -13,7 +13,7 @@ JOBS   ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test bench check lock clean
 
 help:  ## show these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, of
 
 test: setup  ## static checks and the whole test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+bench: setup  ## every benchmark, one JSON line each (ratios against peers in the same run)
+	@for bench in tests/bench/*.py; do PYTHONPATH=tests $(BIN)/python $$bench || exit 1; done
 
 check: setup  ## ruff, mypy and the walls between the floors
 	$(BIN)/ruff check .

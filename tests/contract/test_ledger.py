@@ -424,7 +424,7 @@ def without(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     return hide
 
 
-@pytest.mark.parametrize(("package", "extra"), [("sqlalchemy", "catalog"), ("psycopg", "team")])
+@pytest.mark.parametrize(("package", "extra"), [("sqlalchemy", "catalog"), ("psycopg", "cloud")])
 def test_a_missing_driver_names_its_extra(without: Callable[[str], None], package: str, extra: str) -> None:
     without(package)
     with pytest.raises(UsageError, match="not installed") as caught:

@@ -134,8 +134,9 @@ def test_a_changed_byte_in_the_store_is_refused(
     data_folder: Path, first: dict[str, Any], tmp_path: Path
 ) -> None:
     manifest = json.loads((Path(first["folder"]) / "manifest.json").read_text())
-    digest = next(file["sha256"] for file in manifest["files"] if file["path"].endswith(".safetensors"))
-    blob = data_folder / "registry" / "objects" / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    weights = next(file for file in manifest["files"] if file["path"].endswith(".safetensors"))
+    model = data_folder / "registry" / "objects" / "models" / weights["blake3"]
+    blob = model / "adapter_weights" / weights["path"]
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     blob.chmod(0o644)

@@ -35,7 +35,10 @@ def test_home_is_the_variable_or_the_default() -> None:
 
 def test_everything_lies_under_home_by_default(tmp_path: Path) -> None:
     place = settings.layout(tmp_path, {})
-    assert place.objects == tmp_path / "registry" / "objects"
+    assert place.store_uri == f"file://{tmp_path}/registry/objects"
+    assert place.ledger_uri == f"sqlite:///{tmp_path}/registry/ledger.db"
+    assert place.policy is None
+    assert "@" in place.actor
     assert place.cache == tmp_path / "cache"
     assert place.tracking_uri == f"sqlite:///{tmp_path}/registry/mlflow.db"
 
@@ -44,7 +47,7 @@ def test_environment_is_over_file_over_defaults(tmp_path: Path) -> None:
     write(tmp_path, '[registry]\nstore = "file:///from/file"\ncache = "/from/file"\n')
     env = {"ADAPTER_FOUNDRY_CACHE": "/from/environment", "MLFLOW_TRACKING_URI": "sqlite:///other.db"}
     place = settings.layout(tmp_path, env)
-    assert place.objects == Path("/from/file")
+    assert place.store_uri == "file:///from/file"
     assert place.cache == Path("/from/environment")
     assert place.tracking_uri == "sqlite:///other.db"
     assert place.settings.key_passphrase is None
@@ -73,7 +76,9 @@ def test_a_passphrase_is_not_printed() -> None:
         ('cache = "/x"\n', "unknown key"),
         ('registry = "x"\n', r"\[registry\]"),
         ("[registry\n", "cannot be read"),
-        ('[registry]\nstore = "s3://bucket"\n', "file:///"),
+        ('[registry]\nstore = "https://bucket"\n', "s3://bucket/prefix"),
+        ('[registry]\nledger = "mysql://host/db"\n', "postgresql"),
+        ("[registry]\ntrust_max_age = -1\n", "trust_max_age"),
     ],
 )
 def test_a_wrong_file_is_explained(tmp_path: Path, text: str, hint: str) -> None:

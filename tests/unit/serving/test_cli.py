@@ -98,7 +98,7 @@ def test_sweep_writes_a_strip(home: Path, full_base: Path, picture: Path, out: P
 
 def test_a_tampered_byte_is_refused_and_nothing_is_written(home: Path, picture: Path, out: Path) -> None:
     copy_registry(home)
-    blob = max((objects(home) / "blobs").rglob("*"), key=lambda path: path.stat().st_size)
+    (blob,) = objects(home).glob("models/*/adapter_weights/*")
     data = bytearray(blob.read_bytes())
     data[-1] ^= 1
     overwrite(blob, bytes(data))
