@@ -210,6 +210,26 @@ def test_each_command_in_the_documents_exists(tool: str, verb: str) -> None:
     assert result.returncode == 0, f"`{tool} {verb}` is documented but: {result.stderr}"
 
 
+def test_each_registry_command_is_documented() -> None:
+    from registry.cli import cli
+
+    text = "".join(document.read_text() for document in documents())
+    missing = [name for name in cli.commands if f"registry {name}" not in text]
+    assert not missing
+
+
+def test_each_setting_of_the_registry_is_documented() -> None:
+    from registry.settings import RegistrySettings, StandardVariable
+
+    text = "".join(document.read_text() for document in documents())
+    missing = []
+    for key, field in RegistrySettings.model_fields.items():
+        standard = next((mark.name for mark in field.metadata if isinstance(mark, StandardVariable)), None)
+        if (standard or f"ADAPTER_FOUNDRY_{key.upper()}") not in text:
+            missing.append(key)
+    assert not missing
+
+
 def test_each_link_in_the_documents_leads_somewhere() -> None:
     broken = [
         f"{document.relative_to(REPOSITORY)} -> {target}"
