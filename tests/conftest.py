@@ -103,6 +103,17 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
         yield found
 
 
+@pytest.fixture(params=["folder", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where an empty object store is: a test that takes it runs on a folder and on an S3 server."""
+    if request.param == "folder":
+        return (tmp_path / "objects").as_uri()
+    weed: Weed = request.getfixturevalue("weed")
+    for name, value in weed.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{weed.bucket()}/some/prefix"
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(request: pytest.FixtureRequest) -> Iterator[MlflowServer]:
     """A real MLflow server with accounts and artifacts in S3; `environment()` signs a test in."""

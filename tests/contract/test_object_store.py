@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,21 +19,7 @@ from registry.errors import Conflict, DigestMismatch, NotFound, UsageError
 from registry.storage.base import ObjectStore, read
 from registry.storage.stores import open_store
 
-if TYPE_CHECKING:
-    from servers.weed import Weed
-
 RACERS = 16
-
-
-@pytest.fixture(params=["folder", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where an empty store is."""
-    if request.param == "folder":
-        return (tmp_path / "objects").as_uri()
-    weed: Weed = request.getfixturevalue("weed")
-    for name, value in weed.environment().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{weed.bucket()}/some/prefix"
 
 
 @pytest.fixture

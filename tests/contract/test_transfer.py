@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -23,23 +22,9 @@ from registry.storage.base import ObjectStore, file_key
 from registry.storage.stores import open_store
 from registry.transfer import StoredContent, download, fetch, publish, upload
 
-if TYPE_CHECKING:
-    from servers.weed import Weed
-
 CHUNKS = 5
 CARD = b'{"name": "smile"}'
 SIZE = (CHUNKS - 1) * CHUNK_BYTES + 12_345
-
-
-@pytest.fixture(params=["folder", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where an empty store is."""
-    if request.param == "folder":
-        return (tmp_path / "objects").as_uri()
-    weed: Weed = request.getfixturevalue("weed")
-    for name, value in weed.environment().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{weed.bucket()}"
 
 
 @pytest.fixture

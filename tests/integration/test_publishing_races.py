@@ -7,9 +7,6 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
 
 from registry.digest import digest_bytes
 from registry.errors import Conflict
@@ -18,22 +15,8 @@ from registry.signing.refresh import TrustClient
 from registry.signing.signers import KeyRing
 from registry.storage.stores import open_store
 
-if TYPE_CHECKING:
-    from servers.weed import Weed
-
 ONE = digest_bytes(b"one")
 PUBLISHERS = 8
-
-
-@pytest.fixture(params=["folder", "s3"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where an empty store is."""
-    if request.param == "folder":
-        return (tmp_path / "objects").as_uri()
-    weed: Weed = request.getfixturevalue("weed")
-    for name, value in weed.environment().items():
-        monkeypatch.setenv(name, value)
-    return f"s3://{weed.bucket()}/some/prefix"
 
 
 def machine(uri: str, home: Path) -> Authority:
