@@ -237,7 +237,8 @@ def test_a_bin_that_nobody_asks_for_is_renewed_along(
     state = authority.add_version("y:1", ONE, 3)
     assert bin_role("x") != bin_role("y")
     assert not list(state.expiring(datetime.now(UTC)))
-    assert state.expires(bin_role("x")) == state.expires(bin_role("y"))
+    apart = state.expires(bin_role("x")) - state.expires(bin_role("y"))
+    assert abs(apart) < timedelta(minutes=1), "signed in one edition, if not in one second"
 
 
 def test_what_expires_soon_is_told(
