@@ -21,13 +21,15 @@ from registry.admission import (
     admit,
     admit_documents,
     check_files,
+    check_identity,
     check_revocation,
     check_transfer,
 )
-from registry.cache import MANIFEST_NAME, AdapterCache
+from registry.cache import FILE_NAMES, MANIFEST_NAME, AdapterCache
 from registry.content import Content, FileContent, VerifiedContent, chunks
 from registry.digest import Digest, digest_bytes
-from registry.errors import DigestMismatch, NetworkError, NotFound, RegistryError
+from registry.errors import DigestMismatch, NetworkError, NotFound, RegistryError, shown
+from registry.licenses import POLICY_VERSION
 from registry.manifest import CARD_NAME, MAX_MANIFEST_BYTES, WEIGHTS_NAME, AdapterManifest
 from registry.reference import Reference
 from registry.results import Pulled
@@ -152,6 +154,12 @@ def verify_folder(registry: Registry, folder: Path) -> Pulled:
     """
     with FileContent(folder / MANIFEST_NAME) as content:
         data = content[:MAX_MANIFEST_BYTES]
+    extra = sorted({path.name for path in folder.iterdir()} - set(FILE_NAMES))
+    if extra:
+        raise DigestMismatch(
+            f"{folder} has files that no manifest names: {', '.join(map(shown, extra))}",
+            "a loader may read them too: remove them, or pull the adapter anew",
+        )
     claimed = AdapterManifest.parse(data)
     reference = Reference(name=claimed.name, digest=digest_bytes(data))
     state = registry.authority.state()
@@ -207,6 +215,8 @@ def _warm(
     if receipt != _receipt(registry, state, reference, names):
         return None
     manifest = AdapterManifest.parse(found.manifest)
+    # What a name means may have changed since the receipt was written, and it was written for another name.
+    check_identity(manifest, reference)
     check_revocation(manifest, state)
     return manifest
 
@@ -265,7 +275,7 @@ def _receipt(registry: Registry, state: TrustState, reference: Reference, names:
         "root": str(state.version("root")),
         "policy": str(registry.policy.digest),
         "gate": reference.alias or "",
-        "rules": RULES_VERSION,
+        "rules": f"scanner {RULES_VERSION}, licences {POLICY_VERSION}",
         "statements": names,
     }
 

@@ -180,6 +180,36 @@ def test_a_name_that_means_another_adapter_is_refused(registry: Registry, home: 
     assert not kept(home)
 
 
+def test_a_name_that_means_another_adapter_is_refused_also_from_a_warm_cache(
+    registry: Registry, home: Path, tmp_path: Path
+) -> None:
+    """The other adapter was admitted honestly, under an alias with the very same gate."""
+    from tuf.api.metadata import TargetFile
+
+    digest = push_second(registry, tmp_path, "grumpy", evaluation=PASSING)
+    registry.approve("grumpy:1", "a person", "fine")
+    registry.promote("grumpy:1", "prod")
+    assert registry.pull("grumpy@prod").digest == digest
+
+    def rename(targets: Any) -> None:
+        targets.targets[PROD] = TargetFile(1, {"sha256": digest.hex}, PROD)
+
+    resign(home, {"targets": rename})
+    with pytest.raises(DigestMismatch, match="asked for"):
+        registry.pull(PROD)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "pytorch_lora_weights.bin", ".hidden"])
+def test_a_file_beside_a_pulled_adapter_is_named(registry: Registry, tmp_path: Path, name: str) -> None:
+    """A configuration beside the weights changes what loaders make of them."""
+    output = tmp_path / "output"
+    registry.pull(PROD, output=output)
+    assert registry.verify_folder(output).reference == f"{NAME}:1"
+    (output / name).write_bytes(b"{}")
+    with pytest.raises(DigestMismatch, match="no manifest names"):
+        registry.verify_folder(output)
+
+
 # -- keys --
 
 
