@@ -7,7 +7,8 @@ A shell around pure parts. What comes out of the store, the cache or the index i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,22 @@ class Registry:
         """
         self.ledger.append(action, subject, details, actor or self.place.actor)
         self._recorded = True
+
+    @contextmanager
+    def recorded(self, action: str, subject: str, details: Mapping[str, Any]) -> Iterator[None]:
+        """Writes a line before something is published, and another one if that failed.
+
+        Raises:
+            NetworkError: see `record`.
+        """
+        from registry.errors import RegistryError
+
+        self.record(action, subject, details)
+        try:
+            yield
+        except RegistryError as error:
+            self.record(f"{action} failed", subject, {"why": error.message})
+            raise
 
     def _anchor(self, signed: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
         """The head of the audit log for the next publication; None while this process wrote no line.

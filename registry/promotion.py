@@ -226,14 +226,14 @@ def promote(registry: Registry, report: GateReport, action: str = "promote") -> 
         registry.require_keys("approver")
         expected = None if before is None else before.digest
         details = {"alias": report.alias, "digest": str(manifest.digest), "before": expected}
-        registry.record(action, report.reference, details)
-        registry.authority.set_alias(
-            report.alias,
-            manifest.digest,
-            len(manifest.canonical_bytes()),
-            {"version": manifest.version, "history": _history(before, manifest.version)},
-            expected,
-        )
+        with registry.recorded(action, report.reference, details):
+            registry.authority.set_alias(
+                report.alias,
+                manifest.digest,
+                len(manifest.canonical_bytes()),
+                {"version": manifest.version, "history": _history(before, manifest.version)},
+                expected,
+            )
     registry.catalog.point(manifest.name, report.alias.partition("@")[2], manifest.digest)
     return Promotion(
         reference=report.alias,
@@ -294,8 +294,8 @@ def demote(registry: Registry, name: str, alias: str) -> Promotion:
         raise NotFound(f"there is no {path}", "`registry list` shows the aliases")
     version = target.custom.get("version")
     registry.require_keys("approver")
-    registry.record("demote", f"{name}:{version}", {"alias": path, "digest": str(target.digest)})
-    registry.authority.remove_alias(path, target.digest)
+    with registry.recorded("demote", f"{name}:{version}", {"alias": path, "digest": str(target.digest)}):
+        registry.authority.remove_alias(path, target.digest)
     registry.catalog.point(name, alias, None)
     return Promotion(reference=path, version=None, digest=target.digest, previous=version, reused=False)
 
@@ -329,12 +329,12 @@ def _withdraw(registry: Registry, reference: Reference, action: str, reason: str
     manifest = shelf.read_manifest(registry.store, target.digest)
     subject = f"{manifest.name}:{manifest.version}"
     registry.require_keys("approver")
-    registry.record(action, subject, {"digest": str(target.digest), "reason": reason})
-    if reason is None:
-        state = registry.authority.unyank(target.digest)
-    elif action == "yank":
-        state = registry.authority.yank(target.digest, reason)
-    else:
-        state = registry.authority.revoke(target.digest, reason)
+    with registry.recorded(action, subject, {"digest": str(target.digest), "reason": reason}):
+        if reason is None:
+            state = registry.authority.unyank(target.digest)
+        elif action == "yank":
+            state = registry.authority.yank(target.digest, reason)
+        else:
+            state = registry.authority.revoke(target.digest, reason)
     index_version(registry, state, target.digest)
     return listed(state, manifest.name, manifest.version, target.digest)

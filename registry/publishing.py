@@ -122,11 +122,11 @@ def _publish(
     said = tuple(_predicates(registry, draft.card, report, evaluation))
     _put_documents(registry, manifest, said)
     reference = f"{name}:{version}"
-    if taken is None:
-        registry.record("push", reference, {"digest": str(manifest.digest), "license": manifest.license})
     if taken is None or state.renewal_of_names_due(datetime.now(UTC)):
-        size = len(manifest.canonical_bytes())
-        state = registry.authority.add_version(reference, manifest.digest, size, _facts(draft))
+        action, size = "push" if taken is None else "renew", len(manifest.canonical_bytes())
+        details = {"digest": str(manifest.digest), "license": manifest.license}
+        with registry.recorded(action, reference, details):
+            state = registry.authority.add_version(reference, manifest.digest, size, _facts(draft))
         # Leftovers of an earlier push that were found here may have been swept away before they had a name.
         _put_documents(registry, manifest, said)
     index_version(registry, state, manifest.digest)

@@ -125,6 +125,9 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(registry: Regi
     with pytest.raises(Conflict):
         promote(registry, slow)
     assert registry.pull(f"{NAME}@staging").reference == reference
+    *_, tried, failed = registry.ledger.entries()
+    assert (tried.action, failed.action) == ("promote", "promote failed")
+    assert "while you were" in failed.details
 
 
 def test_a_rollback_goes_back_and_passes_the_gates_of_today(registry: Registry, tmp_path: Path) -> None:
