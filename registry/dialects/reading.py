@@ -128,7 +128,9 @@ def read(
 
 
 def _header(content: Content) -> Header:
-    if content[:4].startswith(_PICKLES):
+    # A safetensors header of 1,152 bytes begins like a pickle: its length is 80 04 00 in bytes. The brace tells.
+    first = content[:9]
+    if first.startswith(_PICKLES) and not first.endswith(b"{"):
         raise FormatError(
             "magic",
             "the file is a PyTorch checkpoint (a pickle); opening it could run code, so it is not opened",

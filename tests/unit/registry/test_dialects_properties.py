@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 import safetensors
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -73,6 +73,14 @@ def test_any_way_from_dialect_to_dialect_ends_at_the_same_file(
 @given(
     st.sampled_from(sorted(set(SPELLED) - {"PEFT"})),
     st.dictionaries(st.sampled_from(MODULES), st.tuples(st.integers(1, 5), st.floats(0.05, 64)), min_size=1),
+)
+@example(  # its header has 1,152 bytes, a length that begins like a pickle
+    "OneTrainer",
+    {
+        "transformer_blocks.0.attn.add_k_proj": (1, 1.0),
+        "transformer_blocks.1.attn.to_out.0": (3, 1.0),
+        "transformer_blocks.0.img_mlp.net.0.proj": (1, 1.0),
+    },
 )
 def test_the_update_of_every_module_is_the_one_that_the_file_means(
     dialect: str, wanted: dict[str, tuple[int, float]]
