@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from servers.mlflow import MlflowServer
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from servers.weed import Weed
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The same examples in every run, so that a change is what makes a test fail; for a hunt through others:
+# pytest --hypothesis-profile default
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 #: Settings of the machine that must not reach a test.
 FOREIGN = (

@@ -128,7 +128,7 @@ def read(
 
 
 def _header(content: Content) -> Header:
-    # A safetensors header of 1,152 bytes begins like a pickle: its length is 80 04 00 in bytes. The brace tells.
+    # A header of 1,152 bytes begins like a pickle, for its length is written 80 04 00; the brace tells.
     first = content[:9]
     if first.startswith(_PICKLES) and not first.endswith(b"{"):
         raise FormatError(
