@@ -3,6 +3,8 @@
 The steps are those of docs/threat-model.md, in its order; each has an attack in tests/attacks that succeeds
 when the step is removed. A step may rely on the ones before it and on nothing else.
 
+The file is long because every step is in it: who reviews admission reads one file from top to bottom.
+
 ``VerifiedAdapter`` is the proof that the steps were taken. Python cannot stop code inside the process that
 wants to cheat; the guard stops code that forgets.
 """

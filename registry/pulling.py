@@ -109,6 +109,8 @@ def load(
         trust = state.about(state.resolve(reference))
         policy = registry.policy.admission(reference.alias)
         statements = kept.read_statements(pulled.digest)
+        if statements is None:
+            statements = tuple(shelf.read_statements(registry.store, pulled.digest).values())
         try:
             with contextlib.ExitStack() as stack:
                 files = {}
@@ -116,7 +118,7 @@ def load(
                     content = stack.enter_context(kept.content(pulled.digest, name))
                     files[name] = content[: len(content)]
             manifest = pulled.manifest.canonical_bytes()
-            return admit(manifest, files, statements or (), trust, policy, pulled.digest, reference)
+            return admit(manifest, files, statements, trust, policy, pulled.digest, reference)
         except (DigestMismatch, NotFound) as error:
             kept.drop(pulled.digest)
             if attempt == 2:

@@ -459,6 +459,13 @@ def test_a_damaged_cache_is_not_believed(registry: Registry, home: Path, name: s
     assert target.read_bytes() == genuine
 
 
+def test_envelopes_that_the_cache_lost_are_asked_for_again(registry: Registry, home: Path) -> None:
+    registry.pull(PROD)
+    (lost,) = (home / "cache" / "receipts").glob("*.statements.json")
+    lost.unlink()
+    assert registry.load(PROD).reference == f"{NAME}:1"
+
+
 def test_a_warm_cache_does_not_miss_a_later_refusal(registry: Registry) -> None:
     registry.pull(PROD)
     registry.attest(f"{NAME}:1", "evaluation", {"verdict": "fail"})
