@@ -50,7 +50,7 @@ from registry.manifest import (
     AdapterManifest,
 )
 from registry.reference import Reference
-from registry.scanning.report import RULES_VERSION
+from registry.scanning.rules import RULES_VERSION
 from registry.signing import envelope
 
 if TYPE_CHECKING:

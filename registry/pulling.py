@@ -33,7 +33,7 @@ from registry.licenses import POLICY_VERSION
 from registry.manifest import CARD_NAME, MAX_MANIFEST_BYTES, WEIGHTS_NAME, AdapterManifest
 from registry.reference import Reference
 from registry.results import Pulled
-from registry.scanning.report import RULES_VERSION
+from registry.scanning.rules import RULES_VERSION
 from registry.storage import shelf
 from registry.storage.base import statements_prefix
 

@@ -1,4 +1,4 @@
-"""Rules, findings and the report of a scan."""
+"""Findings and the report of a scan."""
 
 from __future__ import annotations
 
@@ -9,96 +9,12 @@ from typing import Any, Final, Literal
 
 from registry.digest import Digest
 from registry.errors import shown
+from registry.scanning.rules import RULES, RULES_VERSION, Severity
 
-Severity = Literal["block", "review"]
 Verdict = Literal["pass", "review", "block"]
 
-RULES_VERSION: Final = "1"
 # A hostile file may break a rule in every tensor; a report stays readable.
 _MAX_PER_RULE: Final = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rule:
-    """A check: its id, how grave a finding is, and why it matters."""
-
-    id: str
-    severity: Severity
-    title: str
-    help: str
-
-
-def _rules(*rows: tuple[str, Severity, str, str]) -> Mapping[str, Rule]:
-    return MappingProxyType(
-        {row[0]: Rule(id=row[0], severity=row[1], title=row[2], help=row[3]) for row in rows}
-    )
-
-
-RULES: Final[Mapping[str, Rule]] = _rules(
-    ("ADP-SCN-001", "block", "the scan did not finish",
-     "A scan that did not finish is never a pass. Report the file, it found a hole in the scanner."),
-    ("ADP-CON-001", "block", "the file's size is out of range",
-     "Files beyond the limit exhaust memory. Export with a smaller rank or fewer targets."),
-    ("ADP-CON-002", "block", "the file is, or hides, another format",
-     "Pickles run code when they are opened, and a file that is also a zip archive is read differently "
-     "by different programs."),
-    ("ADP-CON-003", "block", "the header's length is out of range",
-     "A header beyond the limit or beyond the file exhausts or confuses readers."),
-    ("ADP-CON-004", "block", "the header is not strict JSON",
-     "Readers that are lenient in different ways would see different adapters."),
-    ("ADP-CON-005", "block", "a header key appears twice",
-     "Readers disagree on which one counts, so a scanner and a loader may see different adapters."),
-    ("ADP-CON-006", "block", "an entry of the header is malformed",
-     "Every tensor has a printable name and exactly a dtype, a shape and two offsets."),
-    ("ADP-CON-007", "block", "a dtype is not allowed",
-     "Adapters are F16, BF16 or F32; other types are not what the trainer writes."),
-    ("ADP-CON-008", "block", "offsets disagree with shape and dtype",
-     "A reader that trusts one of them reads other bytes than a reader that trusts the other."),
-    ("ADP-CON-009", "block", "the tensors do not cover the file",
-     "Overlapping tensors alias each other; gaps and trailing bytes hide content that no check sees."),
-    ("ADP-CON-010", "block", "the metadata is out of bounds",
-     "Metadata is at most 64 printable ASCII strings of 16 KiB together."),
-    ("ADP-MET-001", "block", "metadata would change the adapter's strength",
-     "Loaders scale an adapter by alpha entries of the header; the evaluated strength is folded into B."),
-    ("ADP-MET-002", "block", "a tensor would change the adapter's strength",
-     "Loaders scale a module by its .alpha tensor; the strength that was evaluated is folded into B."),
-    ("ADP-STR-001", "block", "a key is not of the supported dialect",
-     "What a loader makes of other keys is not what was checked. Supported is the diffusers dialect: "
-     "transformer.<module>.lora_A.weight and lora_B.weight."),
-    ("ADP-STR-002", "block", "the file changes the text encoder or the VAE",
-     "Adapters change the transformer only. Text-encoder weights are the lever of published LoRA backdoors."),
-    ("ADP-STR-003", "block", "the base has no such module",
-     "A loader drops or misplaces it silently."),
-    ("ADP-STR-004", "block", "a factor is alone",
-     "Every module needs both lora_A and lora_B; a loader drops or misreads a lone one."),
-    ("ADP-STR-005", "block", "a shape does not fit the base",
-     "lora_A is rank x in and lora_B is out x rank of the module."),
-    ("ADP-STR-006", "block", "a rank is not the card's rank",
-     "One rank for all modules, the one that the card declares and that was evaluated."),
-    ("ADP-STR-007", "block", "the targets are not the declared targets",
-     "The card declares which kinds of modules the adapter changes; it changes exactly those."),
-    ("ADP-STR-008", "review", "a target is missing in some blocks",
-     "Training adapts a target in every block; a file that lacks some was edited or trained in another way."),
-    ("ADP-STR-009", "block", "a dtype is not the card's dtype",
-     "All tensors have the one dtype that the card declares."),
-    ("ADP-STR-010", "block", "the base is not known",
-     "Without the shapes of its base an adapter cannot be checked. Add the base to the known ones."),
-    ("ADP-NUM-001", "block", "a number is not finite",
-     "NaN and infinity destroy every image, and tests with thresholds pass them."),
-    ("ADP-NUM-002", "block", "a number overflows float16",
-     "Above 65504 it becomes infinite when a loader casts to float16."),
-    ("ADP-NUM-003", "block", "the adapter does nothing",
-     "Every update is zero: the export failed, or the weights were replaced."),
-    ("ADP-NUM-004", "review", "a module does nothing",
-     "Its update is zero although training reaches it: it was cut out or never trained."),
-    ("ADP-NUM-005", "block", "a module of the last block changes what training cannot reach",
-     "The last block discards its text output, so these modules never get a gradient. An update there was "
-     "not made by training."),
-    ("ADP-NUM-006", "block", "an update is absurdly large",
-     "The spectral norm of B @ A is far beyond what training gives; it would drown the base model."),
-    ("ADP-NUM-007", "review", "the factors are out of balance",
-     "One factor is huge, the other tiny: their product loses precision, and a change of scale hides there."),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,7 +33,7 @@ from registry import formats
 from registry.families import BaseFacts
 from registry.manifest import WEIGHTS_NAME, AdapterCard
 from registry.scanning import ScanReport, scan
-from registry.scanning.report import RULES
+from registry.scanning.rules import RULES
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
 SILENT = "transformer.transformer_blocks.1.txt_mlp.net.2"

@@ -16,7 +16,7 @@ from registry.formats import TensorInfo
 from registry.manifest import WEIGHTS_NAME, AdapterCard
 from registry.scanning import scan
 from registry.scanning.numerics import spectral_norm, tensor
-from registry.scanning.report import RULES
+from registry.scanning.rules import RULES
 
 CARD = AdapterCard.parse(json.dumps(card()).encode())
 
