@@ -1,23 +1,20 @@
 """What a scan measured, as plain numbers: figures of the modules, spectra, and the reference population.
 
-Everything is about the effective update s * B @ A of a module, so that no figure changes when scale moves from
-one factor into the other. Figures have six significant digits, so that they are the same on every processor.
+Everything is about the effective update s * B @ A of a module, so that no figure changes when scale moves
+from one factor into the other. Figures have six significant digits: the same on every processor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from registry.digest import Digest
     from registry.scanning.report import Finding
 
 SpaceVerdict = Literal["pass", "review", "not judged"]
-
-_NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +97,7 @@ class Reference:
     rank: int
     recipe: str
     size: int
-    values: Mapping[str, tuple[float, ...]] = field(default=MappingProxyType({}), hash=False)
+    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,8 +115,8 @@ class WeightSpace:
         spectra: by kind of module.
     """
 
-    statistics: Mapping[str, float] = field(default=_NOTHING, hash=False)
-    p: Mapping[str, float] = field(default=_NOTHING, hash=False)
+    statistics: Mapping[str, float] = field(default_factory=dict, hash=False)
+    p: Mapping[str, float] = field(default_factory=dict, hash=False)
     score: float | None = None
     threshold: float | None = None
     verdict: SpaceVerdict = "not judged"
