@@ -28,6 +28,8 @@ class FamilyFacts:
         targets: kind of module -> its (out, in) features in multiples of the model's width.
         silent_in_last_block: kinds whose output the last block discards. They never get a gradient, so an
             honest training leaves their B at exactly zero: anything else was not made by training.
+        silent_rows_in_last_block: kind -> the half-open range of output features, in multiples of the width,
+            that the last block discards although it uses the others: the same holds for those rows of B.
     """
 
     name: str
@@ -35,6 +37,7 @@ class FamilyFacts:
     blocks: str
     targets: Mapping[str, tuple[int, int]]
     silent_in_last_block: frozenset[str]
+    silent_rows_in_last_block: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def block_of(self, module: str) -> tuple[int, str]:
         """Return the block's index and the kind of a module that the base has."""
@@ -74,12 +77,18 @@ QWEN_IMAGE_EDIT: Final = FamilyFacts(
             "img_mlp.net.2": (1, 4),
             "txt_mlp.net.0.proj": (4, 1),
             "txt_mlp.net.2": (1, 4),
+            # Shift, scale and gate of both halves of a block. DiffSynth trains them by default, we do not.
+            "img_mod.1": (6, 1),
+            "txt_mod.1": (6, 1),
         }
     ),
     # The text stream ends in the last block: nothing reads it any more.
     silent_in_last_block=frozenset(
         {"attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"}
     ),
+    # The text's shift and scale reach the picture through the keys and values of the last attention. Its gate
+    # and the three for the text's feed-forward do not: they act on what nothing reads any more.
+    silent_rows_in_last_block=MappingProxyType({"txt_mod.1": (2, 6)}),
 )
 
 FAMILIES: Final[Mapping[str, FamilyFacts]] = MappingProxyType({QWEN_IMAGE_EDIT.name: QWEN_IMAGE_EDIT})
@@ -101,6 +110,21 @@ KNOWN_BASES: Final[Mapping[str, BaseFacts]] = MappingProxyType(
                 license="Apache-2.0",
                 revision="1",
                 config={"num_layers": 6, "num_attention_heads": 4, "attention_head_dim": 32},
+            ),
+            *(
+                BaseFacts(
+                    id=f"adapter-foundry/portraits-{name}",
+                    family="qwen-image-edit",
+                    license="Apache-2.0",
+                    revision="1",
+                    config={"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": width},
+                )
+                # The bases of the scanner's zoo; `trainer.zoo.bases` makes them.
+                for name, layers, heads, width in (
+                    ("small-1", 3, 2, 32),
+                    ("small-2", 2, 4, 16),
+                    ("small-3", 3, 3, 16),
+                )
             ),
         )
     }

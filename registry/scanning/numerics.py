@@ -57,7 +57,8 @@ def check(
     dead: list[str] = []
     last = max(family.block_of(module)[0] for module in spec)
     for pair in pairs:
-        a, b = _measure(tensor(weights, pair.a), rows=True), _measure(tensor(weights, pair.b), rows=False)
+        values = tensor(weights, pair.b)
+        a, b = _measure(tensor(weights, pair.a), rows=True), _measure(values, rows=False)
         problem = _number_finding(pair.module, a, b)
         if problem is not None:
             findings.append(problem)
@@ -70,6 +71,8 @@ def check(
             if not zero:
                 findings.append(finding("ADP-NUM-005", pair.module, f"spectral norm {norm:.4g}"))
             continue
+        if index == last:
+            findings += _silent_rows(pair.module, values, family.silent_rows_in_last_block.get(kind), spec)
         if zero:
             dead.append(pair.module)
         findings += _size_findings(pair.module, norm, a, b)
@@ -117,6 +120,18 @@ def _number_finding(module: str, a: _Measured, b: _Measured) -> Finding | None:
         if factor.largest > _F16_MAX:
             return finding("ADP-NUM-002", f"{module}.{name}", f"largest magnitude {factor.largest:.4g}")
     return None
+
+
+def _silent_rows(module: str, b: F32, rows: tuple[int, int] | None, spec: BaseSpec) -> list[Finding]:
+    """Demand zeros in the rows of B, given in multiples of the width, that the last block discards."""
+    if rows is None:
+        return []
+    width = spec[module][1]
+    silent = np.abs(b[rows[0] * width : rows[1] * width])
+    if not silent.any():
+        return []
+    evidence = f"rows {rows[0] * width} to {rows[1] * width - 1} of B reach {float(silent.max()):.4g}"
+    return [finding("ADP-NUM-005", module, evidence)]
 
 
 def _size_findings(module: str, norm: float, a: _Measured, b: _Measured) -> list[Finding]:

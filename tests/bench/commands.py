@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fakes.adapters import card, encode
+from fakes.adapters import card, encode, modules
 from fakes.registries import PASSING
 from registry.families import FAMILIES, KNOWN_BASES
 from registry.manifest import CARD_NAME, WEIGHTS_NAME
@@ -59,7 +59,8 @@ def adapter(path: Path) -> None:
     """Write the adapter, tensor by tensor."""
     path.mkdir()
     shapes = {}
-    for module, (out, into) in BASE.spec.items():
+    for module in modules(BASE):
+        out, into = BASE.spec[module]
         shapes[f"transformer.{module}.lora_A.weight"] = (RANK, into)
         shapes[f"transformer.{module}.lora_B.weight"] = (out, RANK)
     family, last = FAMILIES[BASE.family], BASE.config["num_layers"] - 1

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.commands import BASE, RANK, run
-from fakes.adapters import card, encode
+from fakes.adapters import card, encode, modules
 from fakes.archives import site
 from fakes.registries import PASSING
 from registry.families import FAMILIES
@@ -32,7 +32,8 @@ def adapter(path: Path, seed: int) -> None:
     generator, family = np.random.default_rng(seed), FAMILIES[BASE.family]
     last = max(family.block_of(module)[0] for module in BASE.spec)
     tensors: dict[str, TensorInfo] = {}
-    for module, (out, into) in BASE.spec.items():
+    for module in modules(BASE):
+        out, into = BASE.spec[module]
         for factor, shape in (("A", (RANK, into)), ("B", (out, RANK))):
             key = f"transformer.{module}.lora_{factor}.weight"
             tensors[key] = TensorInfo(dtype="BF16", shape=shape, start=0, end=0)

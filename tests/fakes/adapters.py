@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from registry.dialects.grammar import RELEASED_KINDS
 from registry.digest import digest_bytes
 from registry.families import FAMILIES, KNOWN_BASES, BaseFacts
 from registry.manifest import CARD_NAME, WEIGHTS_NAME
@@ -33,10 +34,24 @@ TINY_BASE = BaseFacts(
 BASES: Mapping[str, BaseFacts] = {**KNOWN_BASES, TINY_BASE.id: TINY_BASE}
 """For ``Policy(bases=BASES)`` and ``scan(..., bases=BASES)``."""
 
+TRAINED_KINDS: tuple[str, ...] = tuple(sorted(RELEASED_KINDS))
+"""The twelve kinds of modules that PixelSmile and the shipped recipes train."""
+
 Factors = dict[str, NDArray[np.float32]]
 
 
-def factors(base: BaseFacts = TINY_BASE, *, rank: int = RANK, seed: int = 0) -> Factors:
+def modules(base: BaseFacts = TINY_BASE, kinds: Collection[str] = TRAINED_KINDS) -> list[str]:
+    """The base's modules of some kinds, sorted."""
+    return sorted(name for name in base.spec if FAMILIES[base.family].block_of(name)[1] in kinds)
+
+
+def factors(
+    base: BaseFacts = TINY_BASE,
+    *,
+    rank: int = RANK,
+    seed: int = 0,
+    kinds: Collection[str] = TRAINED_KINDS,
+) -> Factors:
     """Key -> values of a plausible trained adapter: A is (rank, in), B is (out, rank)."""
     family = FAMILIES[base.family]
     generator = np.random.default_rng(seed)
@@ -44,9 +59,14 @@ def factors(base: BaseFacts = TINY_BASE, *, rank: int = RANK, seed: int = 0) -> 
     values: Factors = {}
     for module, (out, into) in base.spec.items():
         index, kind = family.block_of(module)
+        if kind not in kinds:
+            continue
         silent = index == last and kind in family.silent_in_last_block
         a = generator.normal(0, 1 / np.sqrt(into), (rank, into))
         b = np.zeros((out, rank)) if silent else generator.normal(0, 0.02, (out, rank))
+        if index == last:
+            first, stop = family.silent_rows_in_last_block.get(kind, (0, 0))
+            b[first * into : stop * into] = 0
         values[f"transformer.{module}.lora_A.weight"] = a.astype(np.float32)
         values[f"transformer.{module}.lora_B.weight"] = b.astype(np.float32)
     return values
@@ -100,7 +120,7 @@ def card(base: BaseFacts = TINY_BASE, *, rank: int = RANK, dtype: str = "BF16") 
         "lora": {
             "rank": rank,
             "alpha": 8.0,
-            "targets": sorted(FAMILIES[base.family].targets),
+            "targets": [*TRAINED_KINDS],
             "dtype": dtype,
         },
         "conditioning": {

@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fakes.adapters import BASES, RANK, TINY_BASE, card, changed, container, factors
+from fakes.adapters import BASES, RANK, TINY_BASE, TRAINED_KINDS, card, changed, container, factors, modules
 from fakes.dialects import SPELLED, key_of, lora_file, peft_config, rewritten, spelled
 from registry.dialects import cards, reading, writing
 from registry.dialects.grammar import SPELLINGS, WRITABLE, DialectError, parse
 from registry.errors import InvalidDocument
-from registry.families import FAMILIES, KNOWN_BASES, BaseFacts
+from registry.families import KNOWN_BASES, BaseFacts
 from registry.formats import read_header, serialise
 from registry.manifest import AdapterCard
 from registry.scanning import scan
@@ -36,9 +36,9 @@ from registry.scanning.numerics import tensor
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/dialects"
 EDIT_2511 = KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"]
 VALUES = factors()
-MODULES = sorted(TINY_BASE.spec)
+MODULES = modules()
 Q = "transformer_blocks.0.attn.to_q"
-EVERY_KIND = dict.fromkeys(FAMILIES[TINY_BASE.family].targets, RANK)
+EVERY_KIND = dict.fromkeys(TRAINED_KINDS, RANK)
 
 
 def canonical(values: dict[str, np.ndarray], dtype: str = "BF16") -> bytes:
@@ -191,7 +191,7 @@ def test_the_release_of_pixelsmile_gets_back_its_strength() -> None:
     source = lora_file(spelled(values, "PixelSmile"), {"format": "pt"})
     weights, lora, written = rewritten(source)
     assert (lora.dialect, lora.alpha, lora.scales, written.exact) == ("PixelSmile", 128.0, (2.0,), True)
-    assert len(lora.updates) == len(TINY_BASE.spec)
+    assert len(lora.updates) == len(MODULES)
     assert weights == canonical(scaled(2.0, values))
     # Who wants the strength at which the file was loaded so far says so.
     assert rewritten(source, alpha=64.0)[0] == canonical(values)

@@ -67,7 +67,7 @@ def test_an_import_without_a_card_leaves_a_draft(tmp_path: Path, lora: Path) -> 
 def test_the_open_fields_are_listed_to_people(tmp_path: Path, lora: Path) -> None:
     text = said("import", lora, "--base", BASE.id, "--output", tmp_path / "made")
     assert "1 x B @ A, stated by the file's alpha tensors" in text
-    assert "72 of 72" in text
+    assert "72 of 84" in text
     assert "  conditioning.template\n" in text
     assert f"rename it to {CARD_NAME}" in text
 

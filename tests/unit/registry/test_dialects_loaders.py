@@ -17,13 +17,14 @@ from diffusers import QwenImageTransformer2DModel
 from diffusers.loaders import QwenImageLoraLoaderMixin
 from safetensors.torch import save_file
 
-from fakes.adapters import Factors, factors
+from fakes.adapters import Factors, factors, modules
 from fakes.dialects import key_of, peft_config, rewritten
 from registry.dialects.strength import CONFIG_NAME, Patterns
 from registry.families import KNOWN_BASES
 from registry.formats import parse_key
 
 PORTRAITS = KNOWN_BASES["adapter-foundry/portraits-base"]
+MODULES = modules(PORTRAITS)
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 ROUNDING = {"F16": 2**-10, "BF16": 2**-7, "F32": 1e-5}
 RANK = 4
@@ -88,7 +89,7 @@ def ratios(ours: Deltas, theirs: Deltas) -> list[float]:
 def imported(tmp_path: Path, source: Path, config: bytes | None = None) -> Path:
     """Our canonical file of a foreign one."""
     weights, lora, written = rewritten(source.read_bytes(), base=PORTRAITS, config=config)
-    assert {update.factors.module for update in lora.updates} == set(PORTRAITS.spec)
+    assert {update.factors.module for update in lora.updates} == set(MODULES)
     assert abs(written.ratio - 1) <= ROUNDING[lora.dtype]
     path = tmp_path / "canonical.safetensors"
     path.write_bytes(weights)
@@ -96,7 +97,7 @@ def imported(tmp_path: Path, source: Path, config: bytes | None = None) -> Path:
 
 
 def same(ours: Deltas, theirs: Deltas, dtype: str) -> None:
-    assert ours.keys() == set(PORTRAITS.spec)
+    assert ours.keys() == set(MODULES)
     assert max(abs(ratio - 1) for ratio in ratios(ours, theirs)) <= ROUNDING[dtype]
     for name, theirs_ in theirs.items():
         torch.testing.assert_close(ours[name], theirs_, rtol=0, atol=float(theirs_.abs().max()) * 2**-6)
@@ -109,7 +110,7 @@ def test_dialects_with_alpha_tensors(
     model: Any, tmp_path: Path, dialect: str, dtype: str, alpha: float
 ) -> None:
     file = tmp_path / "foreign.safetensors"
-    save_file(tensors(factors(PORTRAITS), dialect, dtype, dict.fromkeys(PORTRAITS.spec, alpha)), file)
+    save_file(tensors(factors(PORTRAITS), dialect, dtype, dict.fromkeys(MODULES, alpha)), file)
     theirs = loaded(model, file)
     same(loaded(model, imported(tmp_path, file)), theirs, dtype)
 
@@ -127,7 +128,7 @@ def test_ranks_and_alphas_that_differ_by_module(model: Any, tmp_path: Path) -> N
     """Padding lower ranks with zeros changes no update."""
     low, values = factors(PORTRAITS, rank=2), factors(PORTRAITS)
     mixed = {key: low[key] if "attn" in key else value for key, value in values.items()}
-    alphas = {module: 1.0 + number % 7 for number, module in enumerate(PORTRAITS.spec)}
+    alphas = {module: 1.0 + number % 7 for number, module in enumerate(MODULES)}
     file = tmp_path / "foreign.safetensors"
     save_file(tensors(mixed, "kohya", "BF16", alphas), file)
     theirs = loaded(model, file)
@@ -144,7 +145,7 @@ def test_strength_in_the_header(model: Any, tmp_path: Path, rslora: bool) -> Non
         "use_rslora": rslora,
         "rank_pattern": {"attn.to_q": 2},
         "alpha_pattern": {"img_mlp.net.2": 3, "net.2": 2},
-        "target_modules": list(PORTRAITS.spec),
+        "target_modules": MODULES,
     }
     metadata = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
     file = tmp_path / "foreign.safetensors"
@@ -158,7 +159,7 @@ def test_peft(repository: Path, model: Any, tmp_path: Path, dtype: str) -> None:
     """PEFT loads its folder, we read its file with the configuration beside it."""
     from peft import PeftModel
 
-    config = peft_config(RANK, 3.0, target_modules=list(PORTRAITS.spec))
+    config = peft_config(RANK, 3.0, target_modules=MODULES)
     (tmp_path / CONFIG_NAME).write_bytes(config)
     file = tmp_path / "adapter_model.safetensors"
     save_file(tensors(factors(PORTRAITS), "PEFT", dtype), file)
@@ -178,7 +179,7 @@ def test_what_a_loader_makes_of_the_pixelsmile_release(model: Any, tmp_path: Pat
     naive = loaded(model, file)
     ours = loaded(model, imported(tmp_path, file))
     assert len({name.split(".", 2)[2] for name in naive}) == 8
-    assert ours.keys() == set(PORTRAITS.spec)
+    assert ours.keys() == set(MODULES)
     assert max(abs(ratio - 2) for ratio in ratios({name: ours[name] for name in naive}, naive)) < 1e-6
     for module, delta in ours.items():
         a, b = (
@@ -190,7 +191,7 @@ def test_what_a_loader_makes_of_the_pixelsmile_release(model: Any, tmp_path: Pat
 
 def test_onetrainer(model: Any, tmp_path: Path) -> None:
     """diffusers refuses alpha tensors under its own prefix; the same file under ComfyUI's is compared."""
-    alphas = dict.fromkeys(PORTRAITS.spec, 3.0)
+    alphas = dict.fromkeys(MODULES, 3.0)
     file, reference = tmp_path / "foreign.safetensors", tmp_path / "reference.safetensors"
     state = tensors(factors(PORTRAITS), "OneTrainer", "BF16", alphas)
     save_file(state, file)
@@ -205,7 +206,7 @@ def test_what_we_write_loads_as_the_original(model: Any, tmp_path: Path, to: str
     save_file(tensors(factors(PORTRAITS), "diffusers", "BF16"), original)
     converted.write_bytes(rewritten(original.read_bytes(), to, base=PORTRAITS)[0])
     ours, theirs = loaded(model, converted), loaded(model, original)
-    assert ours.keys() == theirs.keys() == set(PORTRAITS.spec)
+    assert ours.keys() == theirs.keys() == set(MODULES)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -223,7 +224,7 @@ def test_what_we_write_for_peft_loads_in_peft(repository: Path, model: Any, tmp_
     )
     ours = deltas(PeftModel.from_pretrained(base, folder, autocast_adapter_dtype=False), "default")
     theirs = loaded(model, original)
-    assert ours.keys() == theirs.keys() == set(PORTRAITS.spec)
+    assert ours.keys() == theirs.keys() == set(MODULES)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes.adapters import BASES, TINY_BASE, card, clean_adapter, container, encode, factors
+from fakes.adapters import BASES, TINY_BASE, card, clean_adapter, container, encode, factors, modules
 from registry.errors import UsageError
 from registry.families import FAMILIES, KNOWN_BASES, base_spec
 from registry.formats import TensorInfo
@@ -82,12 +82,15 @@ def test_every_rule_explains_itself() -> None:
 
 def test_the_shapes_of_the_real_base() -> None:
     spec = KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"].spec
-    assert len(spec) == 60 * 12
+    assert len(spec) == 60 * 14
     assert spec["transformer_blocks.59.attn.to_out.0"] == (3072, 3072)
     assert spec["transformer_blocks.0.img_mlp.net.0.proj"] == (12288, 3072)
     assert spec["transformer_blocks.0.txt_mlp.net.2"] == (3072, 12288)
-    # r64 in bfloat16 on all targets: the size of the published PixelSmile adapter.
-    assert sum(64 * (out + into) for out, into in spec.values()) == 424_673_280
+    assert spec["transformer_blocks.0.txt_mod.1"] == (18432, 3072)
+    # r64 in bfloat16 on the twelve kinds of the published PixelSmile adapter, and on all.
+    released = [spec[name] for name in modules(KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"])]
+    assert sum(64 * (out + into) for out, into in released) == 424_673_280
+    assert sum(64 * (out + into) for out, into in spec.values()) == 589_824_000
 
 
 def test_the_table_of_the_portraits_base_is_its_config(repository: object) -> None:
@@ -126,4 +129,4 @@ def test_the_spec_is_that_of_the_real_class() -> None:
         )  # fmt: skip
     modules = dict(model.named_modules())
     assert {name: tuple(modules[name].weight.shape) for name in TINY_BASE.spec} == dict(TINY_BASE.spec)
-    assert len(FAMILIES["qwen-image-edit"].targets) == 12
+    assert len(FAMILIES["qwen-image-edit"].targets) == 14

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fakes.adapters import TRAINED_KINDS
 from registry.admission import Policy, VerifiedAdapter, admit_candidate
 from registry.digest import digest_bytes
 from registry.families import QWEN_IMAGE_EDIT, BaseFacts, base_spec
@@ -28,7 +29,7 @@ BASE = BaseModelRef(
     id="adapter-foundry/portraits-base", revision="test", family="qwen-image-edit", license="Apache-2.0"
 )
 TINY = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
-ALL_TARGETS = tuple(QWEN_IMAGE_EDIT.targets)
+ALL_TARGETS = TRAINED_KINDS
 
 Make = Callable[..., VerifiedAdapter]
 
