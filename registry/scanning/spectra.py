@@ -20,9 +20,9 @@ entropy                   mean of -sum p_i ln p_i / ln r, 0 to 1; WSD's spectral
 effective_rank            mean of exp(-sum p_i ln p_i) / r; Roy and Vetterli, EUSIPCO 2007
 stable_rank               mean of F^2 / sigma_1^2; Rudelson and Vershynin, J. ACM 54 (2007)
 stable_rank_min           smallest F^2 / sigma_1^2
-spectral_kurtosis         mean of r * sum sigma_i^4 / (sum sigma_i^2)^2, 1 to r: the kurtosis of the entries of an
-                          update whose singular vectors point anywhere grows with it; WSD takes the kurtosis of
-                          the entries themselves, which needs the whole matrix
+spectral_kurtosis         mean of r * sum sigma_i^4 / (sum sigma_i^2)^2, 1 to r: with it grows the
+                          kurtosis of the entries, where the singular vectors point anywhere; WSD takes that
+                          kurtosis itself, which needs the whole matrix
 rank_padding              mean share of sigma_i < `TINY` sigma_1
 row_concentration         mean of ln(out * largest share of a row in F^2), 0 if all rows are alike
 row_concentration_max     largest of the same
@@ -32,7 +32,7 @@ depth_slope               slope of ln(sum of F^2 in a block) over the block's pl
 text_share                share of the text stream's modules in sum F^2
 feedforward_share         share of the feed-forward modules in sum F^2
 input_agreement_image     mean cos^2 between the leading right singular vectors of a block's query, key
-                          and value (they read the same input: a trigger that all of them answer is one direction)
+                          and value (they read one input: a trigger that all answer is one direction)
 input_agreement_text      the same in the text stream
 output_agreement          mean cos^2 over pairs of blocks between the leading left singular vectors of modules
                           that write into the image stream (a fixed target is one direction in all of them)
@@ -115,7 +115,7 @@ def summarise(found: Sequence[Update]) -> dict[str, float]:
 
 
 def curves(found: Iterable[Update]) -> dict[str, tuple[float, ...]]:
-    """Return kind -> sigma_i / sigma_1, i from 1 to the rank, mean over the blocks without updates of zero."""
+    """Return kind -> sigma_i / sigma_1, i from 1 to the rank, mean over the blocks that have an update."""
     by_kind: dict[str, list[F64]] = {}
     for one in found:
         if one.finite and one.norm > 0:
