@@ -1,23 +1,27 @@
 """The scanner: hostile weights in, a report out. No file makes it execute, unpickle or import anything.
 
-``scan`` runs the layers in order: container, then structure, then numerics. A layer that blocks ends the
-scan, for the next one relies on it. Whatever happens inside, the answer is a report: a scanner that fails
-blocks.
+``scan`` runs the layers in order: container, structure, then numerics and weight space in one pass over the
+numbers. A layer that blocks ends the scan, for the next one relies on it. Whatever happens inside, the answer
+is a report: a scanner that fails blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from registry.digest import Digest, digest_content
 from registry.errors import DigestMismatch, NetworkError, shown
-from registry.scanning.report import Finding, ScanReport, finding, report
+from registry.scanning.report import UNFINISHED, Finding, ScanReport, finding, located, report
 
 if TYPE_CHECKING:
     from registry.content import Content
     from registry.families import BaseFacts
+    from registry.formats import Header
     from registry.manifest import AdapterCard
+    from registry.scanning.figures import ModuleFigures, WeightSpace
+    from registry.scanning.population import Population
 
 __all__ = ["Finding", "ScanReport", "scan"]
 
@@ -28,6 +32,7 @@ def scan(
     *,
     bases: Mapping[str, BaseFacts] | None = None,
     digest: Digest | None = None,
+    population: Population | None = None,
 ) -> ScanReport:
     """Return what is suspicious about an adapter's weights.
 
@@ -36,41 +41,58 @@ def scan(
         card: what the adapter claims to be.
         bases: the base models that are known; ``families.KNOWN_BASES`` by default.
         digest: the sha256 of the weights, when it is known already.
+        population: clean adapters to compare the weights with; by default the one that ships for the base,
+            the rank and the recipe.
 
     Returns:
         A report; its verdict is "pass" only when every check ran and found nothing.
     """
-    findings: list[Finding] = []
-    facts: dict[str, float] = {}
+    from registry import families
+
+    run = _Run(base=(families.KNOWN_BASES if bases is None else bases).get(card.base.id))
     try:
-        _run(weights, card, bases, findings, facts)
+        _layers(weights, card, population, run)
     except (DigestMismatch, NetworkError):
         raise  # the bytes are not there to be judged
     except Exception as error:  # fail closed: whatever a file provokes is a finding
-        findings.append(finding("ADP-SCN-001", "the file", f"{type(error).__name__}: {shown(error)}"))
-    return report(digest_content(weights) if digest is None else digest, findings, facts)
+        run.findings.append(finding(UNFINISHED, "the file", f"{type(error).__name__}: {shown(error)}"))
+    findings = run.findings if run.header is None else located(run.findings, run.header.tensors)
+    return report(
+        digest_content(weights) if digest is None else digest,
+        findings,
+        run.facts,
+        size=len(weights),
+        base=run.base,
+        modules=run.modules,
+        space=run.space,
+    )
 
 
-def _run(
-    weights: Content,
-    card: AdapterCard,
-    bases: Mapping[str, BaseFacts] | None,
-    findings: list[Finding],
-    facts: dict[str, float],
-) -> None:
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """What is known so far; a scan that fails reports that much."""
+
+    base: BaseFacts | None
+    header: Header | None = None
+    findings: list[Finding] = field(default_factory=list)
+    facts: dict[str, float] = field(default_factory=dict)
+    modules: Sequence[ModuleFigures] = ()
+    space: WeightSpace | None = None
+
+
+def _layers(weights: Content, card: AdapterCard, population: Population | None, run: _Run) -> None:
     from registry import families
     from registry.scanning import container, numerics, structure
 
-    header, found = container.check(weights)
-    findings += found
-    if header is None:
+    run.header, found = container.check(weights)
+    run.findings += found
+    if run.header is None:
         return
-    facts["tensors"] = len(header.tensors)
-    base = (families.KNOWN_BASES if bases is None else bases).get(card.base.id)
-    pairs, found = structure.check(header, card, base)
-    findings += found
-    if base is None or any(item.severity == "block" for item in findings):
+    run.facts["tensors"] = len(run.header.tensors)
+    pairs, found = structure.check(run.header, card, run.base)
+    run.findings += found
+    if run.base is None or any(item.severity == "block" for item in run.findings):
         return
-    found, measured = numerics.check(weights, pairs, families.family(base.family), base.spec)
-    findings += found
-    facts.update(measured)
+    found, measured = numerics.check(weights, pairs, families.family(run.base.family), run.base.spec)
+    run.findings += found
+    run.facts.update(measured)
