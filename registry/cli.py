@@ -20,6 +20,7 @@ from registry.commands import (
     licenses,
     publishing,
     reconcile,
+    scanning,
     statements,
     trust,
     upkeep,
@@ -36,7 +37,18 @@ def cli() -> None:
     """
 
 
-for _subject in (publishing, using, ledger, reconcile, formats, licenses, upkeep, statements, trust):
+for _subject in (
+    publishing,
+    using,
+    scanning,
+    ledger,
+    reconcile,
+    formats,
+    licenses,
+    upkeep,
+    statements,
+    trust,
+):
     for _command in _subject.COMMANDS:
         cli.add_command(_command)
 

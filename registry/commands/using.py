@@ -1,4 +1,4 @@
-"""Commands that read a registry: pull, verify, list, show; and scan."""
+"""Commands that read a registry: pull, verify, list, show."""
 
 from __future__ import annotations
 
@@ -143,27 +143,6 @@ def show(reference: str, attestations: bool) -> Answer:
     return Answer(data, text)
 
 
-@command
-@click.argument("folder", type=click.Path(exists=True, file_okay=False))
-def scan(folder: str) -> Answer:
-    """Scan an adapter FOLDER without publishing it.
-
-    The exit code is 14 if it is blocked and 17 if it needs a review.
-    """
-    from pathlib import Path
-
-    from registry.errors import NeedsReview, ScanRefused
-    from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
-    from registry.publishing import open_folder
-    from registry.scanning import scan as scan_weights
-
-    with open_folder(Path(folder)) as files:
-        card = files[CARD_NAME]
-        report = scan_weights(files[WEIGHTS_NAME], AdapterCard.parse(card[: len(card)]))
-    codes = {"pass": 0, "review": NeedsReview.exit_code, "block": ScanRefused.exit_code}
-    return Answer(report.to_json(), report.text().rstrip(), codes[report.verdict])
-
-
 def _rows(found: Sequence[Listed], everything: bool) -> Answer:
     """A table of versions; yanked ones only if they are asked for."""
     shown = [row for row in found if everything or row.yanked is None]
@@ -223,4 +202,4 @@ def _statement_line(view: StatementView) -> str:
     return f"{view.kind}, signed by the {view.role} key {', '.join(keyid[:12] for keyid in view.key_ids)}"
 
 
-COMMANDS = (pull, verify, list, versions, search, show, scan)
+COMMANDS = (pull, verify, list, versions, search, show)

@@ -189,6 +189,18 @@ def located(findings: Iterable[Finding], tensors: Mapping[str, TensorInfo]) -> l
     ]
 
 
+def extended(scanned: ScanReport, findings: Iterable[Finding]) -> ScanReport:
+    """Return a report with further findings, about what lies around the file.
+
+    Args:
+        scanned: the report of the file itself.
+        findings: in any order.
+    """
+    more = report(scanned.weights, [*scanned.findings, *findings], scanned.facts)
+    omitted = scanned.omitted + more.omitted
+    return replace(scanned, findings=more.findings, verdict=more.verdict, omitted=omitted)
+
+
 def report(
     weights: Digest,
     findings: Iterable[Finding],
