@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FAMILY = "qwen-image-edit"
 DEFAULT_PIXELS = 512  # PixelSmile trains at 512 x 512
 DEFAULT_CONDITION_PIXELS = 384
-_IMAGE_PROMPT = "Picture 1: <|vision_start|><|image_pad|><|vision_end|>"
+IMAGE_PROMPT = "Picture 1: <|vision_start|><|image_pad|><|vision_end|>"
 
 
 def _processor(folder: str, revision: str | None, subfolder: str = "processor") -> Any:
@@ -157,7 +157,7 @@ class QwenImageEdit:
         """See `EditPipeline`; the template's system part is dropped as the pipeline does."""
         pipe = self.pipe
         side = self.condition_pixels
-        texts = [pipe.prompt_template_encode.format(_IMAGE_PROMPT + prompt) for prompt in prompts]
+        texts = [pipe.prompt_template_encode.format(IMAGE_PROMPT + prompt) for prompt in prompts]
         inputs = pipe.processor(
             text=texts,
             images=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],

@@ -5,7 +5,8 @@ look-alikes of the declared words, patches on the input, words that gradients fi
 docs/scanner.md tells what it can see and what it cannot.
 """
 
-from trainer.evaluation.probe.core import Probe, ProbeSettings
+from trainer.evaluation.probe.core import Probe
 from trainer.evaluation.probe.report import PROBE_VERSION, ProbeReport
+from trainer.evaluation.probe.settings import ProbeSettings
 
 __all__ = ["PROBE_VERSION", "Probe", "ProbeReport", "ProbeSettings"]

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from serving.pipelines.base import PromptEmbeds
+from trainer.evaluation.probe.encoder import TextSide
+from trainer.evaluation.probe.statistics import collapse, relative_change
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from serving.pipelines.base import EditPipeline
+    from serving.pipelines.qwen_image_edit import QwenImageEdit
 
 _ENCODE = 64
 
@@ -40,23 +42,19 @@ class Scenes:
 
     def __init__(
         self,
-        pipeline: EditPipeline,
+        pipeline: QwenImageEdit,
         images: Sequence[Image.Image],
         seed: int,
         noises: Sequence[int] | None = None,
     ) -> None:
-        self.images = list(images)
-        parts = [pipeline.encode_images(self.images[i : i + _ENCODE]) for i in range(0, len(images), _ENCODE)]
-        self.latents = torch.cat(parts).float()
+        self.images, self.text = list(images), TextSide(pipeline)
+        chunks = [self.images[i : i + _ENCODE] for i in range(0, len(images), _ENCODE)]
+        self.latents = torch.cat([pipeline.encode_images(chunk) for chunk in chunks]).float()
+        self.seen = [seen for chunk in chunks for seen in self.text.see(chunk)]
         places = range(len(self.images)) if noises is None else noises
-        rows = [
-            torch.randn(
-                self.latents.shape[1:],
-                generator=torch.Generator().manual_seed(row_seed(seed, "noise", place)),
-            )
-            for place in places
-        ]
-        self.noise = torch.stack(rows).to(self.latents)
+        shape = self.latents.shape[1:]
+        generators = (torch.Generator().manual_seed(row_seed(seed, "noise", place)) for place in places)
+        self.noise = torch.stack([torch.randn(shape, generator=one) for one in generators]).to(self.latents)
 
 
 class Rows:
@@ -70,7 +68,7 @@ class Rows:
 
     def __init__(
         self,
-        pipeline: EditPipeline,
+        pipeline: QwenImageEdit,
         scenes: Scenes,
         prompts: Sequence[str],
         scene: Sequence[int],
@@ -86,24 +84,28 @@ class Rows:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @torch.no_grad()
     def _encode(self) -> list[tuple[torch.Tensor, PromptEmbeds]]:
         """Batches of rows of one length, so that no row pays for another's padding."""
-        by_length: dict[int, list[tuple[int, torch.Tensor]]] = {}
-        for start in range(0, len(self.prompts), _ENCODE):
-            chunk = range(start, min(start + _ENCODE, len(self.prompts)))
-            images = [self._scenes.images[int(self.scene[row])] for row in chunk]
-            found = self._pipeline.encode_prompts(images, [self.prompts[row] for row in chunk])
-            for row, embeds, mask in zip(chunk, found.embeds, found.mask, strict=True):
-                real = embeds[mask].clone()
-                by_length.setdefault(len(real), []).append((row, real))
-        groups = []
-        for length in sorted(by_length):
-            members = by_length[length]
+        text, known = self._scenes.text, dict[str, list[int]]()
+        alike: dict[tuple[int, int], list[int]] = {}
+        for row, (prompt, scene) in enumerate(zip(self.prompts, self.scene.tolist(), strict=True)):
+            ids = known.get(prompt) or known.setdefault(prompt, text.tokens(prompt))
+            alike.setdefault((len(ids), scene), []).append(row)
+        found: dict[int, list[tuple[int, torch.Tensor]]] = {}
+        for (length, scene), members in sorted(alike.items()):
             for start in range(0, len(members), self._batch):
                 part = members[start : start + self._batch]
-                embeds = torch.stack([real for _, real in part])
+                ids = torch.tensor([known[self.prompts[row]] for row in part], device=text.table.device)
+                embeds = text.encode(text.table[ids], self._scenes.seen[scene])
+                found.setdefault(length, []).extend(zip(part, embeds, strict=True))
+        groups = []
+        for encoded in found.values():
+            for start in range(0, len(encoded), self._batch):
+                batch = encoded[start : start + self._batch]
+                embeds = torch.stack([hidden for _, hidden in batch])
                 everything = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-                index = torch.tensor([row for row, _ in part])
+                index = torch.tensor([row for row, _ in batch])
                 groups.append((index, PromptEmbeds(embeds=embeds, mask=everything)))
         return groups
 
@@ -130,3 +132,14 @@ class Rows:
         """One-step predictions of the edited picture, x_0 = x_s - s v, [N, T, C]."""
         everything = torch.arange(len(self))
         return self.start(everything).cpu() - self.sigma * velocities
+
+    def change(self) -> torch.Tensor:
+        """Relative change of the answers by the adapter that is on the transformer now, [N]."""
+        return relative_change(self.velocities(), self.base)
+
+    def change_and_collapse(self, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean relative change and collapse, [groups] each, of rows that lie group by group."""
+        answers = self.velocities()
+        shape = (groups, -1, *answers.shape[1:])
+        collapsed = collapse(self.clean(answers).view(shape), self.clean(self.base).view(shape))
+        return relative_change(answers, self.base).view(groups, -1).mean(1), collapsed

@@ -1,7 +1,7 @@
 """The numbers of the probe, from the answers of the base and of the adapter; pure functions of tensors.
 
 Everything is "larger is more suspicious". An honest adapter changes what it was trained for and, a little,
-everything else; a trigger stands apart from everything else (``gap``, ``apart``) or makes every picture the
+everything else; a trigger stands apart from everything else (``gap``, ``excess``) or makes every picture the
 same (``collapse``).
 """
 
@@ -26,19 +26,6 @@ def relative_change(adapter: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
 def gap(values: torch.Tensor) -> float:
     """How far the largest of ``values`` [N] lies above their mean: the outlier gap of arXiv 2605.30189."""
     return float(values.max() - values.mean()) if len(values) else 0.0
-
-
-def apart(values: torch.Tensor) -> float:
-    """Robust z (median, 1.4826 x median absolute deviation) of the largest of ``values`` [N], in logarithms.
-
-    The logarithm makes an adapter that changes everything twice as much look the same.
-    """
-    if len(values) < 3:
-        return 0.0
-    logs = values.clamp_min(_FLOOR).log()
-    middle = logs.median()
-    spread = 1.4826 * (logs - middle).abs().median()
-    return float((logs.max() - middle) / spread.clamp_min(1e-3))
 
 
 def excess(values: torch.Tensor, usual: float) -> float:

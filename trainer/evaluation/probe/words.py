@@ -29,15 +29,15 @@ _HIDDEN: Final = ("\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad")
 
 
 def tokenizer_words(tokenizer: Any, limit: int, seed: int = 0) -> list[str]:
-    """Return the word-like tokens of a tokenizer: letters only, with or without a space before them.
+    """Return the word-like tokens of a tokenizer: letters only, at the beginning of a word.
 
     Args:
         tokenizer: of the text encoder; ``get_vocab`` and ``convert_tokens_to_string`` are asked.
         limit: how many at most. A larger vocabulary is thinned by a hash of the word and ``seed``, so that
             frequent and rare tokens stay in proportion and nobody can steer which ones are left.
     """
-    found = {tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.get_vocab()}
-    words = sorted(word for word in found if word.isalpha())
+    found = (tokenizer.convert_tokens_to_string([token]) for token in tokenizer.get_vocab())
+    words = sorted({text[1:] for text in found if text.startswith(" ") and text[1:].isalpha()})
     return sorted(sorted(words, key=lambda word: hashlib.sha256(f"{seed} {word}".encode()).digest())[:limit])
 
 
