@@ -28,14 +28,26 @@ corrected; no verdict depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.scanning.population import Population
+from registry.scanning import numerics, spectra
+from registry.scanning.figures import Examined, ModuleFigures, Reference, Spectrum, WeightSpace
+from registry.scanning.population import Population, find, recipe_key
+from registry.scanning.report import Finding, finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from registry.content import Content
+    from registry.families import BaseFacts
+    from registry.manifest import AdapterCard
+    from registry.scanning.product import Update
+    from registry.scanning.structure import Pair
 
 F64 = NDArray[np.float64]
 Verdict = Literal["pass", "review", "not judged"]
@@ -69,6 +81,119 @@ class Judgement:
     threshold: float = THRESHOLD
     verdict: Verdict = "not judged"
     why: str = ""
+
+
+def examine(
+    weights: Content,
+    pairs: Iterable[Pair],
+    card: AdapterCard,
+    base: BaseFacts,
+    population: Population | None = None,
+    scales: Mapping[str, float] | None = None,
+) -> Examined:
+    """Run the layers that read the numbers: numerics and weight space, in one pass over the factors.
+
+    Args:
+        weights: the bytes of the file, hostile; few modules of it are in memory at a time.
+        pairs: the modules' factors, as the structure layer found them.
+        card: what the adapter claims to be.
+        base: its base model.
+        population: clean adapters to compare with; by default the one that ships for the base, the rank and
+            the targets of the card.
+        scales: module -> what the loader multiplies its B @ A with, where that is not 1.
+
+    Raises:
+        DigestMismatch, NetworkError: whatever reading the weights raises.
+    """
+    from registry import families
+
+    survey = numerics.survey(weights, pairs, families.family(base.family), base.spec, scales)
+    if any(found.severity == "block" for found in survey.findings):
+        # What the numbers look like is no question any more, and NaN would make it none with an answer.
+        return Examined(findings=survey.findings, facts=survey.facts, modules=_modules(survey.updates))
+    if population is None:
+        recipes = (recipe_key(card.lora.targets),)
+        population = find("weights", base=base.id, rank=card.lora.rank, recipes=recipes)
+    space, found = _space(survey.updates, population)
+    return Examined(
+        findings=(*survey.findings, *found),
+        facts=survey.facts,
+        modules=_modules(survey.updates),
+        space=space,
+    )
+
+
+def _space(updates: Sequence[Update], population: Population | None) -> tuple[WeightSpace, list[Finding]]:
+    """The weights beside a population, and the finding if they are unlike it."""
+    statistics = spectra.summarise(updates)
+    judged = judge(statistics, population)
+    reference = population and Reference(
+        digest=population.digest,
+        base=population.base,
+        rank=population.rank,
+        recipe=population.recipe,
+        size=population.size,
+        values={name: population.column(name) for name in population.statistics},
+    )
+    bands = population.spectra if population else {}
+    curves = spectra.curves(updates)
+    space = WeightSpace(
+        statistics=statistics,
+        p={name: spectra.short(value) for name, value in judged.p.items()},
+        score=None if judged.score is None else spectra.short(judged.score),
+        threshold=None if judged.score is None else judged.threshold,
+        verdict=judged.verdict,
+        why=judged.why,
+        reference=reference or None,
+        spectra=tuple(
+            Spectrum(kind=kind, values=curve, low=band.low, middle=band.middle, high=band.high)
+            if (band := bands.get(kind))
+            else Spectrum(kind=kind, values=curve)
+            for kind, curve in curves.items()
+        ),
+    )
+    if judged.verdict != "review" or population is None:
+        return space, []
+    return space, [finding("ADP-WGT-001", "the adapter", evidence(statistics, judged, population))]
+
+
+def evidence(
+    statistics: Mapping[str, float], judged: Judgement, population: Population, count: int = 4
+) -> str:
+    """Return the most unusual statistics in words, each with its value, the population's range and its p."""
+    parts = []
+    by_p = sorted(judged.p, key=lambda name: (judged.p[name], -_excess(statistics, population, name)))
+    for name in by_p[:count]:
+        column = population.column(name)
+        value = f"{statistics[name]:.4g}" if name in statistics else "missing"
+        parts.append(f"{name} {value} (clean {column[0]:.4g} to {column[-1]:.4g}, p {judged.p[name]:.2g})")
+    whole = f"p {judged.combined:.2g} beside {population.size} clean adapters" if judged.combined else ""
+    return f"{whole}: " + "; ".join(parts)
+
+
+def _excess(statistics: Mapping[str, float], population: Population, name: str) -> float:
+    """How far a statistic is outside of the population's range, as a part of the range; 0 inside."""
+    column = population.column(name)
+    value = _number(statistics.get(name))
+    width = max(column[-1] - column[0], 1e-12)
+    return max(column[0] - value, value - column[-1], 0.0) / width
+
+
+def _modules(updates: Sequence[Update]) -> tuple[ModuleFigures, ...]:
+    short = spectra.short
+    return tuple(
+        ModuleFigures(
+            module=one.module,
+            block=one.block,
+            kind=one.kind,
+            spectral_norm=short(one.norm),
+            frobenius_norm=short(one.frobenius),
+            stable_rank=short((one.frobenius / one.norm) ** 2) if one.norm > 0 else 0.0,
+            leading_share=short(one.norm / float(one.values.sum())) if one.norm > 0 else 0.0,
+            singular_values=tuple(map(short, one.values.tolist())),
+        )
+        for one in sorted(updates, key=lambda one: (one.block, one.kind))
+    )
 
 
 def judge(
@@ -107,6 +232,12 @@ def judge(
         threshold=threshold,
         verdict="review" if combined <= threshold else "pass",
     )
+
+
+def distances(population: Population) -> F64:
+    """Return how far each clean adapter is from the others: the distance that `judge` gives it among them."""
+    bag = _standardised(np.array(population.values, np.float64))
+    return _lengths(np.maximum(bag, 0.0) if population.sides == "upper" else bag)
 
 
 def conformal_p(scores: F64) -> float:

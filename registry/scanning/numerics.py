@@ -1,162 +1,267 @@
-"""Third layer: do the numbers look like a trained update?
+"""Fourth layer: do the numbers look like a trained update, and are they nothing but numbers?
 
-What matters is the product B @ A of each module. It is never formed: with G_A = A A^T and G_B = B^T B, both
-rank x rank, the squared singular values of B @ A are the eigenvalues of G_A^(1/2) G_B G_A^(1/2). They do not
-change when an attacker moves scale from one factor into the other.
+What counts is the product B @ A of each module, which is never formed (see `registry.scanning.product`), so
+that an attacker who moves scale from one factor into the other changes no finding. What is hidden between the
+factors is looked for by itself: an imbalance of a whole factor or of one component, components that cancel,
+an update that vanishes when a loader casts to float16. What is hidden inside the numbers is
+`registry.scanning.mantissa`'s.
+
+The file is read once, module by module and in its order; two modules are measured at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from registry.content import Content
 from registry.families import BaseSpec, FamilyFacts
-from registry.formats import TensorInfo
+from registry.scanning import mantissa
+from registry.scanning.product import F32, Update, decoded, measure, spectral_norm, tensor
 from registry.scanning.report import Finding, finding
+from registry.scanning.spectra import short
 from registry.scanning.structure import Pair
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
+__all__ = ["F32", "Survey", "check", "spectral_norm", "survey", "tensor"]
 
 MAX_SPECTRAL_NORM: Final = 1000.0
 """Largest believable spectral norm of an update: a trained linear layer itself has one of about 1 to 30."""
 
 MAX_IMBALANCE: Final = 1e6
-"""Largest ratio between the root mean squares of the entries of the two factors, either way."""
+"""Largest ratio between the root mean squares of the two factors, or the norms of a component, either way."""
+
+MAX_CANCELLATION: Final = 30.0
+"""Largest believable ratio of the components' norms to that of their sum; trained adapters have 0.3 to 3."""
+
+MAX_CAST_LOSS: Final = 0.1
+"""Largest part of an update's norm that a cast of its factors to float16 may change."""
 
 _F16_MAX: Final = 65504.0
+_SMALLEST_CARED: Final = 1e-5  # float16 has steps of 6e-8: far above them a cast loses next to nothing
+_WORKERS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Measured:
-    """Figures of one factor: its largest magnitude, root mean square, and Gram matrix (rank x rank)."""
+class Survey:
+    """What one pass over the numbers found.
 
-    largest: float
-    rms: float
-    gram: F64
+    Attributes:
+        findings: of this layer, in the order of the file.
+        facts: name -> a figure of the whole file.
+        updates: the modules' measurements, in the order of the file.
+    """
+
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, float]
+    updates: tuple[Update, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Seen:
+    """One module: its measurements, and what only its numbers themselves tell.
+
+    Attributes:
+        update: see `product.Update`.
+        silent_rows: largest magnitude of B in the output features that the base discards; 0 if A is zero.
+        cast_loss: by which part of itself the update's norm changes in float16.
+        hidden: (factor, rule, evidence) of what is hidden in the numbers.
+    """
+
+    update: Update
+    silent_rows: float
+    cast_loss: float
+    hidden: tuple[tuple[str, str, str], ...]
 
 
 def check(
     weights: Content, pairs: Iterable[Pair], family: FamilyFacts, spec: BaseSpec
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings and the figures of the numbers, reading one module at a time.
+    """Return the findings and the facts of `survey`."""
+    found = survey(weights, pairs, family, spec)
+    return [*found.findings], dict(found.facts)
+
+
+def survey(
+    weights: Content,
+    pairs: Iterable[Pair],
+    family: FamilyFacts,
+    spec: BaseSpec,
+    scales: Mapping[str, float] | None = None,
+) -> Survey:
+    """Read and judge the numbers, one module at a time.
 
     Args:
         weights: the bytes of the file.
         pairs: the modules' factors, as the structure layer found them.
         family: facts about the base's family.
         spec: the modules of the base.
+        scales: module -> what the loader multiplies its B @ A with, where that is not 1.
+
+    Raises:
+        DigestMismatch, NetworkError: whatever reading the weights raises.
     """
     findings: list[Finding] = []
-    norms: dict[str, float] = {}
     dead: list[str] = []
+    updates: list[Update] = []
     last = max(family.block_of(module)[0] for module in spec)
-    for pair in pairs:
-        values = tensor(weights, pair.b)
-        a, b = _measure(tensor(weights, pair.a), rows=True), _measure(values, rows=False)
-        problem = _number_finding(pair.module, a, b)
+    for seen in _each(weights, pairs, family, spec, last, scales or {}):
+        update = seen.update
+        updates.append(update)
+        problem = _number_finding(update)
         if problem is not None:
             findings.append(problem)
             continue
-        norm = spectral_norm(a.gram, b.gram)
-        norms[pair.module] = norm
-        index, kind = family.block_of(pair.module)
-        zero = a.largest == 0 or b.largest == 0
-        if index == last and kind in family.silent_in_last_block:
+        findings += [
+            finding(rule, f"{update.module}.{factor}", evidence) for factor, rule, evidence in seen.hidden
+        ]
+        zero = update.a.largest == 0 or update.b.largest == 0
+        if update.block == last and update.kind in family.silent_in_last_block:
             if not zero:
-                findings.append(finding("ADP-NUM-005", pair.module, f"spectral norm {norm:.4g}"))
+                evidence = f"spectral norm {update.norm:.4g}"
+                findings.append(finding("ADP-NUM-005", update.module, evidence))
             continue
-        if index == last:
-            findings += _silent_rows(pair.module, values, family.silent_rows_in_last_block.get(kind), spec)
-        if zero:
-            dead.append(pair.module)
-        findings += _size_findings(pair.module, norm, a, b)
-    if not findings and not any(norms.values()):
-        findings.append(finding("ADP-NUM-003", "the file", f"all {len(norms)} updates are zero"))
+        if seen.silent_rows > 0:
+            evidence = f"entries up to {seen.silent_rows:.4g} in rows of B that the last block discards"
+            findings.append(finding("ADP-NUM-005", update.module, evidence))
+        if update.norm == 0:
+            dead.append(update.module)
+        findings += [*_size_findings(update), *_gauge_findings(update, seen.cast_loss)]
+    if not findings and not any(update.norm for update in updates):
+        findings.append(finding("ADP-NUM-003", "the file", f"all {len(updates)} updates are zero"))
     else:
         findings += [finding("ADP-NUM-004", module, "its update is zero") for module in dead]
-    return findings, _figures(norms)
+    return Survey(findings=tuple(findings), facts=_facts(updates), updates=tuple(updates))
 
 
-def tensor(weights: Content, info: TensorInfo) -> F32:
-    """Return a tensor as float32, of its own shape."""
-    piece = weights[info.start : info.end]
-    flat: NDArray[Any]
-    if info.dtype == "BF16":
-        # bfloat16 is the upper half of a float32.
-        flat = (np.frombuffer(piece, dtype="<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
-        flat = np.frombuffer(piece, dtype="<f2" if info.dtype == "F16" else "<f4")
-    return flat.astype(np.float32, copy=False).reshape(info.shape)
+def _each(
+    weights: Content,
+    pairs: Iterable[Pair],
+    family: FamilyFacts,
+    spec: BaseSpec,
+    last: int,
+    scales: Mapping[str, float],
+) -> Iterator[_Seen]:
+    """Yield each module in order: this thread reads, others measure, and few modules are in memory."""
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_WORKERS, thread_name_prefix="scan") as pool:
+        waiting: deque[Future[_Seen]] = deque()
+        try:
+            for pair in pairs:
+                block, kind = family.block_of(pair.module)
+                rows = family.silent_rows_in_last_block.get(kind, (0, 0)) if block == last else (0, 0)
+                unit = spec[pair.module][0] // family.targets[kind][0]
+                discarded = slice(rows[0] * unit, rows[1] * unit)
+                pieces = weights[pair.a.start : pair.a.end], weights[pair.b.start : pair.b.end]
+                scale = scales.get(pair.module, 1.0)
+                waiting.append(pool.submit(_see, pair, pieces, block, kind, scale, discarded))
+                if len(waiting) > 2 * _WORKERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def spectral_norm(gram_a: F64, gram_b: F64) -> float:
-    """Return the largest singular value of B @ A from A A^T and B^T B, both (rank, rank)."""
-    values, vectors = np.linalg.eigh(gram_a)
-    root = vectors * np.sqrt(np.clip(values, 0.0, None))
-    product = root.T @ gram_b @ root
-    return float(np.sqrt(max(0.0, float(np.linalg.eigvalsh(product)[-1]))))
+def _see(
+    pair: Pair, pieces: tuple[bytes, bytes], block: int, kind: str, scale: float, discarded: slice
+) -> _Seen:
+    a, b = decoded(pieces[0], pair.a), decoded(pieces[1], pair.b)
+    update = measure(a, b, module=pair.module, block=block, kind=kind, scale=scale)
+    hidden = [
+        (factor, rule, evidence)
+        for factor, piece, info, figures in (
+            ("lora_A", pieces[0], pair.a, update.a),
+            ("lora_B", pieces[1], pair.b, update.b),
+        )
+        if figures.largest > 0
+        for rule, evidence in mantissa.hidden(piece, info)
+    ]
+    rows = b[discarded]
+    silent_rows = float(np.abs(rows).max()) if rows.size and update.a.largest > 0 else 0.0
+    loss = _cast_loss(a, b, update) if update.finite and update.norm > 0 else 0.0
+    return _Seen(update=update, silent_rows=silent_rows, cast_loss=loss, hidden=tuple(hidden))
 
 
-def _measure(values: F32, *, rows: bool) -> _Measured:
-    """Measure a factor whose rank is its first axis (``rows``) or its second."""
-    wide = values if rows else values.T
-    with np.errstate(over="ignore", invalid="ignore"):
-        largest = float(np.max(np.abs(wide)))
-        gram = (wide @ wide.T).astype(np.float64) if largest < 1e15 else np.zeros((len(wide), len(wide)))
-    rms = float(np.sqrt(np.trace(gram) / wide.size))
-    return _Measured(largest=largest, rms=rms, gram=gram)
+def _cast_loss(a: F32, b: F32, update: Update) -> float:
+    """By which part of itself the update's Frobenius norm changes when its factors become float16."""
+    if (
+        min(update.a.rms, update.b.rms) > _SMALLEST_CARED
+        or max(update.a.largest, update.b.largest) > _F16_MAX
+    ):
+        return 0.0
+    cast = measure(a.astype(np.float16).astype(np.float32), b.astype(np.float16).astype(np.float32))
+    whole = update.frobenius / update.scale
+    return abs(cast.frobenius - whole) / whole
 
 
-def _number_finding(module: str, a: _Measured, b: _Measured) -> Finding | None:
-    for name, factor in (("lora_A", a), ("lora_B", b)):
+def _number_finding(update: Update) -> Finding | None:
+    for name, factor in (("lora_A", update.a), ("lora_B", update.b)):
         if not np.isfinite(factor.largest):
-            return finding("ADP-NUM-001", f"{module}.{name}", "NaN or infinity")
+            return finding("ADP-NUM-001", f"{update.module}.{name}", "NaN or infinity")
         if factor.largest > _F16_MAX:
-            return finding("ADP-NUM-002", f"{module}.{name}", f"largest magnitude {factor.largest:.4g}")
+            evidence = f"largest magnitude {factor.largest:.4g}"
+            return finding("ADP-NUM-002", f"{update.module}.{name}", evidence)
     return None
 
 
-def _silent_rows(module: str, b: F32, rows: tuple[int, int] | None, spec: BaseSpec) -> list[Finding]:
-    """Demand zeros in the rows of B, given in multiples of the width, that the last block discards."""
-    if rows is None:
-        return []
-    width = spec[module][1]
-    silent = np.abs(b[rows[0] * width : rows[1] * width])
-    if not silent.any():
-        return []
-    evidence = f"rows {rows[0] * width} to {rows[1] * width - 1} of B reach {float(silent.max()):.4g}"
-    return [finding("ADP-NUM-005", module, evidence)]
+def _size_findings(update: Update) -> Iterator[Finding]:
+    if update.norm > MAX_SPECTRAL_NORM:
+        evidence = f"spectral norm {update.norm:.4g}; at most {MAX_SPECTRAL_NORM:g} is believable"
+        yield finding("ADP-NUM-006", update.module, evidence)
 
 
-def _size_findings(module: str, norm: float, a: _Measured, b: _Measured) -> list[Finding]:
-    findings = []
-    if norm > MAX_SPECTRAL_NORM:
-        evidence = f"spectral norm {norm:.4g}; at most {MAX_SPECTRAL_NORM:g} is believable"
-        findings.append(finding("ADP-NUM-006", module, evidence))
+def _gauge_findings(update: Update, cast_loss: float) -> Iterator[Finding]:
+    """What the factors do to each other without changing their product."""
+    a, b = update.a, update.b
     if a.rms > 0 and b.rms > 0 and max(a.rms / b.rms, b.rms / a.rms) > MAX_IMBALANCE:
-        findings.append(
-            finding("ADP-NUM-007", module, f"root mean square {a.rms:.3g} of A, {b.rms:.3g} of B")
-        )
-    return findings
+        yield finding("ADP-NUM-007", update.module, f"root mean square {a.rms:.3g} of A, {b.rms:.3g} of B")
+    elif (ratio := imbalance(update)) > MAX_IMBALANCE:
+        evidence = f"in one of its components a factor is {ratio:.3g} times as large as the other"
+        yield finding("ADP-NUM-007", update.module, evidence)
+    if (ratio := cancellation(update)) > MAX_CANCELLATION:
+        evidence = f"its components have {ratio:.3g} times the norm of their sum"
+        yield finding("ADP-NUM-008", update.module, evidence)
+    if cast_loss > MAX_CAST_LOSS:
+        evidence = f"in float16 its norm is {100 * cast_loss:.0f} % off"
+        yield finding("ADP-NUM-009", update.module, evidence)
 
 
-def _figures(norms: dict[str, float]) -> dict[str, float]:
-    if not norms:
+def imbalance(update: Update) -> float:
+    """Return the largest ratio of the norms of a component's two halves, either way; 1 without components."""
+    live = (update.a.norms > 0) & (update.b.norms > 0)
+    if not live.any():
+        return 1.0
+    ratios = np.log(update.a.norms[live]) - np.log(update.b.norms[live])
+    return float(np.exp(min(700.0, float(np.abs(ratios).max()))))
+
+
+def cancellation(update: Update) -> float:
+    """Return the root of the sum of the components' squared norms over that of their sum; 0 without any.
+
+    It is 1 for orthogonal components and at least 1 / sqrt(rank); components that cancel make it large.
+    """
+    parts = float(np.sqrt(np.sum((update.a.norms * update.b.norms) ** 2)))
+    if parts == 0 or update.scale == 0:
+        return 0.0
+    whole = update.frobenius / update.scale
+    return parts / whole if whole > 0 else np.inf
+
+
+def _facts(updates: Sequence[Update]) -> dict[str, float]:
+    good = [update for update in updates if update.finite]
+    if not good:
         return {}
-    values = np.array(list(norms.values()))
+    norms = np.array([update.norm for update in good])
+    padded = [int(np.sum((update.a.norms == 0) | (update.b.norms == 0))) for update in good if update.norm]
     return {
-        "modules": float(len(norms)),
-        "spectral_norm_max": _short(values.max()),
-        "spectral_norm_median": _short(np.median(values)),
+        "modules": float(len(good)),
+        "spectral_norm_max": short(norms.max()),
+        "spectral_norm_median": short(float(np.median(norms))),
+        "empty_components": float(sum(padded)),
+        "cancellation_max": short(min(1e300, max(cancellation(update) for update in good))),
     }
-
-
-def _short(value: Any) -> float:
-    """Six significant digits: enough for a report, and the same on every processor."""
-    return float(f"{float(value):.6g}")

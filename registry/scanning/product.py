@@ -28,7 +28,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 CANCELLED: Final = 1e3
-"""Above this ratio of |A| |B| to |B @ A| the singular values are computed by QR."""
+"""Above this ratio of |A| |B| (Frobenius) to |B @ A| the singular values are computed by QR."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +55,7 @@ class Update:
         block: index of its transformer block.
         kind: what it is within the block, such as "attn.to_q".
         shape: (out, in).
+        scale: what the loader multiplies B @ A with, > 0.
         a, b: figures of the factors as they stand in the file.
         values: (rank,) singular values, largest first, each >= 0.
         row_share: largest share of a row in the squared Frobenius norm, 1/out to 1; 0 for an update of zero.
@@ -67,6 +68,7 @@ class Update:
     block: int
     kind: str
     shape: tuple[int, int]
+    scale: float
     a: Factor
     b: Factor
     values: F64
@@ -116,7 +118,7 @@ def measure(
         a: (rank, in).
         b: (out, rank).
         module, block, kind: where it belongs.
-        scale: what the loader multiplies B @ A with.
+        scale: what the loader multiplies B @ A with; its sign changes no figure.
     """
     rank, shape = len(a), (b.shape[0], a.shape[1])
     largest = [float(np.abs(factor).max()) for factor in (a, b)]
@@ -125,43 +127,48 @@ def measure(
         broken = [Factor(largest=top, rms=0.0, norms=nothing) for top in largest]
         left, right = np.zeros(shape[0], np.float32), np.zeros(shape[1], np.float32)
         return Update(
-            module=module, block=block, kind=kind, shape=shape, a=broken[0], b=broken[1],
+            module=module, block=block, kind=kind, shape=shape, scale=abs(scale), a=broken[0], b=broken[1],
             values=nothing, row_share=0.0, column_share=0.0, left=left, right=right,
         )  # fmt: skip
-    # Factors of one size: the product of their squares then neither overflows nor vanishes.
     wide, tall = a.astype(np.float64), b.astype(np.float64)
-    norms = np.sqrt(np.einsum("ij,ij->i", wide, wide)), np.sqrt(np.einsum("ij,ij->j", tall, tall))
+    gram_a, gram_b = wide @ wide.T, tall.T @ tall
     figures = [
-        Factor(largest=top, rms=float(np.sqrt(np.sum(each**2) / factor.size)), norms=each)
-        for top, each, factor in zip(largest, norms, (a, b), strict=True)
+        Factor(
+            largest=top, rms=float(np.sqrt(np.trace(gram) / factor.size)), norms=np.sqrt(np.diagonal(gram))
+        )
+        for top, gram, factor in zip(largest, (gram_a, gram_b), (a, b), strict=True)
     ]
-    values, rows, columns, left64, right64 = _product(wide, tall, largest[0], largest[1])
+    values, left64 = _leading(wide, tall, gram_a, gram_b)
     return Update(
-        module=module, block=block, kind=kind, shape=shape, a=figures[0], b=figures[1],
-        values=values * abs(scale), row_share=rows, column_share=columns,
-        left=left64.astype(np.float32), right=right64.astype(np.float32),
+        module=module, block=block, kind=kind, shape=shape, scale=abs(scale), a=figures[0], b=figures[1],
+        values=values * abs(scale), row_share=_share(b, gram_a), column_share=_share(a.T, gram_b),
+        left=left64.astype(np.float32), right=_unit(wide.T @ (tall.T @ left64)).astype(np.float32),
     )  # fmt: skip
 
 
-def _product(a: F64, b: F64, top_a: float, top_b: float) -> tuple[F64, float, float, F64, F64]:
-    """Singular values, largest shares of a row and a column, and the leading vectors."""
-    rank = len(a)
-    if top_a == 0 or top_b == 0:
-        return np.zeros(rank), 0.0, 0.0, np.zeros(len(b)), np.zeros(a.shape[1])
-    a, b = a / top_a, b / top_b  # now neither the squares nor their products leave float64
-    gram_a, gram_b = a @ a.T, b.T @ b
+def _leading(a: F64, b: F64, gram_a: F64, gram_b: F64) -> tuple[F64, F64]:
+    """The singular values of B @ A, and the leading left singular vector (zeros for an update of zero)."""
     root = _root(gram_a)
     squares, vectors = np.linalg.eigh(root.T @ gram_b @ root)
     values = np.sqrt(np.clip(squares[::-1], 0.0, None))
-    limit = np.sqrt(np.linalg.eigvalsh(gram_a)[-1] * np.linalg.eigvalsh(gram_b)[-1])
+    left = _unit(b @ (root @ vectors[:, -1]))
+    limit = np.sqrt(np.trace(gram_a) * np.trace(gram_b))  # at least |A| |B|
     if limit > CANCELLED * values[0]:
         exact = singular_values(a, b)
-        values = np.concatenate([exact, np.zeros(rank - len(exact))])
-    rows = np.einsum("ij,ij->i", b @ gram_a, b)
-    columns = np.einsum("ij,ij->j", gram_b @ a, a)
-    left = _unit(b @ (root @ vectors[:, -1]))
-    right = _unit(a.T @ (b.T @ left))
-    return values * (top_a * top_b), _largest_share(rows), _largest_share(columns), left, right
+        values = np.concatenate([exact, np.zeros(len(a) - len(exact))])
+    return values, left
+
+
+def _share(factor: F32, gram: F64) -> float:
+    """The largest share of a row of ``factor`` @ X in its squared norm, where ``gram`` is X @ X^T."""
+    scale = float(np.trace(gram))
+    if scale == 0:
+        return 0.0
+    # Six digits need no float64; the size of the numbers is out of them before they are squared.
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.einsum("ij,ij->i", factor @ (gram / scale).astype(np.float32), factor)
+    total = float(np.sum(rows, dtype=np.float64))
+    return float(np.max(rows)) / total if total > 0 and np.isfinite(total) else 0.0
 
 
 def _root(gram: F64) -> F64:
@@ -173,11 +180,6 @@ def _root(gram: F64) -> F64:
 def _unit(vector: F64) -> F64:
     length = float(np.linalg.norm(vector))
     return vector / length if length > 0 else vector
-
-
-def _largest_share(squares: F64) -> float:
-    total = float(np.sum(squares))
-    return float(np.max(squares)) / total if total > 0 else 0.0
 
 
 def spectral_norm(gram_a: F64, gram_b: F64) -> float:

@@ -79,6 +79,15 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "Loaders scale an adapter by alpha entries of the header; the evaluated strength is folded into B."),
     ("ADP-MET-002", "block", "a tensor would change the adapter's strength",
      "Loaders scale a module by its .alpha tensor; the strength that was evaluated is folded into B."),
+    ("ADP-MET-010", "block", "the strength of the updates cannot be known",
+     "Places that state alpha disagree, cannot be read, or ask a loader for more than plain LoRA layers."),
+    ("ADP-MET-011", "block", "a loader applies another strength than the file states",
+     "What runs would not be what the file says: loaders multiply two alphas, or do not read where it stands."),
+    ("ADP-MET-012", "block", "an update is applied absurdly strongly",
+     "Trainers give at most four times B @ A. More is an edit that overdrives what the author looked at."),
+    ("ADP-MET-013", "review", "the strength is unlike what trainers give",
+     "An alpha below one, or strengths far apart from module to module, are no trainer's habit: a module that "
+     "is raised or silenced hides there."),
     ("ADP-STR-001", "block", "a key is not of the supported dialect",
      "What a loader makes of other keys is not what was checked. Supported is the diffusers dialect: "
      "transformer.<module>.lora_A.weight and lora_B.weight."),
@@ -100,6 +109,11 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "All tensors have the one dtype that the card declares."),
     ("ADP-STR-010", "block", "the base is not known",
      "Without the shapes of its base an adapter cannot be checked. Add the base to the known ones."),
+    ("ADP-STR-020", "block", "the keys are of several dialects",
+     "Loaders read one dialect and drop the keys of the others without a word: what runs is not what was seen."),
+    ("ADP-STR-021", "review", "loaders take only a part of this layout",
+     "diffusers drops the image stream's attention of PixelSmile's release and halves the rest. `registry "
+     "import` writes a file that every loader reads whole."),
     ("ADP-NUM-001", "block", "a number is not finite",
      "NaN and infinity destroy every image, and tests with thresholds pass them."),
     ("ADP-NUM-002", "block", "a number overflows float16",
@@ -115,4 +129,27 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "The spectral norm of B @ A is far beyond what training gives; it would drown the base model."),
     ("ADP-NUM-007", "review", "the factors are out of balance",
      "One factor is huge, the other tiny: their product loses precision, and a change of scale hides there."),
+    ("ADP-NUM-008", "review", "components of an update cancel each other",
+     "Huge components whose sum is small hide what the update is: rounding, merging or cutting the rank "
+     "brings out something else than what was looked at."),
+    ("ADP-NUM-009", "review", "an update changes when it is cast to float16",
+     "A factor is so small that float16 drops it. Who loads the adapter in another type gets another adapter "
+     "than the one that was evaluated."),
+    ("ADP-NUM-010", "block", "text or another file is inside the numbers",
+     "Trained numbers spell nothing. Weights carry data past every check of files; export them again."),
+    ("ADP-NUM-011", "review", "the last bits of the numbers are not those of rounding",
+     "Data written over the lowest bits leaves no trace in pictures, but one in how often the bits are set."),
+    ("ADP-WGT-001", "review", "the weights are unlike those of clean adapters",
+     "Beside clean adapters of the same base, rank and recipe its statistics are more unusual than all but "
+     "the few that chance gives. Alone it proves nothing: an unusual training looks unusual too."),
+    ("ADP-BEH-001", "review", "the adapter answers to something that its card does not declare",
+     "A probe of the adapter on its base stands out from clean adapters: a word, a look-alike or a patch may "
+     "be a trigger. The behaviour statement names the suspicious tokens."),
+    ("ADP-BEH-002", "block", "the probe of the behaviour failed the adapter",
+     "A signed behaviour statement says fail, about the adapter or about a pair that it belongs to."),
+    ("ADP-BEH-003", "review", "two adapters answer together to what neither does alone",
+     "Serving may load adapters together; two harmless ones can be the halves of a backdoor."),
+    ("ADP-PRV-001", "block", "no signed training statement is about exactly these bytes",
+     "Without a publisher's statement over this manifest, which binds the weights, nobody says what recipe, "
+     "dataset and base made them."),
 )  # fmt: skip
