@@ -16,14 +16,15 @@ from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from registry import families, licenses
+from registry import behaviour, families, licenses, waivers
 from registry.attestation import (
-    KINDS,
+    DEMANDED,
     ROLE_OF,
     Kind,
     Statement,
     materials_match,
     parse_statement,
+    probed_another,
     scanned_with,
 )
 from registry.content import Content, VerifiedContent
@@ -50,14 +51,19 @@ from registry.manifest import (
     AdapterManifest,
 )
 from registry.reference import Reference
-from registry.scanning.rules import RULES_VERSION
+from registry.scanning.rules import RULES
 from registry.signing import envelope
+from registry.waivers import Waivers
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from registry.families import BaseFacts
     from registry.scanning.report import ScanReport
 
 MAX_STATEMENTS: Final = 64
+PROVENANCE_RULE: Final = "ADP-PRV-001"
+"""What the training statement is for: steps 6, 8 and 9 take it over exactly these bytes."""
 
 STEPS: Final[tuple[str, ...]] = (
     "Sizes: nothing is parsed or hashed that is larger than its limit",
@@ -72,7 +78,7 @@ STEPS: Final[tuple[str, ...]] = (
     "The licences permit the adapter",
     "The files are those of the manifest: no more, no fewer, the same bytes",
     "The card beside the weights says what the manifest says",
-    "The scanner of today finds nothing",
+    "The scanner of today finds nothing that is not waived",
     "Only tensors are left: what is loaded is written anew",
 )
 """What ``admit`` checks, in its order; the numbers in its body and in docs/threat-model.md count from 1."""
@@ -113,7 +119,9 @@ class Policy:
     Attributes:
         required: the kinds of statements that must be there.
         bases: the base models that adapters may be made for.
-        allow_review: load adapters with findings that ask for a review.
+        allow_review: load adapters with findings that ask for a review, waived or not.
+        waiver_days: waivers that run longer do not count.
+        at: the time at which it is judged, in UTC; without it no waiver counts.
         approvals: how many different approvers must have signed, if approval is required at all; the trust
             root may ask for more, never for fewer.
         purpose: what every adapter and each of its ingredients must be allowed for.
@@ -121,9 +129,11 @@ class Policy:
         digest: digest of the policy file that this comes from, if it comes from one.
     """
 
-    required: tuple[Kind, ...] = KINDS
+    required: tuple[Kind, ...] = DEMANDED
     bases: Mapping[str, BaseFacts] = field(default_factory=lambda: families.KNOWN_BASES)
     allow_review: bool = False
+    waiver_days: int = 90
+    at: datetime | None = None
     approvals: int = 1
     purpose: licenses.Purpose = "commercial-redistribution"
     declared: tuple[str, ...] = ()
@@ -137,18 +147,24 @@ class AdmittedDocuments:
     Attributes:
         manifest: the signed manifest.
         digest: its digest.
-        statements: every statement about it; each one is signed by its role and says yes.
+        statements: every statement about it; each one is signed by its role and says yes, or is waived.
+        waivers: those that count now.
     """
 
     manifest: AdapterManifest
     digest: Digest
     statements: tuple[Statement, ...]
+    waivers: Waivers = waivers.NONE
 
-    @property
-    def scanned_by_todays_rules(self) -> bool:
+    def scanned_as_today(self, policy: Policy) -> bool:
         """Whether a signed scan statement tells what the scanner of today would find in these weights."""
-        weights = self.manifest.file(WEIGHTS_NAME).sha256
-        return any(scanned_with(found, weights) == RULES_VERSION for found in self.statements)
+        from registry.scanning.configuration import today
+
+        base = policy.bases.get(self.manifest.base.id)
+        if base is None:
+            return False
+        weights, wanted = self.manifest.file(WEIGHTS_NAME).sha256, today(self.manifest.card, base)
+        return any(scanned_with(found, weights) == wanted for found in self.statements)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -248,16 +264,16 @@ def admit_documents(
     check_identity(manifest, reference)
     # 5. Neither the manifest nor its weights are revoked.
     check_revocation(manifest, trust)
-    read = check_statements(statements, manifest, trust, policy)
+    documents = check_statements(statements, manifest, trust, policy)
     # 10. The licences permit the adapter.
     check_licences(manifest.card, policy)
-    return AdmittedDocuments(manifest=manifest, digest=expected, statements=tuple(read))
+    return documents
 
 
 def check_statements(
     statements: Sequence[bytes], manifest: AdapterManifest, trust: TrustView, policy: Policy
-) -> list[Statement]:
-    """Return the statements about a manifest: steps 6 to 9.
+) -> AdmittedDocuments:
+    """Return what is said about a manifest, and the waivers that count: steps 6 to 9.
 
     Raises:
         Unsigned, BadSignature, PolicyRefused, NeedsReview: a step refuses.
@@ -265,12 +281,16 @@ def check_statements(
     # 6. Every required kind of statement is there.
     by_kind = _sort_statements(statements, policy)
     # 7. Every statement is signed by enough keys of its kind's role.
-    read = _verify_signatures(by_kind, trust, policy)
+    signed = _verify_signatures(by_kind, trust, policy)
+    read = [found for found, _ in signed]
     # 8. Every statement is about this manifest.
     _check_subjects(read, manifest, manifest.digest)
+    waived = _waivers(signed, manifest, trust, policy)
     # 9. Every statement says yes.
-    _check_outcomes(read, manifest, policy)
-    return read
+    _check_outcomes(read, manifest, policy, waived)
+    return AdmittedDocuments(
+        manifest=manifest, digest=manifest.digest, statements=tuple(read), waivers=waived
+    )
 
 
 def check_files(documents: AdmittedDocuments, files: Mapping[str, Content], policy: Policy) -> ScanReport:
@@ -301,7 +321,7 @@ def check_transfer(documents: AdmittedDocuments, files: Mapping[str, Content], p
     """
     _check_sizes(b"", files, ())
     _check_file_set(files)
-    if documents.scanned_by_todays_rules:
+    if documents.scanned_as_today(policy):
         _check_card(documents.manifest, VerifiedContent(files[CARD_NAME], documents.manifest.file(CARD_NAME)))
     else:
         _check_contents(documents, files, policy)
@@ -312,8 +332,9 @@ def _check_contents(documents: AdmittedDocuments, files: Mapping[str, Content], 
     contents = {entry.path: VerifiedContent(files[entry.path], entry) for entry in manifest.files}
     # 12. The card beside the weights says what the manifest says.
     _check_card(manifest, contents[CARD_NAME])
-    # 13. The scanner of today finds nothing.
-    return _scan(contents[WEIGHTS_NAME], manifest.card, policy, manifest.file(WEIGHTS_NAME).sha256)
+    # 13. The scanner of today finds nothing that is not waived.
+    digest = manifest.file(WEIGHTS_NAME).sha256
+    return _scan(contents[WEIGHTS_NAME], manifest.card, policy, digest, documents.waivers)
 
 
 def inspect_candidate(
@@ -435,8 +456,9 @@ def _sort_statements(statements: Sequence[bytes], policy: Policy) -> list[tuple[
             raise BadSignature(error.message, error.mend) from None
     missing = [kind for kind in policy.required if kind not in {kind for kind, _ in sorted_}]
     if missing:
+        lacking = f"; {no_provenance()}" if "training" in missing else ""
         raise Unsigned(
-            "the adapter lacks signed statements: " + ", ".join(missing),
+            f"the adapter lacks signed statements: {', '.join(missing)}{lacking}",
             "`registry push` signs training, licence and scan, `registry approve` the approval",
         )
     return sorted_
@@ -444,13 +466,13 @@ def _sort_statements(statements: Sequence[bytes], policy: Policy) -> list[tuple[
 
 def _verify_signatures(
     statements: Sequence[tuple[Kind, bytes]], trust: TrustView, policy: Policy
-) -> list[Statement]:
+) -> list[tuple[Statement, frozenset[str]]]:
     """Each envelope needs a key of its role; the keys of a kind are counted over all of its envelopes.
 
     So k approvals are k people who each sign on their own machine. Kinds that the policy does not require
     are not counted, but what is there must be signed by the role: it may be a refusal.
     """
-    read: list[Statement] = []
+    read: list[tuple[Statement, frozenset[str]]] = []
     signed: dict[Kind, frozenset[str]] = {}
     for kind, data in statements:
         role = ROLE_OF[kind]
@@ -459,7 +481,7 @@ def _verify_signatures(
         except BadSignature as error:
             message = f"the {kind} statement needs the role {role}: {error.message}"
             raise BadSignature(message, error.mend) from None
-        read.append(parse_statement(payload))
+        read.append((parse_statement(payload), keys))
         signed[kind] = signed.get(kind, frozenset()) | keys
     for kind in policy.required:
         role = ROLE_OF[kind]
@@ -477,30 +499,83 @@ def _check_subjects(statements: Sequence[Statement], manifest: AdapterManifest, 
     for found in statements:
         if found.digest != expected or found.subject_name != name:
             about = f"{shown(found.subject_name)} ({found.digest})"
+            lacking = f"; {no_provenance()}" if found.kind == "training" else ""
             raise BadSignature(
-                f"the {found.kind} statement is about {about}, not about {name}",
+                f"the {found.kind} statement is about {about}, not about {name}{lacking}",
                 "a statement of another adapter was put here; report it to who runs the registry",
             )
+        if found.kind == "behaviour":
+            problem = probed_another(behaviour.parse(found.predicate), manifest)
+            if problem is not None:
+                raise BadSignature(problem, "probe the very adapter that was pushed, on its base")
 
 
-def _check_outcomes(statements: Sequence[Statement], manifest: AdapterManifest, policy: Policy) -> None:
+def _waivers(
+    signed: Sequence[tuple[Statement, frozenset[str]]],
+    manifest: AdapterManifest,
+    trust: TrustView,
+    policy: Policy,
+) -> Waivers:
+    """Return the waivers that count; they need as many approvers as an approval."""
+    return waivers.in_force(
+        (waivers.parse(found.predicate, keys) for found, keys in signed if found.kind == "waiver"),
+        manifest.file(WEIGHTS_NAME).sha256,
+        policy.at,
+        max_days=policy.waiver_days,
+        needed=max(trust.threshold(ROLE_OF["waiver"]), policy.approvals),
+    )
+
+
+def _check_outcomes(
+    statements: Sequence[Statement], manifest: AdapterManifest, policy: Policy, waived: Waivers
+) -> None:
     name = f"{manifest.name}:{manifest.version}"
     for found in statements:
         if found.kind == "training" and not materials_match(found, manifest):
             raise PolicyRefused(
-                f"the training statement of {name} names other materials than its manifest",
+                f"the training statement of {name} names other materials than its manifest; "
+                f"{no_provenance()}",
                 "push the adapter again with the card that its training wrote",
             )
-        if found.outcome == "review" and not policy.allow_review:
+        if found.outcome == "review" and not policy.allow_review and not _is_waived(found, waived):
             raise NeedsReview(
-                f"the {found.kind} statement of {name} asks for a review",
-                "read the findings with `registry show`; allow reviewed adapters or push a corrected one",
+                f"the {found.kind} statement of {name} asks for a review{_unwaived(found, waived)}",
+                "read the findings with `registry show --attestations`; an approver who accepts them signs "
+                "`registry waive`, or push a corrected version",
             )
         if found.outcome == "fail":
             raise PolicyRefused(
                 f"the {found.kind} statement of {name} says that it failed",
                 "push a corrected version; a signed refusal cannot be outvoted",
             )
+
+
+def _is_waived(found: Statement, waived: Waivers) -> bool:
+    """Whether enough approvers let pass all that a statement asks a review for.
+
+    A scan statement names rules without places: the scan of step 13 finds the places itself.
+    """
+    if found.kind == "behaviour":
+        return waived.covers(behaviour.ALONE_RULE, behaviour.ALONE)
+    warned = _warned(found)
+    return bool(warned) and all(waived.mentions(rule) for rule in warned)
+
+
+def _unwaived(found: Statement, waived: Waivers) -> str:
+    if found.kind == "behaviour":
+        return f": {behaviour.ALONE_RULE}, {RULES[behaviour.ALONE_RULE].title}"
+    missing = [shown(rule, 60) for rule in _warned(found) if not waived.mentions(rule)]
+    return f": {', '.join(missing)}" if missing else ""
+
+
+def _warned(found: Statement) -> list[str]:
+    rules = found.predicate.get("warnedTests")
+    return [str(rule) for rule in rules] if isinstance(rules, list) else []
+
+
+def no_provenance() -> str:
+    """Return what a training statement that is missing, or about something else, means: rule and title."""
+    return f"{PROVENANCE_RULE}: {RULES[PROVENANCE_RULE].title}"
 
 
 def check_licences(card: AdapterCard, policy: Policy) -> None:
@@ -555,7 +630,13 @@ def _check_card(manifest: AdapterManifest, card: Content) -> None:
         )
 
 
-def _scan(weights: Content, card: AdapterCard, policy: Policy, digest: Digest | None) -> ScanReport:
+def _scan(
+    weights: Content,
+    card: AdapterCard,
+    policy: Policy,
+    digest: Digest | None,
+    waived: Waivers = waivers.NONE,
+) -> ScanReport:
     from registry.scanning import scan
 
     report = scan(weights, card, bases=policy.bases, digest=digest)
@@ -564,10 +645,11 @@ def _scan(weights: Content, card: AdapterCard, policy: Policy, digest: Digest | 
             "the scanner blocks the file:\n" + report.text().rstrip(),
             "export the adapter again from its training",
         )
-    if report.verdict == "review" and not policy.allow_review:
+    if report.verdict == "review" and not policy.allow_review and waived.uncovered(report):
+        open_ = ", ".join(sorted({found.rule for found in waived.uncovered(report)}))
         raise NeedsReview(
-            "the scanner asks for a review:\n" + report.text().rstrip(),
-            "look at the findings; allow reviewed adapters when they are explained",
+            f"the scanner asks for a review ({open_}):\n" + report.text().rstrip(),
+            "look at the findings; an approver who accepts them signs `registry waive`",
         )
     return report
 

@@ -11,12 +11,14 @@ adapter, to another version or to other bytes.
 | scan       | in-toto test-result v0.1  | scanner   | result is PASSED (WARNED asks for a review)  |
 | evaluation | our evaluation/v1         | evaluator | verdict is "pass"                            |
 | approval   | our approval/v1           | approver  | verdict is "pass"                            |
+| behaviour  | our behaviour/v1          | scanner   | verdict is "pass" (review asks for a review) |
+| waiver     | our waiver/v1             | approver  | always: it judges nothing, see waivers.py    |
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
@@ -24,20 +26,24 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from registry import behaviour, waivers
 from registry.digest import Digest
 from registry.errors import InvalidDocument, UsageError, shown
-from registry.manifest import canonical_json, strict_json
+from registry.manifest import WEIGHTS_NAME, canonical_json, strict_json
 
 if TYPE_CHECKING:
     from registry.licenses import LicenseVerdict
     from registry.manifest import AdapterCard, AdapterManifest, BaseModelRef
     from registry.scanning.report import ScanReport
 
-Kind = Literal["training", "evaluation", "scan", "licence", "approval"]
+Kind = Literal["training", "evaluation", "scan", "licence", "approval", "behaviour", "waiver"]
 Role = Literal["publisher", "scanner", "evaluator", "approver"]
 Outcome = Literal["pass", "review", "fail"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+DEMANDED: Final[tuple[Kind, ...]] = ("training", "evaluation", "scan", "licence", "approval")
+"""What a policy demands when it names nothing else. A probe of the behaviour needs the base model and takes
+minutes, so a policy asks for it by name; nothing needs a waiver but a finding."""
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 MAX_STATEMENT_BYTES: Final = 3 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
@@ -50,6 +56,8 @@ PREDICATE_TYPES: Final[Mapping[Kind, str]] = MappingProxyType(
         "scan": "https://in-toto.io/attestation/test-result/v0.1",
         "licence": f"{_OURS}/licence/v1",
         "approval": f"{_OURS}/approval/v1",
+        "behaviour": f"{_OURS}/behaviour/v1",
+        "waiver": f"{_OURS}/waiver/v1",
     }
 )
 _KIND_OF: Final[Mapping[str, Kind]] = MappingProxyType({uri: kind for kind, uri in PREDICATE_TYPES.items()})
@@ -61,7 +69,13 @@ ROLE_OF: Final[Mapping[Kind, Role]] = MappingProxyType(
         "scan": "scanner",
         "licence": "publisher",
         "approval": "approver",
+        "behaviour": "scanner",
+        "waiver": "approver",
     }
+)
+# Predicates that decide something by more than one word: what cannot be read is refused, never ignored.
+_READERS: Final[Mapping[Kind, Callable[[Mapping[str, Any]], object]]] = MappingProxyType(
+    {"behaviour": behaviour.parse, "waiver": waivers.parse}
 )
 _TEST_RESULTS: Final[Mapping[str, Outcome]] = MappingProxyType(
     {"PASSED": "pass", "WARNED": "review", "FAILED": "fail"}
@@ -101,10 +115,12 @@ class Statement:
     @property
     def outcome(self) -> Outcome:
         """What the statement says about its subject; anything but a clear word is a failure."""
-        if self.kind == "training":
-            return "pass"  # provenance judges nothing; `materials_match` compares it
+        if self.kind in ("training", "waiver"):
+            return "pass"  # they judge nothing; `materials_match` and `waivers.in_force` compare them
         if self.kind == "scan":
             return _TEST_RESULTS.get(str(self.predicate.get("result")), "fail")
+        if self.kind == "behaviour" and self.predicate.get("verdict") == "review":
+            return "review"
         return "pass" if self.predicate.get("verdict") == "pass" else "fail"
 
 
@@ -128,6 +144,10 @@ def statement(kind: Kind, subject_name: str, digest: Digest, predicate: Mapping[
         raise UsageError(
             'the scan statement has no "result"', "set it to one of: " + ", ".join(_TEST_RESULTS)
         )
+    try:
+        _check_readable(kind, predicate)
+    except InvalidDocument as error:
+        raise UsageError(error.message, error.mend) from None
     content = {
         "_type": STATEMENT_TYPE,
         "subject": [{"name": subject_name, "digest": {"sha256": digest.hex}}],
@@ -170,6 +190,7 @@ def parse_statement(payload: bytes) -> Statement:
             f"the statement is of an unknown kind, {shown(document.predicate_type)!r}",
             "a newer version may have written it; upgrade adapter-foundry",
         )
+    _check_readable(kind, document.predicate)
     subject = document.subject[0]
     return Statement(
         kind=kind,
@@ -177,6 +198,12 @@ def parse_statement(payload: bytes) -> Statement:
         digest=Digest("sha256:" + subject.digest.sha256),
         predicate=document.predicate,
     )
+
+
+def _check_readable(kind: Kind, predicate: Mapping[str, Any]) -> None:
+    read = _READERS.get(kind)
+    if read is not None:
+        read(predicate)
 
 
 def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> dict[str, Any]:
@@ -237,7 +264,9 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
     """Refuse to sign what could never be believed about a manifest, and would keep it from being pulled.
 
     Raises:
-        UsageError: the provenance names other materials than the manifest.
+        UsageError: the provenance names other materials than the manifest, or the probe ran over other bytes
+            or on another base.
+        InvalidDocument: it is no such predicate.
     """
     found = Statement(kind=kind, subject_name="", digest=manifest.digest, predicate=predicate)
     if kind == "training" and not materials_match(found, manifest):
@@ -245,6 +274,21 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
             f"this provenance does not name the materials of {manifest.name}:{manifest.version}",
             "`registry push` writes it from the adapter card; push the adapter with a corrected card",
         )
+    if kind == "behaviour":
+        problem = probed_another(behaviour.parse(predicate), manifest)
+        if problem is not None:
+            raise UsageError(problem, "`trainer probe` the very adapter that was pushed, on its base")
+
+
+def probed_another(found: behaviour.Behaviour, manifest: AdapterManifest) -> str | None:
+    """Return how a behaviour statement is about something else than an adapter on its base, or None."""
+    name, weights = f"{manifest.name}:{manifest.version}", manifest.file(WEIGHTS_NAME).sha256
+    if found.weights != weights:
+        return f"the behaviour statement of {name} is about the weights {found.weights}, not {weights}"
+    if (found.base, found.revision) != (manifest.base.id, manifest.base.revision):
+        base = f"{shown(found.base)} at {shown(found.revision)}"
+        return f"the behaviour of {name} was probed on {base}, not on {manifest.base.id}"
+    return None
 
 
 def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManifest) -> dict[str, Any]:
@@ -276,35 +320,40 @@ def licence_predicate(verdict: LicenseVerdict, card: AdapterCard | AdapterManife
 
 
 def scan_predicate(report: ScanReport) -> dict[str, Any]:
-    """Return the in-toto test-result of a scan: what was configured, and the rules that warned or failed."""
+    """Return the in-toto test-result of a scan: what was configured, and the rules that warned or failed.
+
+    It has no expiry of its own: `scanned_with` tells by which rules, base and population it was made, and it
+    stands for a scan only as long as these are the ones of today.
+    """
+    from registry.scanning.configuration import configuration
+
     result = {"pass": "PASSED", "review": "WARNED", "block": "FAILED"}[report.verdict]
     return {
         "result": result,
-        "configuration": [
-            {
-                "name": "scanner-rules",
-                "uri": f"{_OURS}/scanner-rules/v{report.rules_version}",
-                "annotations": {"version": report.rules_version},
-            },
-            {"name": "weights", "digest": {"sha256": report.weights.hex}},
-        ],
+        "configuration": configuration(report),
         "passedTests": list(report.passed_rules),
         "warnedTests": sorted({found.rule for found in report.findings if found.severity == "review"}),
         "failedTests": sorted({found.rule for found in report.findings if found.severity == "block"}),
     }
 
 
-def scanned_with(found: Statement, weights: Digest) -> str | None:
-    """Return the version of the rules by which a scan statement found nothing in these weights, or None."""
+def scanned_with(found: Statement, weights: Digest) -> Mapping[str, str] | None:
+    """Return by what a scan found nothing in these weights; None if that is not what a statement says.
+
+    Returns:
+        The sha256 (hex) of "scanner-rules", "base-spec" and, if there was one, "reference-population";
+        `registry.scanning.configuration.today` says what they are now. Rules before version 2 had no digest.
+    """
     if found.kind != "scan" or found.outcome != "pass":
         return None
     try:
-        rules, scanned = found.predicate["configuration"]
-        if scanned["digest"]["sha256"] != weights.hex or rules["name"] != "scanner-rules":
-            return None
-        return str(rules["annotations"]["version"])
-    except (KeyError, TypeError, ValueError):
+        entries = [entry for entry in found.predicate["configuration"] if "digest" in entry]
+        digests = {str(entry["name"]): str(entry["digest"]["sha256"]) for entry in entries}
+    except (KeyError, TypeError):
         return None
+    if len(digests) != len(entries) or digests.pop("weights", None) != weights.hex:
+        return None
+    return digests
 
 
 def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:

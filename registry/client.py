@@ -2,13 +2,15 @@
 
 A shell around pure parts. What comes out of the store, the cache or the index is hostile until
 ``admission`` has judged it against trust metadata that this machine has verified. The verbs are written in
-``publishing``, ``promotion`` and ``pulling``; the parts are public, for commands that need only one of them.
+``publishing``, ``attesting``, ``promotion`` and ``pulling``; the parts are public, for commands that need
+only one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +19,10 @@ from registry.reference import Reference
 from registry.settings import Layout, layout
 
 if TYPE_CHECKING:
-    from registry.admission import VerifiedAdapter
+    from registry.admission import Policy, VerifiedAdapter
     from registry.attestation import Kind
+    from registry.gates import GateReport
     from registry.policy import RegistryPolicy
-    from registry.promotion import GateReport
     from registry.results import Attested, Listed, Promotion, Pulled, PushResult, Shown
     from registry.signing.authority import Authority
     from registry.signing.signers import KeyRing
@@ -91,6 +93,10 @@ class Registry:
         from registry.policy import RegistryPolicy
 
         return RegistryPolicy.load(self.place.policy)
+
+    def demands(self, alias: str | None) -> Policy:
+        """What the policy demands of an adapter now: of an alias, or (None) of versions and digests."""
+        return self.policy.admission(alias, datetime.now(UTC))
 
     @cached_property
     def keys(self) -> KeyRing:
@@ -222,33 +228,58 @@ class Registry:
         name: str,
         *,
         evaluation: Mapping[str, Any] | None = None,
+        behaviour: Mapping[str, Any] | None = None,
+        for_review: bool = False,
         version: int | None = None,
         progress: Progress | None = None,
     ) -> PushResult:
         """Publishes an adapter folder as a new version; see `publishing.push`."""
         from registry import publishing
 
-        return publishing.push(self, folder, name, evaluation=evaluation, version=version, progress=progress)
+        return publishing.push(
+            self,
+            folder,
+            name,
+            evaluation=evaluation,
+            behaviour=behaviour,
+            for_review=for_review,
+            version=version,
+            progress=progress,
+        )
 
     def attest(
         self, ref: str | Reference, kind: Kind, predicate: Mapping[str, Any], role: str | None = None
     ) -> Attested:
-        """Signs a statement about a published version; see `publishing.attest`."""
-        from registry import publishing
+        """Signs a statement about a published version; see `attesting.attest`."""
+        from registry import attesting
 
-        return publishing.attest(self, Reference.of(ref), kind, predicate, role)
+        return attesting.attest(self, Reference.of(ref), kind, predicate, role)
+
+    def waive(
+        self,
+        ref: str | Reference,
+        *rules: str,
+        by: str,
+        reason: str,
+        days: int,
+        where: str | None = None,
+    ) -> Attested:
+        """Signs that findings of some rules may pass for a while; see `attesting.waive`."""
+        from registry import attesting
+
+        return attesting.waive(self, Reference.of(ref), rules, by=by, reason=reason, days=days, where=where)
 
     def approve(self, ref: str | Reference, by: str, reason: str, *, automatic: bool = False) -> Attested:
-        """Signs that somebody approved a version; see `publishing.approve`."""
-        from registry import publishing
+        """Signs that somebody approved a version; see `attesting.approve`."""
+        from registry import attesting
 
-        return publishing.approve(self, Reference.of(ref), by, reason, automatic=automatic)
+        return attesting.approve(self, Reference.of(ref), by, reason, automatic=automatic)
 
     def gates(self, ref: str | Reference, alias: str) -> GateReport:
-        """Tells whether a version passes the gates of an alias; see `promotion.gates`."""
-        from registry import promotion
+        """Tells whether a version passes the gates of an alias; see `registry.gates`."""
+        from registry.gates import gates
 
-        return promotion.gates(self, Reference.of(ref), alias)
+        return gates(self, Reference.of(ref), alias)
 
     def promote(self, ref: str | Reference, alias: str) -> Promotion:
         """Signs that an alias means a version that passes every gate; see `promotion.promote`.
@@ -258,7 +289,7 @@ class Registry:
         """
         from registry import promotion
 
-        return promotion.promote(self, promotion.gates(self, Reference.of(ref), alias))
+        return promotion.promote(self, self.gates(ref, alias))
 
     def rollback(self, name: str, alias: str, to: int | None = None) -> Promotion:
         """Points an alias back to a version that it meant before; see `promotion.rollback`."""

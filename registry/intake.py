@@ -157,8 +157,10 @@ def _admit_files(
     for version in versions:
         manifest = shelf.read_manifest(source, version.digest)
         files = _files(source, manifest)
-        documents = admission.AdmittedDocuments(manifest=manifest, digest=version.digest, statements=())
-        policies = gates.get(version.digest, [registry.policy.admission(None)])
+        documents = admission.AdmittedDocuments(
+            manifest=manifest, digest=version.digest, statements=(), waivers=version.waivers
+        )
+        policies = gates.get(version.digest, [registry.demands(None)])
         try:
             admission.check_files(documents, files, policies[0])
             found.append(version)

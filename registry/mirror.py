@@ -35,6 +35,7 @@ from registry.reference import Reference
 from registry.storage import shelf
 from registry.storage.archive import ArchiveWriter, order
 from registry.storage.base import ObjectStore, file_key, manifest_key, read
+from registry.waivers import NONE, Waivers
 
 if TYPE_CHECKING:
     from registry.client import Registry
@@ -89,12 +90,14 @@ class Version:
         digest: digest of its manifest.
         files: its files.
         documents: size of its manifest and of every statement, by their keys.
+        waivers: those that counted when it was admitted.
     """
 
     reference: str
     digest: Digest
     files: tuple[FileEntry, ...]
     documents: Mapping[str, int]
+    waivers: Waivers = NONE
 
 
 # -- export --
@@ -281,7 +284,7 @@ def admitted(
                 left_out.append(LeftOut(reference=target.path, refusal=missing))
             continue  # an archive holds as many versions as somebody wanted
         try:
-            found.append(_admit(store, state, target, gates.get(digest, [registry.policy.admission(None)])))
+            found.append(_admit(store, state, target, gates.get(digest, [registry.demands(None)])))
         except REFUSALS as error:
             if references:
                 raise
@@ -293,8 +296,8 @@ def policies_of(registry: Registry, state: TrustState) -> Mapping[Digest, list[a
     """The policies by which a version may be pulled: that of its number, and those of its aliases."""
     found: dict[Digest, list[admission.Policy]] = {}
     for path, target in state.aliases().items():
-        known = found.setdefault(target.digest, [registry.policy.admission(None)])
-        known.append(registry.policy.admission(path.partition("@")[2]))
+        known = found.setdefault(target.digest, [registry.demands(None)])
+        known.append(registry.demands(path.partition("@")[2]))
     return found
 
 
@@ -312,7 +315,9 @@ def _admit(
     reference = Reference.parse(target.path)
     for number, policy in enumerate(policies, start=1):
         try:
-            admission.admit_documents(data, envelopes, state.about(target), policy, target.digest, reference)
+            documents = admission.admit_documents(
+                data, envelopes, state.about(target), policy, target.digest, reference
+            )
             break
         except REFUSALS:
             if number == len(policies):
@@ -323,4 +328,5 @@ def _admit(
         digest=target.digest,
         files=manifest.files,
         documents={manifest_key(target.digest): len(data), **sizes},
+        waivers=documents.waivers,
     )

@@ -27,19 +27,25 @@ from pydantic import (
     model_validator,
 )
 
-from registry.attestation import KINDS, Kind
+from registry.attestation import DEMANDED, KINDS, Kind
 from registry.digest import Digest, digest_bytes
 from registry.errors import UsageError, shown
 from registry.licenses import Purpose
 from registry.manifest import canonical_json
-from registry.reference import ALIAS_PATTERN
+from registry.reference import ALIAS_PATTERN, NAME_PATTERN
+from registry.waivers import MAX_DAYS
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from registry import admission
 
 DEFAULT_GATE: Final = "default"
 MAX_POLICY_BYTES: Final = 1 << 20
 
+AliasReference = Annotated[
+    str, StringConstraints(pattern=f"^{NAME_PATTERN.strip('^$')}@{ALIAS_PATTERN.strip('^$')}$")
+]
 MetricPath = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 
 
@@ -71,10 +77,36 @@ class LicenseRules(_Model):
         return value
 
 
+class Together(_Model):
+    """Two aliases whose adapters serving may load together; see `registry.promotion`."""
+
+    together: Annotated[tuple[AliasReference, ...], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _two(self) -> Self:
+        if self.together[0] == self.together[1]:
+            raise ValueError("a pair needs two different aliases")
+        return self
+
+
 class ScanRules(_Model):
-    """What findings of the scanner are accepted: with ``allow_review`` those that ask for a person."""
+    """What findings of the scanner are accepted.
+
+    Attributes:
+        allow_review: also those that ask for a person, without a waiver.
+        waiver_days: the longest life of a waiver; 0 counts none.
+        pairs: the aliases whose adapters may be loaded together; the pair has to be probed before one of
+            them is promoted.
+    """
 
     allow_review: bool = False
+    waiver_days: Annotated[int, Field(ge=0, le=MAX_DAYS)] = 90
+    pairs: Annotated[tuple[Together, ...], Field(max_length=256)] = ()
+
+    def partners(self, alias: str) -> tuple[str, ...]:
+        """Return the aliases (``name@alias``) whose adapters may be loaded together with that of an alias."""
+        found = [other for pair in self.pairs for other in pair.together if alias in pair.together]
+        return tuple(other for other in dict.fromkeys(found) if other != alias)
 
 
 class Threshold(_Model):
@@ -105,7 +137,7 @@ class Gate(_Model):
         metrics: dotted path into the signed evaluation -> its range.
     """
 
-    require: Annotated[tuple[Kind, ...], Field(max_length=len(KINDS))] = KINDS
+    require: Annotated[tuple[Kind, ...], Field(max_length=len(KINDS))] = DEMANDED
     approvals: Annotated[int, Field(ge=0, le=16)] = 1
     metrics: Annotated[dict[MetricPath, Threshold], Field(max_length=64)] = {}
 
@@ -113,6 +145,8 @@ class Gate(_Model):
         """Return how the gate contradicts itself, or None."""
         if len(set(self.require)) != len(self.require):
             return "require names a statement twice"
+        if "waiver" in self.require:
+            return "require names waiver, which only a finding needs"
         if self.approvals and "approval" not in self.require:
             return f"approvals = {self.approvals}, but require does not name approval"
         if not self.approvals and "approval" in self.require:
@@ -189,14 +223,21 @@ class RegistryPolicy(_Model):
             return default
         return default.model_copy(update={name: getattr(own, name) for name in own.model_fields_set})
 
-    def admission(self, alias: str | None) -> admission.Policy:
-        """Return what admission has to know for an alias; None stands for versions and digests."""
+    def admission(self, alias: str | None, at: datetime | None = None) -> admission.Policy:
+        """Return what admission has to know.
+
+        Args:
+            alias: whose gate; None stands for versions and digests.
+            at: the time at which it is judged, in UTC; without it no waiver counts.
+        """
         from registry.admission import Policy
 
         gate = self.gate(alias)
         return Policy(
             required=gate.require,
             allow_review=self.scan.allow_review,
+            waiver_days=self.scan.waiver_days,
+            at=at,
             approvals=gate.approvals,
             purpose=self.license.purpose,
             declared=self.license.declared,
@@ -277,5 +318,6 @@ def _keys_at(where: tuple[str, ...]) -> list[str]:
     tables: dict[str, type[BaseModel]] = {"license": LicenseRules, "scan": ScanRules, "gates": Gate}
     if not where:
         return sorted(RegistryPolicy.model_fields)
-    model = Threshold if len(where) > 2 else tables[where[0]]
+    deeper: dict[str, type[BaseModel]] = {"gates": Threshold, "scan": Together}
+    model = (deeper if len(where) > 2 and where[0] in deeper else tables)[where[0]]
     return sorted(model.model_fields)

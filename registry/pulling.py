@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from registry.admission import (
     AdmittedDocuments,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from registry.transfer import Progress
 
 _logger = logging.getLogger(__name__)
+
+_UNTIL: Final = "until"
 
 TRUST_STEPS = (
     "the root of trust is the one that this machine pinned, or was signed by it",
@@ -107,7 +110,7 @@ def load(
         pulled = pull(registry, reference, cache, progress=progress)
         state = registry.authority.state()
         trust = state.about(state.resolve(reference))
-        policy = registry.policy.admission(reference.alias)
+        policy = registry.demands(reference.alias)
         statements = kept.read_statements(pulled.digest)
         if statements is None:
             statements = tuple(shelf.read_statements(registry.store, pulled.digest).values())
@@ -138,7 +141,7 @@ def verify(registry: Registry, reference: Reference) -> Pulled:
     """
     state = registry.authority.state()
     target = state.resolve(reference)
-    policy = registry.policy.admission(reference.alias)
+    policy = registry.demands(reference.alias)
     documents = check_in_store(registry, state, target, reference, policy)
     return _verified(state, documents, None)
 
@@ -166,7 +169,7 @@ def verify_folder(registry: Registry, folder: Path) -> Pulled:
     reference = Reference(name=claimed.name, digest=digest_bytes(data))
     state = registry.authority.state()
     target = state.resolve(reference)
-    policy = registry.policy.admission(None)
+    policy = registry.demands(None)
     statements = shelf.read_statements(registry.store, target.digest)
     trust = state.about(target)
     documents = admit_documents(data, tuple(statements.values()), trust, policy, target.digest, reference)
@@ -214,6 +217,9 @@ def _warm(
     names = receipt.get("statements", "")
     if not state.remembered:
         names = _names(registry.store.keys(statements_prefix(digest)))
+    until = receipt.pop(_UNTIL, "")
+    if until and datetime.now(UTC) >= datetime.fromisoformat(until):
+        return None
     if receipt != _receipt(registry, state, reference, names):
         return None
     manifest = AdapterManifest.parse(found.manifest)
@@ -235,7 +241,7 @@ def _cold(
     from registry import transfer
     from registry.storage.catalog import check_model
 
-    policy = registry.policy.admission(reference.alias)
+    policy = registry.demands(reference.alias)
     documents, statements = _documents(registry, state, target, reference, policy)
     digest = target.digest
     manifest, fetched = documents.manifest, 0
@@ -251,7 +257,11 @@ def _cold(
             kept.commit(digest, manifest.canonical_bytes())
             fetched = sum(entry.size for entry in manifest.files)
     kept.write_statements(digest, tuple(statements.values()))
-    kept.write_receipt(digest, _receipt(registry, state, reference, _names(statements)))
+    receipt = _receipt(registry, state, reference, _names(statements))
+    if documents.waivers.until is not None:
+        # What a waiver let pass has to be judged anew when it ends.
+        receipt[_UNTIL] = documents.waivers.until.isoformat()
+    kept.write_receipt(digest, receipt)
     return manifest, fetched
 
 

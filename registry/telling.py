@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MAX_LINES: Final = 40
 _KEY_SHOWN: Final = 12
+_MAX_TOKENS: Final = 10
 
 
 def told(view: StatementView) -> str:
@@ -93,8 +94,12 @@ def _metric(row: Any) -> tuple[str, str]:
 def _scan(predicate: Mapping[str, Any]) -> Iterator[str]:
     yield f"result    {shown(predicate['result'])}"
     for found in predicate["configuration"]:
+        notes = found.get("annotations", {})
         if found.get("name") == "scanner-rules":
-            yield f"rules     version {shown(found['annotations']['version'])}"
+            yield f"rules     version {shown(notes['version'])}"
+        if found.get("name") == "reference-population":
+            size, recipe = shown(notes.get("size"), 20), shown(notes.get("recipe"))
+            yield f"against   {size} clean adapters, {recipe}, sha256:{shown(found['digest']['sha256'])}"
     yield f"passed    {len(predicate.get('passedTests', ()))} rules"
     for word, name in (("warned", "warnedTests"), ("failed", "failedTests")):
         if predicate.get(name):
@@ -130,6 +135,32 @@ def _approval(predicate: Mapping[str, Any]) -> Iterator[str]:
         yield f"verdict   {shown(predicate.get('verdict'))}"
 
 
+def _behaviour(predicate: Mapping[str, Any]) -> Iterator[str]:
+    base, probe = predicate["base"], predicate["probe"]
+    yield f"verdict   {shown(predicate['verdict'])} on {shown(base['id'])} at {shown(base['revision'])}"
+    yield f"probe     version {shown(probe['version'])}, words sha256:{shown(probe['vocabulary'])}"
+    population = probe["population"]
+    yield f"against   {'no population' if population is None else f'population sha256:{shown(population)}'}"
+    chances = predicate["p_values"]
+    for name, value in predicate["statistics"].items():
+        chance = f", p = {_number(chances[name])}" if name in chances else ""
+        yield f"measured  {shown(name)} {_number(value)}{chance}"
+    for row in predicate["tokens"][:_MAX_TOKENS]:
+        yield f"token     {_number(row['score'])}  {shown(row['text'])}"
+    for row in predicate["pairs"]:
+        yield f"together  {shown(row['verdict'])} with the weights {shown(row['with'])}"
+
+
+def _waiver(predicate: Mapping[str, Any]) -> Iterator[str]:
+    where = predicate.get("where")
+    place = "" if where is None else f" at {shown(where, 300)}"
+    yield f"lets pass {', '.join(shown(rule, 60) for rule in predicate['rules'])}{place}"
+    yield f"in        weights sha256:{shown(predicate['weights']['sha256'])}"
+    yield f"from      {shown(predicate['issued'], 40)} until {shown(predicate['expires'], 40)}"
+    yield f"approver  {shown(predicate['by'])}"
+    yield f"reason    {shown(predicate['reason'], 600)}"
+
+
 def _plain(predicate: Mapping[str, Any]) -> list[str]:
     text = json.dumps(dict(predicate), indent=2, ensure_ascii=True, default=str)
     return [shown(line, 200) for line in text.splitlines()]
@@ -147,6 +178,8 @@ _SPEAKERS: Final = {
     "scan": _scan,
     "licence": _licence,
     "approval": _approval,
+    "behaviour": _behaviour,
+    "waiver": _waiver,
 }
 
 

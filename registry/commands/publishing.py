@@ -13,7 +13,7 @@ from registry.commands.using import listed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from registry.promotion import GateReport
+    from registry.gates import GateReport
     from registry.results import Promotion
     from registry.transfer import Progress
 

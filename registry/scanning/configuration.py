@@ -14,7 +14,10 @@ from registry.manifest import canonical_json
 from registry.scanning.rules import RULES, RULES_VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from registry.families import BaseFacts
+    from registry.manifest import AdapterCard
     from registry.scanning.report import ScanReport
 
 TOOL: Final = "adapter-foundry registry scan"
@@ -48,6 +51,22 @@ def base_digest(base: BaseFacts) -> Digest:
     shapes = {module: list(shape) for module, shape in base.spec.items()}
     facts = {"id": base.id, "revision": base.revision, "family": base.family, "modules": shapes}
     return digest_bytes(canonical_json(facts))
+
+
+def today(card: AdapterCard, base: BaseFacts) -> Mapping[str, str]:
+    """Return the sha256 (hex) of each entry of `configuration` that a scan of today would compare with.
+
+    Args:
+        card: what the adapter claims to be; its base, rank and targets choose the population.
+        base: the base model that it names.
+    """
+    from registry.scanning import population
+
+    found = {"scanner-rules": rules_digest().hex, "base-spec": base_digest(base).hex}
+    reference = population.find(
+        "weights", base=base.id, rank=card.lora.rank, recipes=[population.recipe_key(card.lora.targets)]
+    )
+    return found if reference is None else {**found, "reference-population": reference.digest.hex}
 
 
 def configuration(report: ScanReport) -> list[dict[str, Any]]:

@@ -170,7 +170,13 @@ class Authority:
         return self.change(change)
 
     def set_alias(
-        self, path: str, digest: Digest, length: int, custom: Mapping[str, Any], expected: Digest | None
+        self,
+        path: str,
+        digest: Digest,
+        length: int,
+        custom: Mapping[str, Any],
+        expected: Digest | None,
+        beside: Mapping[str, Digest | None] | None = None,
     ) -> TrustState:
         """Signs that ``name@alias`` is a manifest, with the approver key.
 
@@ -180,16 +186,19 @@ class Authority:
             length: bytes of the manifest.
             custom: what else is said about it, such as its "version".
             expected: the manifest that the alias meant when the caller decided; None if there was no alias.
+            beside: the same of other aliases on which the decision rests.
 
         Raises:
-            Conflict: somebody has moved the alias meanwhile.
+            Conflict: somebody has moved the alias, or one of the others, meanwhile.
         """
 
         def change(edition: Edition) -> None:
             found = edition.state.aliases().get(path)
             if found is not None and found.digest == digest:
                 return
-            _expect(edition.state, path, expected, f"promoting version {custom.get('version', digest)}")
+            doing = f"promoting version {custom.get('version', digest)}"
+            for name, meant in {path: expected, **(beside or {})}.items():
+                _expect(edition.state, name, meant, doing)
             edition.part("targets").targets[path] = _target(path, digest, length, custom)
 
         return self.change(change)

@@ -24,7 +24,7 @@ from fakes.adapters import BASES, TINY_BASE, card, changed, clean_adapter, conta
 from fakes.trust import FakeTrust, Published, predicate, public_key, publish, signed, signer
 from registry import admission, attestation
 from registry.admission import Origin, Policy, VerifiedAdapter, admit_candidate
-from registry.attestation import KINDS, Kind
+from registry.attestation import DEMANDED, Kind
 from registry.digest import digest_bytes
 from registry.errors import (
     BadSignature,
@@ -106,13 +106,13 @@ def revoked_weights() -> Published:
 
 
 def lacking(kind: Kind) -> Published:
-    return publish(kinds=[other for other in KINDS if other != kind])
+    return publish(kinds=[other for other in DEMANDED if other != kind])
 
 
 def swapped(honest: Published, kind: Kind, data: bytes) -> Published:
     """``honest`` with the statement of one kind replaced."""
     statements = list(honest.statements)
-    statements[KINDS.index(kind)] = data
+    statements[DEMANDED.index(kind)] = data
     return replace(honest, statements=tuple(statements))
 
 
@@ -128,7 +128,7 @@ def signed_by(kind: Kind, *signers: str) -> Published:
 def edited_payload() -> Published:
     """A failed evaluation is turned into a passed one behind its signature."""
     honest = publish(predicates={"evaluation": {"verdict": "fail"}})
-    document = json.loads(honest.statements[KINDS.index("evaluation")])
+    document = json.loads(honest.statements[DEMANDED.index("evaluation")])
     payload = base64.b64decode(document["payload"]).replace(b'"fail"', b'"pass"')
     document["payload"] = base64.b64encode(payload).decode()
     return swapped(honest, "evaluation", json.dumps(document).encode())
@@ -136,7 +136,7 @@ def edited_payload() -> Published:
 
 def without_signature() -> Published:
     honest = publish()
-    document = json.loads(honest.statements[KINDS.index("approval")])
+    document = json.loads(honest.statements[DEMANDED.index("approval")])
     return swapped(honest, "approval", json.dumps({**document, "signatures": []}).encode())
 
 
@@ -151,7 +151,7 @@ def below_threshold() -> Published:
 def one_key_counted_twice() -> Published:
     """One approver signs twice, under two key ids."""
     honest = replace(publish(), trust=FakeTrust(thresholds={"approver": 2}))
-    document = json.loads(honest.statements[KINDS.index("approval")])
+    document = json.loads(honest.statements[DEMANDED.index("approval")])
     document["signatures"] = [*document["signatures"], {**document["signatures"][0], "keyid": "0" * 64}]
     return swapped(honest, "approval", json.dumps(document).encode())
 
@@ -166,7 +166,7 @@ def approved_by(
     *envelopes: tuple[str, ...], trust: FakeTrust = TWO_APPROVERS, approvals: int = 1
 ) -> Published:
     """An adapter with one approval for each tuple of signers, under other words so that all are kept."""
-    honest = publish(kinds=[kind for kind in KINDS if kind != "approval"])
+    honest = publish(kinds=[kind for kind in DEMANDED if kind != "approval"])
     extra = (
         signed(
             "approval",
@@ -336,7 +336,7 @@ ATTACKS: dict[str, tuple[int, Callable[[], Published], type[RegistryError], str]
     "revoked weights under a new version": (5, revoked_weights, Revoked, "backdoored"),
     **{
         f"no {kind} statement": (6, lambda kind=kind: lacking(kind), Unsigned, kind)  # type: ignore[misc]
-        for kind in KINDS
+        for kind in DEMANDED
     },
     "a statement without signatures": (7, without_signature, Unsigned, "no signature"),
     "the publisher signs the approval": (
@@ -495,7 +495,7 @@ def test_approvals_are_counted_over_their_envelopes() -> None:
 def test_approvals_that_nobody_requires_are_not_counted() -> None:
     """The first of two approvers does not lock the adapter for stages that need none."""
     first = approved_by(("approver",))
-    needed = tuple(kind for kind in KINDS if kind != "approval")
+    needed = tuple(kind for kind in DEMANDED if kind != "approval")
     assert replace(first, policy=Policy(bases=BASES, required=needed)).admit()
 
 

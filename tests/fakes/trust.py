@@ -10,18 +10,23 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from fakes.adapters import BASES, clean_adapter
 from registry import attestation, licenses
 from registry.admission import Policy, VerifiedAdapter, admit
-from registry.attestation import KINDS, ROLE_OF, Kind
+from registry.attestation import DEMANDED, ROLE_OF, Kind
+from registry.behaviour import behaviour_predicate
 from registry.digest import Digest, digest_bytes, file_entry
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest, canonical_json
 from registry.reference import Reference
 from registry.scanning import scan
 from registry.signing import envelope
+from registry.waivers import waiver_predicate
 
+TODAY = datetime(2026, 6, 1, 12, tzinfo=UTC)
+"""When the adapters of the tests are judged."""
 ROLES = ("publisher", "scanner", "evaluator", "approver")
 
 
@@ -89,7 +94,38 @@ def predicate(kind: Kind, manifest: AdapterManifest, weights: bytes) -> dict[str
         return attestation.scan_predicate(scan(weights, card, bases=BASES))
     if kind == "evaluation":
         return attestation.evaluation_predicate({"verdict": "pass", "metrics": {"top1": 0.93}})
+    if kind == "behaviour":
+        return behaviour_predicate(probe(manifest))
+    if kind == "waiver":
+        return waiver(manifest)
     return attestation.approval_predicate(by="a person", reason="looks right", at="2026-01-01T00:00:00Z")
+
+
+def probe(
+    manifest: AdapterManifest, verdict: str = "pass", pairs: Mapping[Digest, str] | None = None
+) -> dict[str, Any]:
+    """What a probe of an adapter reports; ``pairs`` are weights of partners and the verdict about each."""
+    return {
+        "verdict": verdict,
+        "weights": {"sha256": manifest.file(WEIGHTS_NAME).sha256.hex},
+        "base": {"id": manifest.base.id, "revision": manifest.base.revision},
+        "probe": {"version": "1", "vocabulary": digest_bytes(b"words").hex, "population": None},
+        "statistics": {"outlier_gap": 0.25, "diversity": 1.5},
+        "p_values": {"outlier_gap": 0.4},
+        "tokens": [{"text": "happy", "score": 2.5}, {"text": "\\u0430pple", "score": 1.25}],
+        "pairs": [
+            {"with": str(partner), "verdict": said, "score": 0.5} for partner, said in (pairs or {}).items()
+        ],
+    }
+
+
+def waiver(
+    manifest: AdapterManifest, *rules: str, at: datetime = TODAY, days: int = 30, **more: Any
+) -> dict[str, Any]:
+    """A waiver of some rules (a module that does nothing) over an adapter's weights."""
+    weights = manifest.file(WEIGHTS_NAME).sha256
+    given = {"reason": "left out on purpose", "by": "a person", "max_days": 10_000, **more}
+    return waiver_predicate(weights, rules or ("ADP-NUM-004",), at=at, days=days, **given)
 
 
 def signed(
@@ -110,7 +146,7 @@ def publish(
     *,
     name: str = "pixelsmile",
     version: int = 3,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[Kind] = DEMANDED,
     predicates: Mapping[Kind, Mapping[str, Any]] | None = None,
     manifest: AdapterManifest | None = None,
     stored: bytes | None = None,
@@ -143,7 +179,7 @@ def publish(
         files=files,
         statements=tuple(signed(kind, f"{name}:{version}", digest, told[kind]) for kind in kinds),
         trust=FakeTrust(),
-        policy=Policy(bases=BASES),
+        policy=Policy(bases=BASES, at=TODAY),
         expected=digest,
         reference=Reference(name=name, alias="prod"),
     )

@@ -10,7 +10,7 @@ import pytest
 
 import registry
 from registry import admission
-from registry.attestation import KINDS
+from registry.attestation import DEMANDED, KINDS
 from registry.errors import UsageError
 from registry.policy import DEFAULT_GATE, Gate, RegistryPolicy, Threshold, check_metrics
 
@@ -40,7 +40,7 @@ def test_the_shipped_file_is_the_default() -> None:
 
 def test_the_shipped_file_names_every_key_with_a_comment() -> None:
     lines = SHIPPED.read_text("utf-8").splitlines()
-    for key in ("purpose", "declared", "allow_review", "require", "approvals"):
+    for key in ("purpose", "declared", "allow_review", "waiver_days", "require", "approvals"):
         (at,) = [number for number, line in enumerate(lines) if line.startswith(f"{key} =")]
         assert lines[at - 1].startswith("# "), key
 
@@ -57,7 +57,8 @@ def test_the_examples_in_the_shipped_file_are_valid() -> None:
 
 def test_without_a_file_everything_is_required() -> None:
     found = RegistryPolicy.load(None)
-    assert found.gate("prod") == found.gate(None) == Gate(require=KINDS, approvals=1)
+    assert found.gate("prod") == found.gate(None) == Gate(require=DEMANDED, approvals=1)
+    assert set(DEMANDED) == set(KINDS) - {"behaviour", "waiver"}
     assert found.license.purpose == "commercial-redistribution"
     assert not found.scan.allow_review
 
@@ -65,7 +66,7 @@ def test_without_a_file_everything_is_required() -> None:
 def test_a_gate_takes_from_the_default_what_it_leaves_out() -> None:
     found = RegistryPolicy.parse(EXAMPLE)
     assert found.gate("prod").approvals == 3
-    assert found.gate("prod").require == KINDS
+    assert found.gate("prod").require == DEMANDED
     assert found.gate("prod").metrics == {"expression.top1": Threshold(min=0.9)}
     assert found.gate("other") == found.gate(None) == found.gates[DEFAULT_GATE]
     assert found.gate("staging").approvals == 0
@@ -82,6 +83,24 @@ def test_admission_gets_what_it_needs() -> None:
     for field in fields(admission.Policy):
         if field.name != "digest":
             assert getattr(default, field.name) == getattr(admission.Policy(), field.name), field.name
+
+
+def test_partners_are_found_from_both_sides_and_once() -> None:
+    rows = "".join(
+        f'[[scan.pairs]]\ntogether = ["{one}", "{other}"]\n'
+        for one, other in (("a@prod", "b@prod"), ("c@prod", "a@prod"), ("b@prod", "a@prod"))
+    )
+    scan = RegistryPolicy.parse(rows.encode()).scan
+    assert scan.partners("a@prod") == ("b@prod", "c@prod")
+    assert scan.partners("b@prod") == ("a@prod",)
+    assert scan.partners("a@staging") == ()
+
+
+def test_a_gate_may_require_the_behaviour() -> None:
+    text = b'[gates.prod]\nrequire = ["training", "scan", "licence", "behaviour"]\napprovals = 0\n'
+    found = RegistryPolicy.parse(text)
+    assert "behaviour" in found.admission("prod").required
+    assert "behaviour" not in found.admission("staging").required
 
 
 def test_the_digest_follows_values_not_layout() -> None:
@@ -106,6 +125,12 @@ WRONG: dict[str, tuple[str, str]] = {
     "fraction of approvals": ("[gates.prod]\napprovals = 1.5", "gates.prod.approvals"),
     "truth for a number": ("[gates.prod]\napprovals = true", "gates.prod.approvals"),
     "number for truth": ("[scan]\nallow_review = 1", "scan.allow_review"),
+    "a waiver that is required": ('[gates.prod]\nrequire = ["waiver", "approval"]', "only a finding needs"),
+    "waivers for years": ("[scan]\nwaiver_days = 1000", "scan.waiver_days"),
+    "a pair of three": ('[[scan.pairs]]\ntogether = ["a@b", "c@d", "e@f"]', "scan.pairs.0.together"),
+    "a pair of one": ('[[scan.pairs]]\ntogether = ["a@b", "a@b"]', "two different aliases"),
+    "a pair of versions": ('[[scan.pairs]]\ntogether = ["a:1", "b@c"]', "scan.pairs.0.together.0"),
+    "unknown key of a pair": ('[[scan.pairs]]\ntogeter = ["a@b", "c@d"]', "did you mean 'together'?"),
     "negative approvals": ("[gates.prod]\napprovals = -1", "gates.prod.approvals"),
     "approvals without approval": ('[gates.prod]\nrequire = ["scan"]', "does not name approval"),
     "approval of nobody": ("[gates.prod]\napprovals = 0", "approvals = 0"),

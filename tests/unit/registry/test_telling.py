@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from fakes.trust import publish, signed
+from fakes.trust import probe, publish, signed, waiver
 from registry.attestation import KINDS
 from registry.digest import digest_bytes
+from registry.manifest import AdapterManifest
 from registry.results import StatementView
+from registry.scanning.rules import RULES, RULES_VERSION
 from registry.telling import told, told_all
 from registry.views import statement_view
 
-PUBLISHED = publish()
+PUBLISHED = publish(kinds=KINDS)
+
+
+VIEWS = [statement_view(PUBLISHED.trust, PUBLISHED.expected, "k", data) for data in PUBLISHED.statements]
 
 
 def view(kind: str, predicate: Mapping[str, Any]) -> StatementView:
@@ -31,8 +37,7 @@ def view(kind: str, predicate: Mapping[str, Any]) -> StatementView:
 
 def test_every_honest_statement_in_words() -> None:
     """Exactly as a terminal shows them; keys and digests change with every run."""
-    views = [statement_view(PUBLISHED.trust, PUBLISHED.expected, "k", data) for data in PUBLISHED.statements]
-    text = told_all(views)
+    text = told_all(VIEWS)
     for line in (
         "  builder   https://example.org/trainer",
         "  run       run-1",
@@ -42,15 +47,41 @@ def test_every_honest_statement_in_words() -> None:
         "  verdict   pass",
         "  top1  0.93",
         "  result    PASSED",
-        "  rules     version 1",
-        "  passed    30 rules",
+        f"  rules     version {RULES_VERSION}",
         "  base      tests/tiny-base: Apache-2.0, pass",
         "  approver  a person",
         "  reason    looks right",
+        "  verdict   pass on tests/tiny-base at 1",
+        "  against   no population",
+        "  measured  outlier_gap 0.25, p = 0.4",
+        "  measured  diversity 1.5",
+        "  token     2.5  happy",
+        "  lets pass ADP-NUM-004",
+        "  from      2026-06-01T12:00:00Z until 2026-07-01T12:00:00Z",
+        "  reason    left out on purpose",
     ):
         assert line in text.splitlines()
+    (passed,) = re.findall(r"^  passed    (\d+) rules$", text, re.MULTILINE)
+    assert int(passed) == len(scan_rules())
     assert {line.partition(":")[0] for line in text.splitlines() if " signed by the " in line} == set(KINDS)
     assert " on 2026-01-01T00:00:00Z" in text
+
+
+def scan_rules() -> list[str]:
+    """The rules that a scan of a clean adapter takes: those that judge statements are none of it."""
+    (found,) = [view.predicate for view in VIEWS if view.kind == "scan"]
+    rules = [str(rule) for rule in found["passedTests"]]
+    assert not [rule for rule in rules if RULES[rule].layer in ("behaviour", "provenance")]
+    return rules
+
+
+def test_a_pair_and_a_place_are_told() -> None:
+    other = digest_bytes(b"partner")
+    manifest = AdapterManifest.parse(PUBLISHED.manifest)
+    text = told(view("behaviour", probe(manifest, "review", {other: "fail"})))
+    assert f"  together  fail with the weights {other}" in text.splitlines()
+    text = told(view("waiver", waiver(manifest, "ADP-BEH-003", where=str(other))))
+    assert f"  lets pass ADP-BEH-003 at {other}" in text.splitlines()
 
 
 def test_metrics_of_the_trainer_with_their_bounds() -> None:
