@@ -81,8 +81,7 @@ class _Run:
 
 
 def _layers(weights: Content, card: AdapterCard, population: Population | None, run: _Run) -> None:
-    from registry import families
-    from registry.scanning import container, numerics, structure
+    from registry.scanning import container, detector, structure
 
     run.header, found = container.check(weights)
     run.findings += found
@@ -93,6 +92,7 @@ def _layers(weights: Content, card: AdapterCard, population: Population | None, 
     run.findings += found
     if run.base is None or any(item.severity == "block" for item in run.findings):
         return
-    found, measured = numerics.check(weights, pairs, families.family(run.base.family), run.base.spec)
-    run.findings += found
-    run.facts.update(measured)
+    examined = detector.examine(weights, pairs, card, run.base, population)
+    run.findings += examined.findings
+    run.facts.update(examined.facts)
+    run.modules, run.space = examined.modules, examined.space
