@@ -30,6 +30,11 @@ _WIDTH = 96
 @click.option("--output", type=click.Path(dir_okay=False), help="File that gets the report.")
 @click.option("--base", metavar="ID", help="Base model of a file that comes without a card.")
 @click.option(
+    "--population",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Figures of clean adapters to compare the weights with, instead of those that ship.",
+)
+@click.option(
     "--behaviour",
     type=click.Path(exists=True, dir_okay=False),
     help="Result of `trainer probe` to show in the HTML report; it decides nothing.",
@@ -40,6 +45,7 @@ def scan(
     form: str | None,
     output: str | None,
     base: str | None,
+    population: str | None,
     behaviour: str | None,
     explain: str | None,
     progress: Progress,
@@ -58,12 +64,14 @@ def scan(
     if explain is not None:
         return _explained(explain)
     assert target is not None
+    from registry.scanning.population import load
     from registry.scanning.targets import Options, scan_target
 
     form = form or _SUFFIXES.get(Path(output or "").suffix.lower(), "text")
     if behaviour is not None and form != "html":
         raise UsageError("only the HTML report shows a behaviour", "add --format html")
-    scanned = scan_target(target, Options(base=base, progress=progress))
+    clean = None if population is None else load(Path(population))
+    scanned = scan_target(target, Options(base=base, population=clean, progress=progress))
     document = _document(scanned, form, behaviour)
     text = scanned_text(scanned)
     if output is None:

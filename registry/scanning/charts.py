@@ -15,8 +15,8 @@ from registry.scanning.figures import ModuleFigures, Spectrum
 _LEFT: Final = 132
 _TOP: Final = 26
 _ROW: Final = 20
-_FLOOR: Final = 1e-4
-"""Smallest share of the leading singular value that a chart of spectra shows."""
+_FARTHEST: Final = 4
+"""As many powers of ten below the leading singular value are shown at most."""
 _BEYOND: Final = 1.5
 """A value farther than so many widths of the population outside of it stands at the edge, as an arrow."""
 
@@ -71,11 +71,20 @@ def _cell(
     )
 
 
-def spectrum(curve: Spectrum, reference: bool) -> str:
+def decades(curves: Sequence[Spectrum]) -> int:
+    """How many powers of ten the charts of some spectra need, 1 to 4, so that all have one scale."""
+    least = min(
+        (value for curve in curves for value in (*curve.values, *curve.low) if value > 0), default=1.0
+    )
+    return min(max(math.ceil(-math.log10(least)), 1), _FARTHEST)
+
+
+def spectrum(curve: Spectrum, powers: int, reference: bool) -> str:
     """How singular values fall: this adapter's line on a logarithmic scale, over the clean adapters' band.
 
     Args:
         curve: of one kind of module.
+        powers: powers of ten that the scale has.
         reference: whether there is a population; its band may still lack this kind.
     """
     width, height, left, bottom, top = 250.0, 168.0, 34.0, 146.0, 26.0
@@ -85,13 +94,13 @@ def spectrum(curve: Spectrum, reference: bool) -> str:
         return left + (width - left - 8) * index / (count - 1)
 
     def y(value: float) -> float:
-        return top + (bottom - top) * math.log10(min(max(value, _FLOOR), 1.0)) / math.log10(_FLOOR)
+        return top + (bottom - top) * -math.log10(min(max(value, 10.0**-powers), 1.0)) / powers
 
     def points(values: Sequence[float]) -> list[str]:
         return [f"{_n(x(index))},{_n(y(value))}" for index, value in enumerate(values)]
 
     parts = [f'<text class="name" x="{_n(left)}" y="14">{escape(curve.kind)}</text>']
-    for power in range(5):
+    for power in range(powers + 1):
         level = y(10.0**-power)
         label = "1" if power == 0 else f"1e-{power}"
         parts.append(
@@ -154,8 +163,10 @@ def bars(rows: Mapping[str, float]) -> list[str]:
 
 
 def _svg(kind: str, width: float, height: float, label: str, parts: Sequence[str]) -> str:
+    # A heat map of few blocks is not blown up.
+    limit = f' style="max-width:{_n(1.4 * width)}px"' if kind == "heat" else ""
     return (
-        f'<svg class="chart {kind}" viewBox="0 0 {_n(width)} {_n(height)}" role="img" '
+        f'<svg class="chart {kind}" viewBox="0 0 {_n(width)} {_n(height)}"{limit} role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 

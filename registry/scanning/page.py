@@ -204,7 +204,8 @@ def _space(space: WeightSpace | None) -> str:
             f"recipe {reference.recipe}."
         )
     lead += " Alone, it can only ask for a review: see the limits of the method in docs/scanner.md."
-    spectra = "".join(charts.spectrum(curve, reference is not None) for curve in space.spectra)
+    powers = charts.decades(space.spectra)
+    spectra = "".join(charts.spectrum(curve, powers, reference is not None) for curve in space.spectra)
     content = _statistics(space)
     if spectra:
         band = (

@@ -47,7 +47,7 @@ summary{cursor:pointer;font-weight:600;font-size:17px;overflow-wrap:anywhere}
 .pair{display:grid;grid-template-columns:repeat(2,1fr);gap:6px}.pair span{font-size:12px;color:var(--faint)}
 img{width:100%;display:block;border-radius:8px;image-rendering:pixelated}figcaption{margin-top:8px}
 svg.chart{width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--ink);display:block}
-svg.heat{max-width:920px;margin:0 auto;min-width:520px}svg.strip{min-width:180px}svg.bar{min-width:100px}
+svg.heat{margin:0 auto;min-width:380px}svg.strip{min-width:180px}svg.bar{min-width:100px}
 .end{text-anchor:end}.mid{text-anchor:middle}.small{font-size:10.5px;fill:var(--faint)}
 .tiny{font-size:9.5px}.strong{fill:#fff}.name{font-size:13px;font-weight:600}
 .cell{fill:var(--cell)}.none{fill:none;stroke:var(--line);stroke-dasharray:2 2}.hit{fill:var(--accent)}

@@ -30,6 +30,7 @@ from registry.transfer import Progress, silent
 
 if TYPE_CHECKING:
     from registry.families import BaseFacts
+    from registry.scanning.population import Population
 
 MAX_FILES: Final = 10_000
 """As many files are looked at in one folder or prefix; a list without an end is no answer."""
@@ -49,11 +50,13 @@ class Options:
     Attributes:
         base: id of the base model of files that come without a card; None recognises it.
         bases: the base models that are known; None is those that ship with the package.
+        population: clean adapters to compare with; None looks for one that ships with the package.
         progress: hears of bytes.
     """
 
     base: str | None = None
     bases: Mapping[str, BaseFacts] | None = None
+    population: Population | None = None
     progress: Progress = silent
 
 
@@ -195,7 +198,7 @@ def _adapter(files: _Files, options: Options) -> ScanReport:
             "leave --base out where there is an adapter card",
         )
     with checked(files[WEIGHTS_NAME], WEIGHTS_NAME, options.progress) as (weights, digest):
-        scanned = scan(weights, card, bases=options.bases, digest=digest)
+        scanned = scan(weights, card, bases=options.bases, digest=digest, population=options.population)
     return _with_neighbours(scanned, files, {CARD_NAME, WEIGHTS_NAME}, WEIGHTS_NAME)
 
 
@@ -240,6 +243,12 @@ def _scan_reference(target: str, options: Options) -> Scanned:
     manifest = shelf.read_manifest(registry.store, digest)
     entry = manifest.file(WEIGHTS_NAME)
     weights = VerifiedContent(Metered(StoredContent(registry.store, entry), options.progress), entry)
-    scanned = scan(weights, manifest.card, bases=options.bases, digest=entry.sha256)
+    scanned = scan(
+        weights,
+        manifest.card,
+        bases=options.bases,
+        digest=entry.sha256,
+        population=options.population,
+    )
     name = f"{manifest.name}:{manifest.version}/{WEIGHTS_NAME}"
     return Scanned(target=shown(target), subjects=(Subject(name=shown(name), report=scanned),))
