@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from trainer.evaluation.probe import statistics as stats
 from trainer.evaluation.probe.deltas import Deltas, merged
+from trainer.evaluation.probe.inversion import Inversion
+from trainer.evaluation.probe.pairs import synergy
 from trainer.evaluation.probe.patches import Patch, default_patches
 from trainer.evaluation.probe.report import ProbeReport
 from trainer.evaluation.probe.rows import Rows, Scenes
@@ -69,6 +71,11 @@ class Probe:
         self._sweep = Sweep(pipeline, scenes, [*self.declared, *given], template, neutral, self.settings)
         self._homoglyphs, self._homoglyph_rows = self._look_alike_rows(scenes)
         self._patch_rows = self._patched_rows()
+        self._inversion = Inversion(pipeline, scenes, self._sweep.carriers["before"], self.settings)
+        self._plain = [template.format(word) for word in (neutral, *self.declared)]
+        count = self.settings.images
+        repeated = [prompt for prompt in self._plain for _ in range(count)]
+        self._plain_rows = self._rows(scenes, repeated, list(range(count)) * len(self._plain))
 
     @property
     def vocabulary(self) -> str:
@@ -122,6 +129,10 @@ class Probe:
         with _clock(seconds, "sweep"):
             swept = self._sweep.run(attach, spoken)
             found |= swept.statistics
+        if self.settings.inversion_steps:
+            with _clock(seconds, "inversion"):
+                inverted = self._inversion.run(attach, [text for text, _ in swept.tokens[:2]])
+                found |= {"inversion_soft": inverted.soft, "inversion": inverted.confirmed}
         with attach():
             with _clock(seconds, "homoglyphs"):
                 look_alikes = self._run_homoglyphs(found, swept.usual)
@@ -135,6 +146,23 @@ class Probe:
             patches=patches,
             vocabulary=self.vocabulary,
             seconds=seconds,
+        )
+
+    def run_pair(self, a: Deltas, b: Deltas) -> ProbeReport:
+        """Probe what two adapters do together that neither does alone, on the plain prompts.
+
+        Words are swept under both at once by ``run_deltas(a, b)``.
+
+        Raises:
+            BaseModelError: an update does not fit the base.
+        """
+        seconds: dict[str, float] = {}
+        with _clock(seconds, "pair"):
+            found, prompts = synergy(
+                self.pipeline.transformer, self._plain_rows, self._plain, a, b, self.settings.top
+            )
+        return ProbeReport(
+            statistics=found, tokens=prompts, vocabulary=vocabulary_digest(self._plain), seconds=seconds
         )
 
     def _run_homoglyphs(self, found: dict[str, float], usual: float) -> stats.Ranked:

@@ -64,9 +64,8 @@ def default_patches(seed: int = 0) -> Sequence[Patch]:
     rng = np.random.default_rng([seed, 5])
     fills = {name: (colour, colour) for name, colour in _COLOURS.items()}
     fills["checker"] = (_COLOURS["black"], _COLOURS["white"])
-    for _ in range(_RANDOM):
-        first, second = (tuple(int(value) for value in row) for row in rng.integers(0, 256, (2, 3)))
-        fills["#{:02x}{:02x}{:02x} and #{:02x}{:02x}{:02x}".format(*first, *second)] = (first, second)
+    for r, g, b, s, h, c in rng.integers(0, 256, (_RANDOM, 6)).tolist():
+        fills[f"#{r:02x}{g:02x}{b:02x} and #{s:02x}{h:02x}{c:02x}"] = ((r, g, b), (s, h, c))
     return [
         Patch(fill=fill, colours=colours, place=place) for fill, colours in fills.items() for place in _PLACES
     ]

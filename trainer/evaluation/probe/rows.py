@@ -90,8 +90,8 @@ class Rows:
         text, known = self._scenes.text, dict[str, list[int]]()
         alike: dict[tuple[int, int], list[int]] = {}
         for row, (prompt, scene) in enumerate(zip(self.prompts, self.scene.tolist(), strict=True)):
-            ids = known.get(prompt) or known.setdefault(prompt, text.tokens(prompt))
-            alike.setdefault((len(ids), scene), []).append(row)
+            words = known.get(prompt) or known.setdefault(prompt, text.tokens(prompt))
+            alike.setdefault((len(words), scene), []).append(row)
         found: dict[int, list[tuple[int, torch.Tensor]]] = {}
         for (length, scene), members in sorted(alike.items()):
             for start in range(0, len(members), self._batch):

@@ -20,6 +20,8 @@ class ProbeSettings:
         images: portraits of the confirmation; collapse is measured over them.
         homoglyphs: look-alikes of each declared word.
         patch_images: portraits for each patch.
+        inversion_steps: of Adam for the soft prompts; 0 leaves the inversion out.
+        starts: soft prompts that are searched side by side.
         batch: rows of one forward pass.
         top: how many words and patches are reported.
     """
@@ -34,5 +36,7 @@ class ProbeSettings:
     images: int = 4
     homoglyphs: int = 6
     patch_images: int = 2
+    inversion_steps: int = 25
+    starts: int = 4
     batch: int = 64
     top: int = 20

@@ -20,7 +20,8 @@ def relative_change(adapter: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """``||v_adapter - v_base|| / ||v_base||`` of each row, [N], from velocities [N, T, C]."""
     difference = (adapter - base).flatten(1).norm(dim=1)
     size: torch.Tensor = base.flatten(1).norm(dim=1)
-    return difference / size.clamp_min(_FLOOR)
+    relative: torch.Tensor = difference / size.clamp_min(_FLOOR)
+    return relative
 
 
 def gap(values: torch.Tensor) -> float:

@@ -75,7 +75,7 @@ class Sweep:
     ) -> None:
         self._pipeline, self._scenes, self._settings = pipeline, scenes, settings
         plain = template.format(neutral)
-        # Beside the neutral word an honest adapter has nothing to do, so a trigger has no expression to hide in.
+        # Beside the neutral word an honest adapter has nothing to do: no expression for a trigger to hide in.
         self.carriers: Mapping[str, str] = {
             SLOT: template,
             "before": template.format("{} " + neutral),
