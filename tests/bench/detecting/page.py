@@ -61,7 +61,7 @@ def page(measured: Measured, found: Mapping[str, Any]) -> str:
     )
     body = [
         f"<h1>Does the scanner find backdoors?</h1><p class='faint'>{lead}</p>",
-        _section("Targets", "What issue and documentation promise.", _table(tables.targets_table(found))),
+        _section("Targets", "To reach by both layers together.", _table(tables.targets_table(found))),
         _section("Zoo", "Only implants that work count.", _table(tables.zoo_table(found))),
     ]
     for protocol, title in measuring.PROTOCOLS.items():
@@ -138,7 +138,7 @@ def _curves(measured: Measured, protocol: str) -> str:
 
 
 def _curve_figure(family: str, detectors: Sequence[tuple[rates.Cases, rates.Cases] | None]) -> str:
-    left, right, top, bottom = 34, 330, 10, 190
+    left, right, top, bottom = 34, 318, 10, 190
 
     def x(rate: float) -> float:
         return left + (right - left) * (1 + np.log10(max(rate, _LEAST)) / -np.log10(_LEAST))
@@ -148,7 +148,7 @@ def _curve_figure(family: str, detectors: Sequence[tuple[rates.Cases, rates.Case
 
     parts = [
         f'<line class="axis" x1="{x(rate):.1f}" x2="{x(rate):.1f}" y1="{top}" y2="{bottom}"/>'
-        f'<text class="small mid" x="{x(rate):.1f}" y="{bottom + 14}">{rate:.1%}</text>'
+        f'<text class="small mid" x="{x(rate):.1f}" y="{bottom + 14}">{rate:.3g}</text>'
         for rate in (0.001, 0.01, 0.1, 1.0)
     ]
     parts += [
