@@ -123,7 +123,7 @@ KNOWN_BASES: Final[Mapping[str, BaseFacts]] = MappingProxyType(
                 for name, layers, heads, width in (
                     ("small-1", 3, 2, 32),
                     ("small-2", 2, 4, 16),
-                    ("small-3", 3, 3, 16),
+                    ("small-3", 2, 2, 32),
                 )
             ),
         )

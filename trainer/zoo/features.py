@@ -1,0 +1,97 @@
+"""What the scanner measures on every adapter of a zoo: the input of its benchmark and of its populations.
+
+``features.jsonl`` has one line an adapter. Co-loading pairs are probed together, and so are some pairs of clean
+adapters, for without those nobody knows what an honest pair looks like.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from registry.families import KNOWN_BASES, family
+from registry.formats import read_header
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from registry.scanning.spectra import statistics
+from registry.scanning.structure import check
+from trainer.evaluation.probe import Probe
+from trainer.portraits.expressions import EXPRESSIONS
+from trainer.zoo.bases import small_base
+from trainer.zoo.build import facts, load
+from trainer.zoo.world import portrait
+
+FEATURES_NAME: Final = "features.jsonl"
+_PROBE_PEOPLE: Final = range(500, 508)
+_TOP: Final = 10
+
+
+def measure(folder: Path, *, progress: Callable[[str, int, int], None]) -> int:
+    """Measure every adapter that has no line yet; returns how many have one.
+
+    Args:
+        folder: of a zoo.
+        progress: called with ("features", done, all).
+    """
+    entries = {entry["id"]: entry for entry in facts(folder)}
+    done = {line["id"] for line in features(folder)}
+    left = [entry for name, entry in entries.items() if name not in done]
+    left.sort(key=lambda entry: (entry["base"], entry["id"]))
+    probes: dict[str, Probe] = {}
+    with (folder / FEATURES_NAME).open("a", encoding="utf-8") as lines:
+        for entry in left:
+            base = entry["base"]
+            if base not in probes:
+                probes = {base: probe_of(base)}
+            line = _measured(folder, entry, probes[base], _partner(entry, entries))
+            lines.write(json.dumps(line) + "\n")
+            lines.flush()
+            done.add(entry["id"])
+            progress("features", len(done), len(entries))
+    return len(done)
+
+
+def features(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of a zoo's features; none if it was not measured."""
+    path = folder / FEATURES_NAME
+    if path.is_file():
+        for line in path.read_text("utf-8").splitlines():
+            yield json.loads(line)
+
+
+def probe_of(base: str) -> Probe:
+    """The behavioural probe of a small base, with portraits that no adapter of the zoo was trained on."""
+    images = [Image.fromarray(portrait(number, "neutral")) for number in _PROBE_PEOPLE]
+    return Probe(small_base(base), images=images, declared=EXPRESSIONS)
+
+
+def _measured(folder: Path, entry: Mapping[str, Any], probe: Probe, partner: str | None) -> dict[str, Any]:
+    path = folder / "adapters" / entry["id"]
+    weights = (path / WEIGHTS_NAME).read_bytes()
+    card = AdapterCard.parse((path / CARD_NAME).read_bytes())
+    pairs, _ = check(read_header(weights), card, KNOWN_BASES[card.base.id])
+    report = probe.run_deltas(load(path), declared=entry["declared"])
+    line = {
+        "id": entry["id"],
+        "weights": statistics(weights, pairs, family(card.base.family)),
+        "behaviour": dict(report.statistics),
+        "top_tokens": [[text, score] for text, score in report.tokens[:_TOP]],
+    }
+    if partner is not None:
+        both = probe.run_pair(load(path), load(folder / "adapters" / partner))
+        line |= {"pair": dict(both.statistics), "pair_with": partner}
+    return line
+
+
+def _partner(entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
+    """Who an adapter is probed with: the other half of its pair; for every second clean one, its neighbour."""
+    if entry["partner"] is not None:
+        return str(entry["partner"])
+    name = str(entry["id"])
+    if entry["label"] != "clean" or int(name[-2:]) % 2:
+        return None
+    neighbour = f"{name[:-2]}{int(name[-2:]) + 1:02}"
+    return neighbour if neighbour in entries else None
