@@ -32,11 +32,12 @@ def shown(value: object, limit: int = _MAX_SHOWN) -> str:
     """Return a hostile value as one printable ASCII line.
 
     Control characters, ANSI escapes and line breaks are escaped, so that a name in a file can neither rewrite
-    a terminal nor forge a line of a CI log; what is longer than ``limit`` characters is cut.
+    a terminal nor forge a line or a command (``::error::``, ``##[error]``) of a CI log; what is longer than
+    ``limit`` characters is cut.
     """
     text = value if isinstance(value, str) else str(value)
     cut = text[:limit]
-    escaped = cut.encode("unicode_escape").decode("ascii").replace("::", ":\\x3a")
+    escaped = cut.encode("unicode_escape").decode("ascii").replace("::", ":\\x3a").replace("##", "#\\x23")
     return escaped if len(text) <= limit else f"{escaped}... ({len(text)} characters)"
 
 
