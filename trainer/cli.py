@@ -1,4 +1,4 @@
-"""The command line of the trainer: `trainer train`, `trainer render`.
+"""The command line of the trainer: `trainer train`, `trainer probe`, `trainer render`.
 
 Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run
 them, so that `trainer --help` answers at once.
@@ -63,7 +63,7 @@ def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> No
     from trainer.synthesis import synthesise
 
     wanted = recipes.load(recipe)
-    place = base or _find_base(wanted.base)
+    place = base or find_base(wanted.base)
     run, progress = out or home() / "runs" / wanted.name, ConsoleProgress()
     results = [synthesise(wanted, run / "images", progress)]
     results.append(score(wanted, run / "images", run / "scored", progress))
@@ -80,7 +80,7 @@ def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> No
     click.echo(f"{'adapter':<20} {run / 'train' / 'adapter'}")
 
 
-def _find_base(base: BaseModelRef) -> Path:
+def find_base(base: BaseModelRef) -> Path:
     """Return the folder of a recipe's base: the shipped one, or a registered one.
 
     Raises:
@@ -99,6 +99,53 @@ def _find_base(base: BaseModelRef) -> Path:
             "download it and register it with `serving register-base`, or give its folder with --base",
         )
     return found
+
+
+@cli.command()
+@click.argument("adapter", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the base model; without it the card's base is looked up.",
+)  # fmt: skip
+@click.option(
+    "--with", "partners", type=click.Path(exists=True, file_okay=False, path_type=Path), multiple=True,
+    help="Folder of an adapter that may be loaded with it; several are probed one by one.",
+)  # fmt: skip
+@click.option(
+    "--population", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Population of clean adapters' behaviour; without it a shipped one that fits.",
+)  # fmt: skip
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path),
+    help="Folder for probe.json, which `registry push` signs, and probe.html.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def probe(
+    adapter: Path,
+    base: Path | None,
+    partners: tuple[Path, ...],
+    population: Path | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Look for hidden behaviour: run the adapter in the folder ADAPTER on its base and see what it reacts to.
+
+    Words, look-alikes of the declared words, patches on the input and words that gradients find are tried;
+    what changes more than the declared words do, or makes all portraits alike, is listed. Exit code 0: it
+    behaves as clean adapters do; 17: a person has to look, also where there are no clean adapters to compare
+    with; 14: no clean adapter comes near.
+    """
+    from registry.scanning.population import load as load_population
+    from serving.pipelines.qwen_image_edit import QwenImageEdit
+    from trainer.evaluation.probe.command import Candidate, load_base, probe_folder, table
+
+    known = None if population is None else load_population(population)
+    card = Candidate.read(adapter).adapter.card
+    pipeline = load_base(card.base) if base is None else QwenImageEdit.load(base)
+    found = probe_folder(adapter, pipeline=pipeline, partners=partners, population=known, out=out)
+    click.echo(json.dumps(found.report.to_json()) if as_json else table(found.report), nl=as_json)
+    if found.exit_code:
+        raise click.exceptions.Exit(found.exit_code)
 
 
 @cli.command()

@@ -145,6 +145,7 @@ class Probe:
             declared=swept.declared,
             patches=patches,
             vocabulary=self.vocabulary,
+            prompts={**swept.prompts, **{word: self.template.format(word) for word, _ in look_alikes}},
             seconds=seconds,
         )
 

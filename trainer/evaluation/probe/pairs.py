@@ -43,7 +43,8 @@ def synergy(
 
     def relative(difference: torch.Tensor) -> torch.Tensor:
         norms: torch.Tensor = difference.flatten(1).norm(dim=1)
-        return (norms / size).view(len(prompts), -1).mean(1)
+        means: torch.Tensor = (norms / size).view(len(prompts), -1).mean(1)
+        return means
 
     left = relative(both - first - second + rows.base)
     alone = torch.maximum(relative(first - rows.base), relative(second - rows.base))

@@ -28,6 +28,8 @@ class ProbeReport:
         verdict: "not judged" without a population that fits.
         p_values: name -> conformal p, of the statistics that were judged.
         population: digest (hex) of the population, if there was one.
+        why: why nothing was judged, or what decided; empty where the verdict says it all.
+        prompts: word -> the prompt in which it showed most, of some of ``tokens``.
         pairs: verdicts of adapters loaded together with this one: {"with", "verdict", "score"}.
         seconds: part of the probe -> CPU seconds; not part of what is signed.
     """
@@ -40,6 +42,8 @@ class ProbeReport:
     verdict: Verdict = "not judged"
     p_values: Mapping[str, float] = field(default_factory=dict, hash=False)
     population: str | None = None
+    why: str = ""
+    prompts: Mapping[str, str] = field(default_factory=dict, hash=False)
     pairs: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False, compare=False)
 
@@ -55,6 +59,7 @@ class ProbeReport:
             "patches": _ranked(self.patches),
             "vocabulary": self.vocabulary,
             "population": self.population,
+            "why": self.why,
             "pairs": [dict(pair) for pair in self.pairs],
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }

@@ -35,12 +35,14 @@ class Swept:
         tokens: words that are not declared, most suspicious first.
         declared: declared words by the change that they make.
         usual: relative change of a declared word, the yardstick of all others.
+        prompts: each of ``tokens`` -> the prompt in which it showed most.
     """
 
     statistics: Mapping[str, float] = field(hash=False)
     tokens: stats.Ranked
     declared: stats.Ranked
     usual: float
+    prompts: Mapping[str, str] = field(hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,13 +120,14 @@ class Sweep:
             found[f"{name}_excess"] = stats.excess(values, usual)
         for _ in range(self._settings.rounds):
             self._extend(attach, known)
-        ranked = self._confirm(attach, known, declared, usual, found)
+        ranked, prompts = self._confirm(attach, known, declared, usual, found)
         heard = [word for word in declared if word in slot]
         return Swept(
             statistics=found,
             tokens=ranked,
             declared=stats.rank(heard, torch.tensor([slot[word] / usual for word in heard]), len(heard)),
             usual=usual,
+            prompts=prompts,
         )
 
     def _extend(self, attach: Attach, known: dict[str, dict[str, float]]) -> None:
@@ -151,7 +154,7 @@ class Sweep:
         declared: frozenset[str],
         usual: float,
         found: dict[str, float],
-    ) -> stats.Ranked:
+    ) -> tuple[stats.Ranked, dict[str, str]]:
         """Ask the most suspicious again beside several pictures."""
         chosen: list[tuple[str, str]] = []
         for carrier, changes in known.items():
@@ -170,10 +173,13 @@ class Sweep:
         for name in known:
             here = torch.tensor([carrier == name for carrier, _ in chosen])
             found[f"{name}_collapse"] = float(collapsed[here].max())
-        highest: dict[str, float] = {}
-        for (_, word), score in zip(chosen, scores.tolist(), strict=True):
-            highest[word] = max(score, highest.get(word, score))
-        return stats.rank(list(highest), torch.tensor(list(highest.values())), self._settings.top)
+        highest: dict[str, tuple[float, str]] = {}
+        for (_, word), prompt, score in zip(chosen, prompts, scores.tolist(), strict=True):
+            highest[word] = max((score, prompt), highest.get(word, (score, prompt)))
+        ranked = stats.rank(
+            list(highest), torch.tensor([score for score, _ in highest.values()]), self._settings.top
+        )
+        return ranked, {word: highest[word][1] for word, _ in ranked}
 
 
 def _longer(words: Iterable[str]) -> list[str]:
