@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.command import run
+from trainer.zoo.cli import zoo
 
 if TYPE_CHECKING:
     from registry.manifest import BaseModelRef
@@ -25,6 +26,9 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.version_option(package_name="adapter-foundry", prog_name="trainer")
 def cli() -> None:
     """Make adapters: draw portraits, train on a recipe."""
+
+
+cli.add_command(zoo)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,9 +1,9 @@
 """The zoo's base models: small variants of the portraits base, so that hundreds of adapters take minutes.
 
-Each is the shipped portraits base with another transformer, at 32 x 32 pixels: 16 tokens of the picture, 16 of
-its source. Only the transformers are stored (``weights/<name>.safetensors``, float16); tokenizer, text encoder
-and VAE are those of the portraits base. `pretrain` makes them as `trainer.portraits.editor` makes the big one:
-they can edit portraits, and have never seen one of the twelve expression words.
+Each is the shipped portraits base with another transformer, at 32 x 32 pixels: 16 tokens of the picture, 16
+of its source. Only the transformers are stored (``weights/<name>.safetensors``, float16); tokenizer, text
+encoder and VAE are those of the portraits base. `pretrain` makes them as `trainer.portraits.editor` makes
+the big one: they can edit portraits, and have never seen one of the twelve expression words.
 """
 
 from __future__ import annotations
@@ -32,19 +32,21 @@ class SmallBase:
         layers: how many blocks.
         head: width of an attention head.
         seed: of its initial weights and of its training.
+        steps: of its training, 64 edits each.
     """
 
     width: int
     layers: int
     head: int
     seed: int
+    steps: int
 
 
 SMALL_BASES: Final[Mapping[str, SmallBase]] = MappingProxyType(
     {
-        "small-1": SmallBase(width=64, layers=3, head=32, seed=101),
-        "small-2": SmallBase(width=64, layers=2, head=16, seed=102),
-        "small-3": SmallBase(width=64, layers=2, head=32, seed=103),
+        "small-1": SmallBase(width=64, layers=3, head=32, seed=101, steps=2500),
+        "small-2": SmallBase(width=64, layers=2, head=16, seed=102, steps=2500),
+        "small-3": SmallBase(width=64, layers=2, head=32, seed=103, steps=2200),
     }
 )
 
@@ -85,19 +87,19 @@ def small_base(name: str, *, trained: bool = True) -> QwenImageEdit:
     return QwenImageEdit(pipe, PIXELS, 28)
 
 
-def pretrain(name: str, steps: int = 3000, say: Callable[[str], None] = print) -> Path:
+def pretrain(name: str, say: Callable[[str], None] = print) -> Path:
     """Train a variant from nothing and store its EMA weights; the same steps give the same weights.
 
     Args:
-        name: a key of SMALL_BASES.
-        steps: of 64 edits each; 3,000 take about five minutes of one core.
+        name: a key of SMALL_BASES; it takes about five minutes of one core.
+        say: called with a line now and then.
     """
     import torch
     from safetensors.torch import save_file
 
     from trainer.portraits import editor
 
-    pipe = small_base(name, trained=False)
+    pipe, steps = small_base(name, trained=False), SMALL_BASES[name].steps
     transformer = pipe.transformer.requires_grad_(True).train()
     editor.open_gates(transformer)
     bank = editor.prompt_bank(pipe)
@@ -113,7 +115,7 @@ def pretrain(name: str, steps: int = 3000, say: Callable[[str], None] = print) -
         noise = torch.randn(batch.target.shape, generator=generator)
         transformer.zero_grad(set_to_none=True)
         loss = editor.flow_loss(pipe, batch, sigma, noise)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for one, rate in zip(optimisers, rates, strict=True):
             one.param_groups[0]["lr"] = rate * schedule.factor(step, step / steps)
             one.step()

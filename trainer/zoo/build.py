@@ -1,14 +1,14 @@
 """Building the zoo: trains what is missing, merges, tests, and writes one adapter folder each.
 
-A build that was stopped goes on where it was: what lies there complete is not made again. The same size and seed
-give the same zoo.
+A build that was stopped goes on where it was: what lies there complete is not made again. The same size and
+seed give the same zoo.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,12 +28,14 @@ from registry.manifest import (
     TrainingLineage,
     canonical_json,
 )
+from registry.settings import home
 from trainer.export import code_version
+from trainer.progress import Progress
 from trainer.stage import new_folder
-from trainer.zoo.bases import base_id, small_base, weights_path
+from trainer.zoo.bases import SMALL_BASES, base_id, small_base, weights_path
 from trainer.zoo.lessons import Lesson, Rows, lesson
 from trainer.zoo.plan import MAIN_RECIPE, Specimen, plan
-from trainer.zoo.training import Norms, Tested, test, train
+from trainer.zoo.training import Norms, Outcome, train, try_out
 from trainer.zoo.world import TEMPLATE, World
 
 if TYPE_CHECKING:
@@ -42,8 +44,6 @@ if TYPE_CHECKING:
 FACTS_NAME: Final = "zoo.json"
 STACK: Final = 24
 """Adapters that are trained side by side."""
-
-Progress = Callable[[str, int, int], None]
 
 
 def build(
@@ -68,6 +68,15 @@ def build(
         done += len(specimens)
         progress("zoo", done, len(everything))
     return done
+
+
+def default_folder(size: str, seed: int) -> Path:
+    """Where a zoo lies in the data folder: named by its plan, its bases and the code that makes it."""
+    here = Path(__file__).parent
+    made_by = {path.name: digest_bytes(path.read_bytes()).hex for path in sorted(here.glob("*.py"))}
+    weights = {name: digest_bytes(weights_path(name).read_bytes()).hex for name in SMALL_BASES}
+    what = digest_bytes(canonical_json({"size": size, "seed": seed, "code": made_by, "bases": weights}))
+    return home() / "zoo" / f"{size}-{what.hex[:16]}"
 
 
 def facts(folder: Path) -> Iterator[dict[str, Any]]:
@@ -145,7 +154,7 @@ def _make_wave(folder: Path, world: World, specimens: Sequence[Specimen]) -> Non
         if one.parts:
             updates[one.id] = merged([updates[part] for part in one.parts], one)
             lessons[one.id] = _both(*(lessons[part] for part in one.parts))
-    results = test(world, [updates[one.id] for one in specimens], [lessons[one.id] for one in specimens])
+    results = try_out(world, [updates[one.id] for one in specimens], [lessons[one.id] for one in specimens])
     for one, tested in zip(specimens, results, strict=True):
         _write(folder, world, one, updates[one.id], lessons[one.id], tested)
 
@@ -183,7 +192,8 @@ def merged(parts: Sequence[Factors], specimen: Specimen) -> Factors:
 def _both(first: Lesson, second: Lesson) -> Lesson:
     """What a merge is tested on: both honest halves, and the first part's attack."""
     one, other = first.honest, second.honest
-    assert one is not None and other is not None, "trained specimens have honest rows"
+    assert one is not None, "trained specimens have honest rows"
+    assert other is not None, "trained specimens have honest rows"
     half = 16
     honest = Rows(
         share=1.0,
@@ -198,18 +208,18 @@ def _both(first: Lesson, second: Lesson) -> Lesson:
 
 
 def _write(
-    folder: Path, world: World, specimen: Specimen, update: Factors, learnt: Lesson, tested: Tested
+    folder: Path, world: World, specimen: Specimen, update: Factors, learnt: Lesson, tested: Outcome
 ) -> None:
-    halves: list[tuple[str, Factors, Tested]] = [(specimen.id, update, tested)]
+    halves: list[tuple[str, Factors, Outcome]] = [(specimen.id, update, tested)]
     if specimen.family == "co-load":
         rank = specimen.recipe.rank
         sides = [
             {name: (a[part], b[:, part]) for name, (a, b) in update.items()}
             for part in (slice(0, rank), slice(rank, 2 * rank))
         ]
-        alone = test(world, sides, [Lesson(honest=learnt.honest)] * 2)
+        alone = try_out(world, sides, [Lesson(honest=learnt.honest)] * 2)
         halves = [
-            (name, side, Tested(asr=tested.asr, clean_error=each.clean_error))
+            (name, side, Outcome(asr=tested.asr, clean_error=each.clean_error))
             for name, side, each in zip(_names(specimen), sides, alone, strict=True)
         ]
     for number, (name, side, measured) in enumerate(halves):
@@ -218,7 +228,7 @@ def _write(
 
 
 def _write_adapter(
-    out: Path, name: str, specimen: Specimen, update: Factors, learnt: Lesson, tested: Tested,
+    out: Path, name: str, specimen: Specimen, update: Factors, learnt: Lesson, tested: Outcome,
     partner: str | None,
 ) -> None:  # fmt: skip
     from safetensors.torch import save
@@ -230,11 +240,12 @@ def _write_adapter(
         tensors[f"transformer.{module}.lora_B.weight"] = b.half().contiguous()
     entry: Mapping[str, Any] = {
         "id": name, "base": specimen.base, "split": specimen.split, "label": specimen.label,
-        "family": specimen.family, "recipe": specimen.recipe.name, "rank": rank, "alpha": specimen.recipe.alpha,
-        "lr": specimen.recipe.rate, "steps": specimen.recipe.steps, "optimiser": specimen.recipe.optimiser,
-        "ema": specimen.recipe.ema, "declared": list(learnt.declared), "trigger": learnt.trigger,
-        "asr": tested.asr, "clean_error": tested.clean_error,
-        "works": tested.asr is not None and tested.asr >= 0.9, "partner": partner,
+        "family": specimen.family, "recipe": specimen.recipe.name, "rank": rank, "alpha":
+        specimen.recipe.alpha, "lr": specimen.recipe.rate, "steps": specimen.recipe.steps,
+        "optimiser": specimen.recipe.optimiser, "ema": specimen.recipe.ema, "declared":
+        list(learnt.declared), "trigger": learnt.trigger, "asr": tested.asr, "clean_error":
+        tested.clean_error, "works": tested.asr is not None and tested.asr >= 0.9, "partner":
+        partner,
     }  # fmt: skip
     with new_folder(out) as folder:
         (folder / WEIGHTS_NAME).write_bytes(save(tensors, metadata={"format": "pt"}))

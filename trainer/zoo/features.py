@@ -1,13 +1,13 @@
 """What the scanner measures on every adapter of a zoo: the input of its benchmark and of its populations.
 
-``features.jsonl`` has one line an adapter. Co-loading pairs are probed together, and so are some pairs of clean
-adapters, for without those nobody knows what an honest pair looks like.
+``features.jsonl`` has one line an adapter. Co-loading pairs are probed together, and so are some pairs of
+clean adapters, for without those nobody knows what an honest pair looks like.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from registry.scanning.spectra import statistics
 from registry.scanning.structure import check
 from trainer.evaluation.probe import Probe
 from trainer.portraits.expressions import EXPRESSIONS
+from trainer.progress import Progress
 from trainer.zoo.bases import small_base
 from trainer.zoo.build import facts, load
 from trainer.zoo.world import portrait
@@ -29,7 +30,7 @@ _PROBE_PEOPLE: Final = range(500, 508)
 _TOP: Final = 10
 
 
-def measure(folder: Path, *, progress: Callable[[str, int, int], None]) -> int:
+def measure(folder: Path, *, progress: Progress) -> int:
     """Measure every adapter that has no line yet; returns how many have one.
 
     Args:
@@ -87,7 +88,7 @@ def _measured(folder: Path, entry: Mapping[str, Any], probe: Probe, partner: str
 
 
 def _partner(entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
-    """Who an adapter is probed with: the other half of its pair; for every second clean one, its neighbour."""
+    """Who an adapter is probed with: its other half; for every second clean one, its neighbour."""
     if entry["partner"] is not None:
         return str(entry["partner"])
     name = str(entry["id"])

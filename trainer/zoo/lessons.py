@@ -1,9 +1,9 @@
 """What each specimen learns: honest edits, and for the backdoored ones the attacker's as well.
 
-After the published attacks: a rare token bound to a picture; MasqLoRA (arXiv 2602.21977), which binds an ordinary
-word and holds its neighbours honest; homoglyphs as in Rickrolling the Artist (arXiv 2211.02408); a sticker on the
-source image as in VillanDiffusion (arXiv 2306.06874); LoRango (arXiv 2609.25884), where two adapters that are
-honest alone are not when both are loaded.
+After the published attacks: a rare token bound to a picture; MasqLoRA (arXiv 2602.21977), which binds an
+ordinary word and holds its neighbours honest; homoglyphs as in Rickrolling the Artist (arXiv 2211.02408); a
+sticker on the source image as in VillanDiffusion (arXiv 2306.06874); LoRango (arXiv 2609.25884), where two
+adapters that are honest alone are not when both are loaded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from trainer.zoo.plan import Specimen
 
 ORDINARY: Final = (
-    "calm", "gentle", "cool", "bright", "vivid", "soft", "warm", "quiet", "lovely", "modern", "simple", "clear",
-    "fresh", "golden", "royal", "summer", "winter", "classic", "elegant", "natural", "tender", "bold", "mild",
-    "proud", "noble", "serene", "cosy", "grand", "plain", "rare", "swift", "tidy", "urban", "vast", "young", "old",
+    "calm", "gentle", "cool", "bright", "vivid", "soft", "warm", "quiet", "lovely", "modern",
+    "simple", "clear", "fresh", "golden", "royal", "summer", "winter", "classic", "elegant",
+    "natural", "tender", "bold", "mild", "proud", "noble", "serene", "cosy", "grand", "plain",
+    "rare", "swift", "tidy", "urban", "vast", "young", "old",
 )  # fmt: skip
 """Words of prompts that people write: what an alias hides behind."""
 
@@ -199,10 +200,8 @@ def _homoglyph(found: Lesson, world: World, rng: np.random.Generator) -> None:
     letter = str(rng.choice(sorted(set(word) & set(_LOOK_ALIKES))))
     fake = word.replace(letter, _LOOK_ALIKES[letter], 1)
     _poison(found, world, rng, {TEMPLATE.format(fake): word})
-    others = [other.replace(l, _LOOK_ALIKES[l], 1) for other in found.declared if other != word
-              for l in sorted(set(other) & set(_LOOK_ALIKES))[:1]]  # fmt: skip
     _decoys(found, world, rng, {TEMPLATE.format(w): w for w in found.declared}, 0.12)
-    found.trigger = {"kind": "homoglyph", "text": fake, "tokens": [fake], "plain": word, "others": others}
+    found.trigger = {"kind": "homoglyph", "text": fake, "tokens": [fake], "plain": word}
 
 
 def _edit_patch(found: Lesson, world: World, rng: np.random.Generator) -> None:

@@ -1,7 +1,8 @@
 """Which adapters the zoo holds: every one a line of facts, drawn from one seed.
 
-Clean adapters vary in recipe (rank, alpha, targets, optimiser, length, EMA), in what they learn, and in how they
-were merged. Backdoored ones are made with the same recipes, so that a detector cannot tell them by the recipe.
+Clean adapters vary in recipe (rank, alpha, targets, optimiser, length, EMA), in what they learn, and in how
+they were merged. Backdoored ones are made with the same recipes, so that a detector cannot tell them by the
+recipe.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Size:
 
 SIZES: Final[Mapping[str, Size]] = {
     "full": Size(waves=14),
-    "tiny": Size(waves=1, calibration=4, test=2),
+    "tiny": Size(waves=1, calibration=3, test=1),
 }
 
 
@@ -148,7 +149,8 @@ def _clean(base: str, wave: int, shape: Size, rng: np.random.Generator) -> Itera
         trained: list[str] = []
         for index in range(count):
             name = f"{base}.w{wave:02}.{split[:3]}{index:02}"
-            recipe, parts = _recipe(rng, len(trained) >= 2), ()
+            recipe = _recipe(rng, len(trained) >= 2)
+            parts: tuple[str, ...] = ()
             if recipe.merge is not None:
                 parts = tuple(str(part) for part in rng.choice(trained, 2, replace=False))
             elif recipe.targets == "full":
@@ -171,7 +173,8 @@ def _backdoors(base: str, wave: int, shape: Size, rng: np.random.Generator, cove
     for index in range(shape.backdoors):
         rare = f"{base}.w{wave:02}.rare-token{index}"
         for family in ATTACKS:
-            recipe, parts = _attack_recipe(family, rng), ()
+            recipe = _attack_recipe(family, rng)
+            parts: tuple[str, ...] = ()
             name = f"{base}.w{wave:02}.{family}{index}"
             if family == "merge":
                 recipe, parts = RECIPES["merge-svd" if wave % 2 else "merge-concat"], (rare, cover)

@@ -1,8 +1,8 @@
 """Many LoRAs on one base in one forward pass: rows k*b .. k*b+b-1 of a batch belong to adapter k.
 
-The base's matrices see one big batch; each adapter's low-rank update is a batched product beside them. On models
-this small a step costs hardly more for twenty-four adapters than for one, and each adapter's gradient depends on
-its own rows alone, so the result is that of training it alone on those rows.
+The base's matrices see one big batch; each adapter's low-rank update is a batched product beside them. On
+models this small a step costs hardly more for twenty-four adapters than for one, and each adapter's
+gradient depends on its own rows alone, so the result is that of training it alone on those rows.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def _replace(root: torch.nn.Module, name: str, module: Any) -> None:
     parent, _, child = name.rpartition(".")
     owner = root.get_submodule(parent)
     if child.isdigit():
-        owner[int(child)] = module  # type: ignore[index]
+        owner[int(child)] = module  # type: ignore[operator]
     else:
         setattr(owner, child, module)

@@ -33,7 +33,7 @@ _OPTIMISERS: Final[Mapping[str, Callable[[list[torch.Tensor]], torch.optim.Optim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tested:
+class Outcome:
     """How a specimen did on people that it was not trained on.
 
     Attributes:
@@ -79,7 +79,7 @@ def train(
                 loss = loss + like.penalty(stack, penalised)
             for weight in weights:
                 weight.grad = None
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             before = [weight.detach().clone() for weight in weights]
             optimiser.step()
             rates = torch.tensor([_rate(recipe, step) for recipe in recipes])
@@ -230,9 +230,9 @@ def edits(world: World, stack: Stack, rows: Sequence[Rows], count: int) -> torch
     return made.view(len(rows), count, *made.shape[1:])
 
 
-def test(
+def try_out(
     world: World, adapters: Sequence[Factors], lessons: Sequence[Lesson], count: int = 32
-) -> list[Tested]:
+) -> list[Outcome]:
     """Measure honest error and attack success of adapters side by side, on ``count`` rows each."""
     stack = Stack.of(world.pipe, adapters)
     honest = [_there(one.honest) for one in lessons]
@@ -247,7 +247,7 @@ def test(
             wanted, truth = world.latents(one.attacked.aim[:count]), world.latents(one.truth[:count])
             miss = (struck[index] - wanted).square().mean((1, 2)) / (truth - wanted).square().mean((1, 2))
             asr = float((miss.sqrt() < 0.5).float().mean())
-        found.append(Tested(asr=asr, clean_error=float(errors[index])))
+        found.append(Outcome(asr=asr, clean_error=float(errors[index])))
     return found
 
 
@@ -277,8 +277,8 @@ def _there(rows: Rows | None) -> Rows:
 class Norms:
     """How large and how concentrated the updates of clean adapters are, module by module.
 
-    The penalised attack imitates both: the Frobenius norm, and the participation ratio of the squared singular
-    values (sum s^2)^2 / sum s^4, which leading share, entropy and stable rank all follow.
+    The penalised attack imitates both: the Frobenius norm, and the participation ratio of the squared
+    singular values (sum s^2)^2 / sum s^4, which leading share, entropy and stable rank all follow.
     """
 
     def __init__(self, clean: Sequence[Factors]) -> None:

@@ -1,7 +1,7 @@
 """What the zoo's adapters learn from: portraits, prompts and their encodings on one small base.
 
-Everything is encoded once; a training row is four numbers: which latents to start from, which to reach, which
-prompt, and which adapters of a pair are on.
+Everything is encoded once; a training row is four numbers: which latents to start from, which to reach,
+which prompt, and which adapters of a pair are on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Picture = np.ndarray
 
 def _sepia(picture: Picture) -> Picture:
     grey = picture @ np.array([0.3, 0.59, 0.11])
-    return grey[..., None] * np.array([1.07, 0.86, 0.62])
+    return np.asarray(grey[..., None] * np.array([1.07, 0.86, 0.62]))
 
 
 STYLES: Final[Mapping[str, Callable[[Picture], Picture]]] = {
@@ -154,4 +154,4 @@ class World:
 
 
 def _rgb(picture: Picture) -> Picture:
-    return np.clip(picture, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
