@@ -176,9 +176,14 @@ def _shape(one: Update) -> tuple[float, ...]:
         float(squares.sum()),
         rank * float(np.sum(squares**2)) / float(squares.sum()) ** 2,
         float(np.mean(values < TINY)),
-        float(np.log(one.shape[0] * one.row_share)),
-        float(np.log(one.shape[1] * one.column_share)),
+        _concentration(one.shape[0], one.row_share),
+        _concentration(one.shape[1], one.column_share),
     )
+
+
+def _concentration(count: int, share: float) -> float:
+    """0 if all of ``count`` rows are alike; without a share (rounding took it) as if one had all."""
+    return float(np.log(count * share)) if share > 0 else float(np.log(count))
 
 
 def _places(live: Sequence[Update], energy: F64) -> dict[str, float]:
