@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ class ObjectContent:
         self._store, self._key, self._size = store, key, store.stat(key).size
         self._left = _MAX_READINGS * self._size + _CACHED_CHUNKS * CHUNK_BYTES
         self._kept: OrderedDict[int, bytes] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return self._size
@@ -52,7 +54,9 @@ class ObjectContent:
         pieces = []
         for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES) if stop > start else 0):
             origin = number * CHUNK_BYTES
-            pieces.append(self._chunk(number)[max(start - origin, 0) : stop - origin])
+            with self._lock:  # a scan reads from several threads
+                chunk = self._chunk(number)
+            pieces.append(chunk[max(start - origin, 0) : stop - origin])
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _chunk(self, number: int) -> bytes:

@@ -214,7 +214,12 @@ def _lone(opener: Opener | None, config: Opener | None, name: str, options: Opti
 
     with checked(opener, name, options.progress) as (weights, digest):
         return scan_bare(
-            weights, base=options.base, bases=options.bases, config=small(config, CONFIG_NAME), digest=digest
+            weights,
+            base=options.base,
+            bases=options.bases,
+            config=small(config, CONFIG_NAME),
+            digest=digest,
+            population=options.population,
         )
 
 
