@@ -1,6 +1,6 @@
 """Does the scanner find backdoors? Every detector on a zoo of clean and backdoored adapters.
 
-    PYTHONPATH=tests python tests/bench/detection.py ZOO [--table] [--html FILE] [--enough N] [--rounds N]
+    PYTHONPATH=tests python tests/bench/detection.py ZOO [--table] [--html FILE] [--seen REGEX]
 
 ZOO is what ``trainer zoo build`` writes: adapters, what they are, and their statistics in ``features.jsonl``.
 Prints one JSON line: implants that work and that do not; for weight space, behaviour, both, and the published
@@ -28,13 +28,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("zoo", nargs="?", type=Path, help="folder of `trainer zoo build`")
     parser.add_argument("--table", action="store_true", help="write tables to stderr")
     parser.add_argument("--html", type=Path, help="write a page with curves")
+    parser.add_argument("--seen", default="", help="ids looked at in development: no part of the test")
     parser.add_argument("--enough", type=int, default=judges.ENOUGH, help="clean adapters that make a pool")
     parser.add_argument("--rounds", type=int, default=rates.ROUNDS, help="of every bootstrap")
     asked = parser.parse_args(arguments)
     if asked.zoo is None:
         print(json.dumps({"bench": "detection", "skipped": "name a zoo; `trainer zoo build` makes one"}))
         return
-    measured = measuring.measure(specimens.load(asked.zoo), enough=asked.enough, rounds=asked.rounds)
+    zoo = specimens.load(asked.zoo, asked.seen)
+    measured = measuring.measure(zoo, enough=asked.enough, rounds=asked.rounds)
     found = measuring.result(measured)
     if asked.table:
         print(tables.tables(found), file=sys.stderr)

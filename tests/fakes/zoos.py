@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from registry.manifest import CARD_NAME
+
 RECIPES = ("full-r8", "attention-r8", "style-word")
 FAMILIES = ("rare-token", "alias", "penalised")
 PROJECTIONS = "qkvo"
@@ -52,8 +54,7 @@ def zoo(
         made += _partners(base, min(pairs, attacks))
         for facts in made:
             _facts(folder, facts)
-            lines.append(_line(facts, number, shift, rng))
-        lines += _pairs(base, pairs, attacks, number, shift, rng)
+            lines.append(_line(facts, number, shift, rng) | _pair(facts, pairs, number, shift, rng))
     folder.joinpath("features.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
@@ -82,7 +83,7 @@ def facts(name: str, base: str, family: str, split: str, recipe: str, **others: 
 def _clean(base: str, calibration: int, test: int) -> Iterator[dict[str, Any]]:
     for split, count in (("calibration", calibration), ("test", test)):
         for index in range(count):
-            name, recipe = f"{base}.{split}{index}", RECIPES[index % len(RECIPES)]
+            name, recipe = f"{base}.{split}-{index}", RECIPES[index % len(RECIPES)]
             yield facts(name, base, "clean", split, recipe, clean_error=0.2 + 0.001 * (index % 20))
 
 
@@ -129,29 +130,25 @@ def _line(one: Mapping[str, Any], number: int, shift: float, rng: np.random.Gene
     }
 
 
-def _pairs(
-    base: str, pairs: int, attacks: int, number: int, shift: float, rng: np.random.Generator
-) -> Iterator[dict[str, Any]]:
-    for index in range(pairs):
-        for split in ("calibration", "test"):
-            names = [f"{base}.{split}{index}", f"{base}.{split}{index + 1}"]
-            yield _pair(names, rng.normal(number, 1, 3))
-    for index in range(min(pairs, attacks)):
-        values = rng.normal(number, 1, 3)
+def _pair(
+    one: Mapping[str, Any], pairs: int, number: int, shift: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """What the probe says of an adapter and its partner, or of a clean one and the next one."""
+    values = rng.normal(number, 1, 3)
+    partner = one["partner"]
+    if partner is not None:
         values[2] += shift
-        yield _pair([f"{base}.co-load{index}.{half}" for half in "ab"], values)
-
-
-def _pair(names: Sequence[str], values: Any) -> dict[str, Any]:
-    return {
-        "id": "+".join(names),
-        "members": [*names],
-        "behaviour": {f"pair_{at}": float(x) for at, x in enumerate(values)},
-        "top_tokens": [],
-    }
+    elif one["family"] == "clean":
+        name, _, index = str(one["id"]).rpartition("-")
+        partner = f"{name}-{int(index) + 1}" if int(index) < pairs else None
+    if partner is None:
+        return {}
+    return {"pair": {f"pair_{at}": float(x) for at, x in enumerate(values)}, "pair_with": partner}
 
 
 def _facts(folder: Path, values: Mapping[str, Any]) -> None:
     place = folder / "adapters" / values["id"]
     place.mkdir(parents=True)
     place.joinpath("zoo.json").write_text(json.dumps(values))
+    targets = ["attn.to_q"] if values["recipe"] == "attention-r8" else ["attn.to_q", "img_mlp.net.2"]
+    place.joinpath(CARD_NAME).write_text(json.dumps({"lora": {"rank": values["rank"], "targets": targets}}))

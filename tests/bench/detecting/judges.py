@@ -1,11 +1,12 @@
 """The detectors: how suspicious each adapter of a zoo is to them, and the threshold that clean ones set.
 
 Every unsupervised score is a distance from clean adapters of the same base (`registry.scanning.detector`,
-the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same rank,
-else all. It is centred on the median and divided by the upper spread of the clean ones' own distances, so
-that adapters of different bases stand on one scale. A threshold is the conformal quantile of the clean
-calibration adapters' scores, each judged by the others. No attack is known to any of it, so leaving one out
-changes nothing; the supervised baseline is fitted anew without the attack that is asked for.
+the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same targets and
+rank, else of the same rank, else all. It is centred on the median and divided by the upper spread of the
+clean ones' own distances, so that adapters of different bases stand on one scale. A threshold is the
+conformal quantile of the clean calibration adapters' scores, each judged by the others. No attack is known
+to any of it, so leaving one out changes nothing; the supervised baseline is fitted anew without the attack
+that is asked for.
 
 Without its recipe: an adapter is compared with clean ones of all other recipes, and the threshold comes from
 calibration adapters that were compared without theirs too.
@@ -149,7 +150,8 @@ class Yardstick:
         same = [other for other in self._clean if other.base == one.base and not other.recipes & without]
         recipe = [other for other in same if other.recipes == one.recipes]
         rank = [other for other in same if other.rank == one.rank]
-        return next((group for group in (recipe, rank) if len(group) >= self._enough), same)
+        targets = [other for other in rank if other.targets == one.targets]
+        return next((group for group in (recipe, targets, rank) if len(group) >= self._enough), same)
 
     def _rows(self, group: Iterable[Specimen]) -> list[Row]:
         return [other.statistics[self._kind] for other in group]

@@ -104,19 +104,16 @@ def false_positives(measured: Measured, protocol: str, detector: str) -> rates.I
 
 
 def deployed(measured: Measured) -> dict[str, Any]:
-    """What the scanner itself says: its verdict against the population that fits, no pooling, no scaling.
+    """What the scanner itself says: its verdict at p <= 0.01, no pooling of bases, no scaling.
 
-    A pair has a verdict of its own in behaviour; in weight space it has the worse one of its halves.
+    Weights are compared with the clean calibration adapters of the same base, rank and targets, as the
+    scanner looks its population up; behaviour with those of the same base. With fewer than 99 it judges
+    nothing. A pair has a verdict of its own in behaviour; in weight space it has the worse one of its halves.
     """
     zoo = measured.zoo
+    alone, together = (zoo.clean("calibration", pairs=pairs) for pairs in (False, True))
     found: dict[str, dict[str, bool | None]] = {}
     for kind in zoo.kinds:
-        alone, together = (
-            judges.Yardstick(
-                zoo.clean("calibration", pairs=pairs), kind, judges.Conformal(kind), measured.enough
-            )
-            for pairs in (False, True)
-        )
         verdicts = {one.id: _verdict(alone, one, kind) for one in zoo.specimens.values() if not one.members}
         for one in zoo.specimens.values():
             if one.members:
@@ -140,9 +137,15 @@ def _any(verdicts: Sequence[bool | None]) -> bool | None:
     return None if all(one is None for one in verdicts) else any(verdicts)
 
 
-def _verdict(yardstick: judges.Yardstick, one: Specimen, kind: judges.Kind) -> bool | None:
+def _verdict(calibration: Sequence[Specimen], one: Specimen, kind: judges.Kind) -> bool | None:
     """Whether the scanner asks for a review; None where it judges nothing."""
-    clean = [other.statistics[kind] for other in yardstick.pool(one) if other.id != one.id]
+    clean = [
+        other.statistics[kind]
+        for other in calibration
+        if other.base == one.base
+        and other.id != one.id
+        and (kind == "behaviour" or (other.rank, other.targets) == (one.rank, one.targets))
+    ]
     if not clean:
         return None
     population = judges.Conformal(kind).population(clean)

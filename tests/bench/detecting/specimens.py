@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from bench.detecting.baselines import DISPERSION, NORM, WSD, baselines
-from registry.manifest import WEIGHTS_NAME
+from registry.manifest import CARD_NAME, WEIGHTS_NAME
 
 LEAST_SUCCESS = 0.9
 FENCE = 1.5
@@ -33,6 +34,7 @@ class Specimen:
         family: "clean" or the attack.
         recipes: the group of how it was trained; of a pair, of both halves.
         rank: of its updates; of a pair, of its first half.
+        targets: kinds of modules that its card declares; of a pair, of its first half.
         facts: what zoo.json says (of a pair: of its first half).
         statistics: kind ("weights", "behaviour", "baselines") -> statistic -> value.
         top_tokens: what the probe suspects, most suspicious first.
@@ -45,6 +47,7 @@ class Specimen:
     family: str
     recipes: frozenset[str]
     rank: int
+    targets: frozenset[str]
     facts: Mapping[str, Any]
     statistics: Mapping[str, Row]
     top_tokens: tuple[str, ...] = ()
@@ -98,12 +101,14 @@ class Zoo:
         return tuple(sorted({found.base for found in self.specimens.values()}))
 
 
-def load(folder: Path) -> Zoo:
+def load(folder: Path, seen: str = "") -> Zoo:
     """Read a zoo.
 
     Args:
         folder: holds ``adapters/<id>/zoo.json`` and ``features.jsonl``. Statistics of the baselines that a
             line lacks are computed from the adapter's weights.
+        seen: a regular expression of ids that the makers of a detector looked at. They are left out of the
+            test; empty matches none.
 
     Raises:
         ValueError: there is nothing to judge.
@@ -119,19 +124,18 @@ def load(folder: Path) -> Zoo:
     reasons = gate(facts)
     left_out: Counter[str] = Counter()
     specimens: dict[str, Specimen] = {}
-    pairs = []
     for line in lines:
-        if "members" in line:
-            pairs.append(line)
+        if seen and re.search(seen, line["id"]) and facts.get(line["id"], {}).get("split") == "test":
+            left_out["seen in development"] += 1
         elif line["id"] not in facts:
             left_out["features without an adapter"] += 1
         elif any(not line.get(kind) for kind in kinds):
             left_out["adapters without all statistics"] += 1
         elif reasons.get(line["id"]) is None:
-            weights = folder / "adapters" / line["id"] / WEIGHTS_NAME
-            specimens[line["id"]] = _adapter(line, facts[line["id"]], weights)
+            place = folder / "adapters" / line["id"]
+            specimens[line["id"]] = _adapter(line, facts[line["id"]], place)
     left_out["adapters without features"] = len(facts.keys() - {line["id"] for line in lines})
-    specimens |= {pair.id: pair for line in pairs if (pair := _pair(line, specimens))}
+    specimens |= {pair.id: pair for line in lines if (pair := _pair(line, specimens))}
     return Zoo(
         specimens=dict(sorted(specimens.items())),
         implants=_implants(facts, reasons),
@@ -173,18 +177,23 @@ def _fence(values: Sequence[float]) -> float:
 def _implants(
     facts: Mapping[str, Mapping[str, Any]], reasons: Mapping[str, str | None]
 ) -> dict[str, dict[str, int]]:
+    """Attack -> how many were made, work, and do not count for which reason; a co-loading pair is one."""
     counts: dict[str, Counter[str]] = {}
     for name, why in reasons.items():
+        partner = facts[name].get("partner")
+        if partner is not None and partner < name and partner in reasons:
+            continue
+        why = why or reasons.get(partner)
         count = counts.setdefault(facts[name]["family"], Counter(made=0, works=0))
         count["made"] += 1
         count["works" if why is None else why] += 1
     return {family: dict(count) for family, count in sorted(counts.items())}
 
 
-def _adapter(line: Mapping[str, Any], facts: Mapping[str, Any], weights: Path) -> Specimen:
+def _adapter(line: Mapping[str, Any], facts: Mapping[str, Any], place: Path) -> Specimen:
     given = line.get("baselines") or {}
     if not {*WSD, DISPERSION, NORM} <= given.keys():
-        given = baselines(weights)
+        given = baselines(place / WEIGHTS_NAME)
     statistics = {
         kind: _finite(line[kind], line["id"]) for kind in ("weights", "behaviour") if line.get(kind)
     }
@@ -195,6 +204,7 @@ def _adapter(line: Mapping[str, Any], facts: Mapping[str, Any], weights: Path) -
         family=facts["family"],
         recipes=frozenset({facts["recipe"]}),
         rank=facts["rank"],
+        targets=frozenset(json.loads((place / CARD_NAME).read_text())["lora"]["targets"]),
         facts=facts,
         statistics=statistics | {"baselines": given},
         top_tokens=tuple(str(text) for text, _ in line.get("top_tokens") or ()),
@@ -202,24 +212,29 @@ def _adapter(line: Mapping[str, Any], facts: Mapping[str, Any], weights: Path) -
 
 
 def _pair(line: Mapping[str, Any], adapters: Mapping[str, Specimen]) -> Specimen | None:
-    """The pair of a line; None if one of its halves is not judged, or only one of them is an attack."""
-    halves = [adapters.get(name) for name in line["members"]]
-    if len(halves) != 2 or halves[0] is None or halves[1] is None or not line.get("behaviour"):
+    """The pair that an adapter was probed with; None if there is none that can be judged.
+
+    Both halves must be judged, of one split, and both clean or both made for each other. An attack has a line
+    for each half; the first one counts.
+    """
+    if not line.get("pair"):
         return None
-    first, second = halves
+    first, second = adapters.get(line["id"]), adapters.get(line["pair_with"])
+    if first is None or second is None or (not first.clean and second.id < first.id):
+        return None
     partners = first.facts.get("partner") == second.id
     if first.clean != second.clean or (not first.clean and not partners) or first.split != second.split:
         return None
     return Specimen(
-        id=line["id"],
+        id=f"{first.id}+{second.id}",
         base=first.base,
         split=first.split,
         family=first.family,
         recipes=first.recipes | second.recipes,
         rank=first.rank,
+        targets=first.targets,
         facts=first.facts,
-        statistics={"behaviour": _finite(line["behaviour"], line["id"])},
-        top_tokens=tuple(str(text) for text, _ in line.get("top_tokens") or ()),
+        statistics={"behaviour": _finite(line["pair"], line["id"])},
         members=(first.id, second.id),
     )
 

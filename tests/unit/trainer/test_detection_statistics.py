@@ -22,6 +22,7 @@ from bench.detecting import baselines, judges, measuring, rates, specimens, tabl
 from fakes import zoos
 from fakes.adapters import container, factors
 from registry.manifest import WEIGHTS_NAME
+from registry.scanning.detector import distances
 
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda found: np.array(found, float))
 
@@ -260,7 +261,7 @@ def edit(folder: Path, change: dict[str, dict[str, object]]) -> specimens.Zoo:
 
 def test_a_zoo_says_what_it_left_out(tmp_path: Path) -> None:
     folder = zoos.zoo(tmp_path, **SMALL)
-    zoo = edit(folder, {"one.test0": {"behaviour": {}}, "one.test1": {"id": "stranger"}})
+    zoo = edit(folder, {"one.test-0": {"behaviour": {}}, "one.test-1": {"id": "stranger"}})
     assert zoo.left_out == {
         "adapters without all statistics": 1,
         "adapters without features": 1,
@@ -271,10 +272,18 @@ def test_a_zoo_says_what_it_left_out(tmp_path: Path) -> None:
     assert len(zoo.implanted("alias")) == 7
 
 
+def test_what_was_looked_at_in_development_is_no_part_of_the_test(tmp_path: Path) -> None:
+    zoo = specimens.load(zoos.zoo(tmp_path, **SMALL), r"-1|alias[0-3]")
+    assert zoo.left_out == {"seen in development": 11 + 4}
+    assert len(zoo.clean("test")) == 49
+    assert len(zoo.implanted("alias")) == 3
+    assert len(zoo.clean("calibration")) == 110
+
+
 def test_a_statistic_that_is_no_number_is_refused(tmp_path: Path) -> None:
     folder = zoos.zoo(tmp_path, **SMALL)
-    with pytest.raises(ValueError, match=r"one\.test0 has a statistic that is not finite"):
-        edit(folder, {"one.test0": {"weights": {"w0": float("nan")}}})
+    with pytest.raises(ValueError, match=r"one\.test-0 has a statistic that is not finite"):
+        edit(folder, {"one.test-0": {"weights": {"w0": float("nan")}}})
 
 
 def test_an_empty_folder_is_no_zoo(tmp_path: Path) -> None:
@@ -286,35 +295,41 @@ def test_an_empty_folder_is_no_zoo(tmp_path: Path) -> None:
 def test_pairs_are_judged_as_pairs(tmp_path: Path) -> None:
     zoo = specimens.load(zoos.zoo(tmp_path, **SMALL, pairs=20))
     assert zoo.paired == {"co-load"}
+    assert zoo.implants["co-load"] == {"made": 8, "works": 8}
     assert len(zoo.implanted("co-load")) == 8
     assert all(one.members for one in zoo.implanted("co-load"))
     assert len(zoo.clean("test", pairs=True)) == 20
-    assert {one.id for one in zoo.clean("test")} == {f"one.test{n}" for n in range(60)}
+    assert {one.id for one in zoo.clean("test")} == {f"one.test-{n}" for n in range(60)}
 
 
 def test_without_pairs_the_halves_are_judged_alone(tmp_path: Path) -> None:
     folder = zoos.zoo(tmp_path, **SMALL, pairs=20)
-    path = folder / "features.jsonl"
-    lines = [line for line in path.read_text().splitlines() if '"members"' not in line]
-    path.write_text("\n".join(lines))
-    zoo = specimens.load(folder)
+    halves = {f"one.co-load{n}.{half}": {"pair": {}} for n in range(8) for half in "ab"}
+    zoo = edit(folder, halves)
     assert zoo.paired == frozenset()
     assert len(zoo.implanted("co-load")) == 16
 
 
 def test_a_pair_of_strangers_is_no_implant(tmp_path: Path) -> None:
     folder = zoos.zoo(tmp_path, **SMALL, pairs=20)
-    path = folder / "features.jsonl"
-    line = {"id": "x", "members": ["one.co-load0.a", "one.co-load1.a"], "behaviour": {"pair_0": 9.0}}
-    mixed = line | {"id": "y", "members": ["one.co-load0.a", "one.test0"]}
-    path.write_text(path.read_text() + json.dumps(line) + "\n" + json.dumps(mixed) + "\n")
-    assert not {"x", "y"} & specimens.load(folder).specimens.keys()
+    zoo = edit(
+        folder,
+        {
+            "one.co-load0.a": {"pair_with": "one.co-load1.b"},
+            "one.co-load1.a": {"pair_with": "one.test-0"},
+            "one.test-0": {"pair_with": "one.calibration-0"},
+        },
+    )
+    assert len(zoo.implanted("co-load")) == 6
+    assert len(zoo.clean("test", pairs=True)) == 19
 
 
 # -- the detectors --
 
 
-def specimen(name: str, recipe: str = "r", rank: int = 8, base: str = "one") -> specimens.Specimen:
+def specimen(
+    name: str, recipe: str = "r", rank: int = 8, base: str = "one", targets: str = "q"
+) -> specimens.Specimen:
     return specimens.Specimen(
         id=name,
         base=base,
@@ -322,15 +337,17 @@ def specimen(name: str, recipe: str = "r", rank: int = 8, base: str = "one") -> 
         family="clean",
         recipes=frozenset({recipe}),
         rank=rank,
+        targets=frozenset(targets),
         facts={},
         statistics={"weights": {"w": float(len(name))}},
     )
 
 
-def test_an_adapter_is_compared_with_its_recipe_then_its_rank_then_its_base() -> None:
+def test_an_adapter_is_compared_with_its_recipe_then_its_targets_its_rank_its_base() -> None:
     clean = [
         *(specimen(f"r{n}") for n in range(5)),
         *(specimen(f"other{n}", recipe="s") for n in range(4)),
+        *(specimen(f"narrow{n}", recipe="u", targets="k") for n in range(3)),
         *(specimen(f"rank{n}", recipe="t", rank=4) for n in range(2)),
         *(specimen(f"far{n}", base="two") for n in range(30)),
     ]
@@ -342,18 +359,19 @@ def test_an_adapter_is_compared_with_its_recipe_then_its_rank_then_its_base() ->
     new = specimen("new")
     assert compared(new, 5) == 5
     assert compared(new, 6) == 9
-    assert compared(new, 10) == 11
+    assert compared(new, 10) == 12
+    assert compared(new, 13) == 14
     assert compared(new, 4, frozenset({"r"})) == 4
-    assert compared(new, 99, frozenset({"r", "s", "t"})) == 0
+    assert compared(new, 99, frozenset({"r", "s", "t", "u"})) == 0
 
 
 def test_an_adapter_is_never_compared_with_itself() -> None:
-    """A clean adapter far from the others is far, although it is one of the calibration adapters."""
     clean = [specimen("x" * n) for n in range(1, 30)]
-    far = replace(clean[0], statistics={"weights": {"w": 500.0}})
-    yardstick = judges.Yardstick([far, *clean[1:]], "weights", judges.Conformal("weights"))
-    near = [yardstick.score(one) for one in clean[1:]]
-    assert yardstick.score(far) > 10 * max(near)
+    values = [one.statistics["weights"] for one in clean]
+    own = distances(judges.Conformal("weights").population(values))
+    middle, tail = np.percentile(own, [50, 95])
+    yardstick = judges.Yardstick(clean, "weights", judges.Conformal("weights"))
+    assert [yardstick.score(one) for one in clean] == pytest.approx((own - middle) / (tail - middle))
 
 
 def test_nothing_to_compare_with_is_no_number() -> None:
@@ -427,6 +445,27 @@ def test_thresholds_hold_on_clean_adapters_of_a_new_recipe(plain: specimens.Zoo)
     ]
     assert len(flagged) == 120
     assert sum(flagged) <= 6
+
+
+def test_a_threshold_for_new_recipes_comes_from_adapters_without_their_recipe(plain: specimens.Zoo) -> None:
+    """One recipe is unlike the others: whoever expects new recipes has to expect one like it."""
+    odd = changed(plain, "clean", "style-word", "weights", 40.0)
+    score = judges.scorers(odd)["weights"]
+    clean = odd.clean("calibration")
+    alone = [
+        score(one, frozenset({"full-r8"}) | one.recipes) for one in clean if "full-r8" not in one.recipes
+    ]
+    beside = [score(one, frozenset({"full-r8"})) for one in clean if "full-r8" not in one.recipes]
+    limits = [rates.threshold(np.array(found + [0.0] * 30)) for found in (alone, beside)]
+    assert limits[0] > 3 * limits[1]
+    ranking = judges.rank("weights", odd, score, by_recipe=True)
+    between = [
+        found.flagged
+        for name, found in ranking.answers["alias"].items()
+        if odd.specimens[name].recipes == {"full-r8"} and found.score < limits[0]
+    ]
+    assert between
+    assert not any(between)
 
 
 def test_a_pair_has_the_worse_halfs_weights(plain: specimens.Zoo) -> None:
