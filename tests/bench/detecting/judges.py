@@ -1,8 +1,8 @@
 """The detectors: how suspicious each adapter of a zoo is to them, and the threshold that clean ones set.
 
 Every unsupervised score is a distance from clean adapters of the same base (`registry.scanning.detector`,
-the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same targets and
-rank, else of the same rank, else all. It is centred on the median and divided by the upper spread of the
+the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same targets
+and rank, else of the same rank, else all. It is centred on the median and divided by the upper spread of the
 clean ones' own distances, so that adapters of different bases stand on one scale. A threshold is the
 conformal quantile of the clean calibration adapters' scores, each judged by the others. No attack is known
 to any of it, so leaving one out changes nothing; the supervised baseline is fitted anew without the attack
