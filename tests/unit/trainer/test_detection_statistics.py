@@ -447,6 +447,14 @@ def test_thresholds_hold_on_clean_adapters_of_a_new_recipe(plain: specimens.Zoo)
     assert sum(flagged) <= 6
 
 
+def test_the_baselines_threshold_comes_from_adapters_that_it_was_not_fitted_to(tmp_path: Path) -> None:
+    """Nothing tells these implants from clean ones, so a fit to an adapter is nothing but memory of it."""
+    zoo = specimens.load(zoos.zoo(tmp_path, **SMALL, shift=0.0))
+    model = judges.Supervised(zoo, by_recipe=False)
+    flagged = [found.flagged for found in model.rank().answers["alias"].values()]
+    assert sum(flagged) <= 1  # scores of its own fit as calibration would flag 3 of 67
+
+
 def test_a_threshold_for_new_recipes_comes_from_adapters_without_their_recipe(plain: specimens.Zoo) -> None:
     """One recipe is unlike the others: whoever expects new recipes has to expect one like it."""
     odd = changed(plain, "clean", "style-word", "weights", 40.0)
