@@ -22,15 +22,36 @@ _SHOWN_KEYS = 5
 _MEND = "export the LoRA again from the program that trained it, with LoRA layers of the transformer only"
 
 
+Problem = Literal[
+    "other",
+    "key",
+    "text encoder",
+    "magnitude",
+    "method",
+    "weight",
+    "module",
+    "mixture",
+    "alone",
+    "shape",
+    "dtype",
+]
+
+
 class DialectError(InvalidDocument):
     """A LoRA file cannot be mapped whole.
 
     Attributes:
+        what: the message without the keys.
         keys: the keys that it is about, all of them; the message names the first few.
+        problem: what is wrong with them, for who asks in code.
     """
 
-    def __init__(self, message: str, mend: str = _MEND, keys: Iterable[str] = ()) -> None:
+    def __init__(
+        self, message: str, mend: str = _MEND, keys: Iterable[str] = (), problem: Problem = "other"
+    ) -> None:
+        self.what = message
         self.keys = tuple(keys)
+        self.problem: Problem = problem
         super().__init__(f"{message}: {names(self.keys)}" if self.keys else message, mend)
 
 
@@ -117,34 +138,40 @@ RELEASED_KINDS: Final = RENAMED_KINDS | {
 _PREFIXES: Final = sorted({spelling.prefix for spelling in SPELLINGS}, key=len, reverse=True)
 
 # What is no LoRA layer of the transformer, and why it is refused. The first that fits counts.
-_REFUSED: Final = (
+_REFUSED: Final[tuple[tuple[re.Pattern[str], str, Problem], ...]] = (
     (
         re.compile(
             r"^(lora_te\d*_|lora_prior_te|text_encoders?[._]|text_encoder_\d|text_model\.|te\d*[._]"
             r"|base_model\.model\.(text_model|text_encoder)|conditioner\.|cond_stage_model\.|qwen_vl\.)"
         ),
         "they change the text encoder, which adapters may not: it is the lever of published LoRA backdoors",
+        "text encoder",
     ),
     (
         re.compile(r"^(vae|first_stage_model|image_encoder|lora_vae)[._]"),
         "they change the VAE or the image encoder; adapters change the transformer only",
+        "text encoder",
     ),
     (
         re.compile(r"dora_scale$|lora_magnitude_vector"),
         "they are DoRA, which also rescales the base's weights: no B @ A says the same",
+        "magnitude",
     ),
     (
         re.compile(r"\.hada_"),
         "they are LoHa, a product of two products: no B @ A of this rank is it",
+        "method",
     ),
-    (re.compile(r"\.lokr_"), "they are LoKr, a Kronecker product: no B @ A of this rank is it"),
+    (re.compile(r"\.lokr_"), "they are LoKr, a Kronecker product: no B @ A of this rank is it", "method"),
     (
         re.compile(r"\.(oft_|boft_|oft_blocks|ia3_|glora_|vera_lambda|lora_mid\.|reshape_weight$)"),
         "they are of another method than LoRA",
+        "method",
     ),
     (
         re.compile(r"(\.|_)(diff|diff_b|diff_m|set_weight|w_norm|b_norm)$|\.bias$|base_layer\.weight$"),
         "they replace or shift whole weights or biases, which an adapter file does not carry",
+        "weight",
     ),
 )
 
@@ -202,23 +229,24 @@ def parse(keys: Sequence[str], spec: BaseSpec, base: str) -> tuple[str, list[Par
                 ParsedKey(key=key, module=candidates[0], role=role, prefix=prefix, spelling=spelling)
             )
     if unknown:
-        raise DialectError("the keys are of no LoRA dialect that is known", keys=unknown)
+        raise DialectError("the keys are of no LoRA dialect that is known", keys=unknown, problem="key")
     if ambiguous:
-        raise DialectError(f"the keys name several modules of {base}", keys=ambiguous)
+        raise DialectError(f"the keys name several modules of {base}", keys=ambiguous, problem="module")
     if foreign:
         raise DialectError(
             f"{base} has no such modules that an adapter may change",
             "choose the base that the LoRA was trained on (--base), or train without these modules",
             keys=foreign,
+            problem="module",
         )
     return _dialect(parsed), parsed
 
 
 def _refuse_other_methods(keys: Sequence[str]) -> None:
-    for pattern, why in _REFUSED:
+    for pattern, why, problem in _REFUSED:
         found = [key for key in keys if pattern.search(key)]
         if found:
-            raise DialectError(f"{len(found)} keys cannot be imported, {why}", keys=found)
+            raise DialectError(f"{len(found)} keys cannot be imported, {why}", keys=found, problem=problem)
 
 
 def _split(key: str) -> tuple[str, str, Role, Spelling | None] | None:
@@ -249,10 +277,13 @@ def _dialect(parsed: Sequence[ParsedKey]) -> str:
         if spellings == {DIFFUSERS, OLD_DIFFUSERS} and all(_as_released(item) for item in parsed):
             return PIXELSMILE
     if not spellings:
-        raise DialectError("the file has no LoRA layers, only", keys=[item.key for item in parsed])
+        raise DialectError(
+            "the file has no LoRA layers, only", keys=[item.key for item in parsed], problem="alone"
+        )
     raise DialectError(
         "the keys are of several dialects, of which loaders read one and drop the others without a word",
         keys=list(first.values()),
+        problem="mixture",
     )
 
 

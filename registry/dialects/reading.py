@@ -12,7 +12,7 @@ from typing import Final
 
 from registry.content import Content
 from registry.dialects import grammar, strength
-from registry.dialects.grammar import DialectError, ParsedKey
+from registry.dialects.grammar import DialectError, ParsedKey, Spelling
 from registry.dialects.strength import Factors
 from registry.families import FAMILIES, BaseFacts
 from registry.formats import DTYPE_BYTES, FOREIGN, FormatError, Header, read_header
@@ -46,6 +46,8 @@ class LoraFile:
         source: which place states the strength, for people.
         states_alpha: whether a place does; otherwise alpha is the rank because loaders take it so.
         metadata: the header's, hostile.
+        spellings: how the factors' keys are spelled; several in PixelSmile's release only.
+        alphas: module -> the number of its alpha tensor, where it has one.
     """
 
     dialect: str
@@ -57,6 +59,8 @@ class LoraFile:
     source: str
     states_alpha: bool
     metadata: Mapping[str, str]
+    spellings: frozenset[Spelling]
+    alphas: Mapping[str, float]
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -90,7 +94,18 @@ def read(
         DialectError: it cannot be mapped whole, or its strength is not known.
         InvalidDocument: a configuration in it or beside it cannot be read.
     """
-    header = _header(content)
+    return understood(_header(content), content, base, config=config, alpha=alpha)
+
+
+def understood(
+    header: Header,
+    content: Content,
+    base: BaseFacts,
+    *,
+    config: bytes | None = None,
+    alpha: float | None = None,
+) -> LoraFile:
+    """Return what a LoRA file says whose table of contents is known; see `read`."""
     dialect, parsed = grammar.parse(list(header.tensors), base.spec, base.id)
     factors = _factors(header, parsed, base)
     alpha_keys = {item.module: item.key for item in parsed if item.role == "alpha"}
@@ -124,6 +139,8 @@ def read(
         source=found.source,
         states_alpha=found.stated,
         metadata=header.metadata,
+        spellings=frozenset(item.spelling for item in parsed if item.spelling is not None),
+        alphas=alphas,
     )
 
 
@@ -150,7 +167,7 @@ def _factors(header: Header, parsed: Sequence[ParsedKey], base: BaseFacts) -> li
             found[item.module][item.role] = item.key
     alone = [key for pair in found.values() if len(pair) == 1 for key in pair.values()]
     if alone:
-        raise DialectError("the other factor of these is missing", keys=alone)
+        raise DialectError("the other factor of these is missing", keys=alone, problem="alone")
     factors, misfits, dtypes = [], [], []
     for module, pair in sorted(found.items()):
         a, b = header.tensors[pair["A"]], header.tensors[pair["B"]]
@@ -165,13 +182,15 @@ def _factors(header: Header, parsed: Sequence[ParsedKey], base: BaseFacts) -> li
             f"the shapes do not fit {base.id}",
             "choose the base that the LoRA was trained on (--base)",
             keys=misfits,
+            problem="shape",
         )
     if dtypes:
-        raise DialectError(f"the dtypes are none of {', '.join(DTYPE_BYTES)}", keys=dtypes)
+        raise DialectError(f"the dtypes are none of {', '.join(DTYPE_BYTES)}", keys=dtypes, problem="dtype")
     if max(item.rank for item in factors) > MAX_RANK:
         raise DialectError(
             f"the rank is {max(item.rank for item in factors)}; at most {MAX_RANK} is allowed",
             "reduce the rank with the program that trained the LoRA",
+            problem="shape",
         )
     return factors
 
@@ -180,7 +199,7 @@ def _refuse_lonely(alpha_keys: Mapping[str, str], factors: Sequence[Factors]) ->
     modules = {item.module for item in factors}
     lonely = [key for module, key in alpha_keys.items() if module not in modules]
     if lonely:
-        raise DialectError("these have no factors to scale", keys=lonely)
+        raise DialectError("these have no factors to scale", keys=lonely, problem="alone")
 
 
 def _kinds(base: BaseFacts, modules: Sequence[str]) -> frozenset[str]:

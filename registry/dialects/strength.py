@@ -31,7 +31,9 @@ RELEASED_RANK, RELEASED_ALPHA = 64, 128.0
 
 NOWHERE: Final = "nobody: loaders take the rank for alpha"
 
-_HEADER_CONFIG = "lora_adapter_metadata"
+HEADER_CONFIG: Final = "lora_adapter_metadata"
+"""The entry of the header's metadata in which diffusers keeps the same."""
+
 _HEADER_ALPHAS = ("ss_network_alpha", "lora_alpha", "network_alpha", "alpha", "transformer.lora_alpha")
 _PRECISION: Final[Mapping[str, float]] = {"BF16": 2**-8, "F16": 2**-10}
 _EXACT = 1e-6
@@ -114,12 +116,13 @@ def resolve(
     claims = []
     if alphas:
         claims.append(_from_tensors(factors, alphas, precision))
-    if _HEADER_CONFIG in metadata:
-        where = f"the header's {_HEADER_CONFIG}"
-        text = metadata[_HEADER_CONFIG].encode("utf-8", "surrogatepass")
-        claims.append(_from_config(_unprefixed(_object(text, where), where), where, factors))
+    if HEADER_CONFIG in metadata:
+        where = f"the header's {HEADER_CONFIG}"
+        values = _unprefixed(header_config(metadata), where)
+        claims.append(_Claim(where=where, scales=configured(values, where, factors)))
     if dialect == PEFT.dialect and config is not None:
-        claims.append(_from_config(_object(config, CONFIG_NAME), CONFIG_NAME, factors))
+        values = config_values(config, CONFIG_NAME)
+        claims.append(_Claim(where=CONFIG_NAME, scales=configured(values, CONFIG_NAME, factors)))
     claims += _from_header(factors, metadata, uniform=len(set(alphas.values())) <= 1)
     if stated is not None:
         claims.append(_one_alpha("--alpha", stated, factors))
@@ -185,7 +188,14 @@ def _from_header(factors: Sequence[Factors], metadata: Mapping[str, str], *, uni
     return claims
 
 
-def _object(data: bytes, where: str) -> dict[str, Any]:
+def header_config(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the configuration in a header that has one, as it stands there; raises as `resolve`."""
+    text = metadata[HEADER_CONFIG].encode("utf-8", "surrogatepass")
+    return config_values(text, f"the header's {HEADER_CONFIG}")
+
+
+def config_values(data: bytes, where: str) -> dict[str, Any]:
+    """Return the fields of a configuration; raises as `resolve`."""
     value = strict_json(data, where, MAX_CONFIG_BYTES)
     if not isinstance(value, dict):
         raise DialectError(f"{where} is no JSON object")
@@ -203,14 +213,25 @@ def _unprefixed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {name.removeprefix(part): value for name, value in values.items()}
 
 
-def _from_config(values: Mapping[str, Any], where: str, factors: Sequence[Factors]) -> _Claim:
-    """Return the strength in a PEFT configuration that says nothing beyond plain LoRA."""
+def configured(values: Mapping[str, Any], where: str, factors: Sequence[Factors]) -> Mapping[str, float]:
+    """Return the scale of each module by a PEFT configuration that says nothing beyond plain LoRA.
+
+    Args:
+        values: its fields, hostile.
+        where: where it stands, for messages.
+        factors: the modules.
+
+    Raises:
+        DialectError: it says more, or other ranks than the tensors have, or a number is out of range.
+    """
     other = [name for name, value in values.items() if name not in _HARMLESS and value and value != "none"]
     if values.get("peft_type", "LORA") != "LORA":
         other.append("peft_type")
     start = values.get("init_lora_weights")
     if not (start is None or isinstance(start, bool) or start in _HARMLESS_STARTS):
         other.append("init_lora_weights")  # such as pissa: it changes the base's weights, too
+    if not isinstance(values.get("use_rslora"), bool | None):
+        other.append("use_rslora")  # PEFT takes everything that is not empty for a yes
     if other:
         raise DialectError(f"{where} asks for more than plain LoRA layers", keys=other)
     default_rank, default_alpha = values.get("r"), _alpha(values.get("lora_alpha"), f"{where}, lora_alpha")
@@ -226,7 +247,7 @@ def _from_config(values: Mapping[str, Any], where: str, factors: Sequence[Factor
         scales[item.module] = alpha / (math.sqrt(item.rank) if stabilised else item.rank)
     if wrong:
         raise DialectError(f"the tensors have other ranks than {where} says", keys=wrong)
-    return _Claim(where=where, scales=scales)
+    return scales
 
 
 class Patterns:
