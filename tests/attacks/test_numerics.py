@@ -194,14 +194,6 @@ def test_structured_data_in_the_lowest_bits_is_found(dtype: str) -> None:
     assert found(hide(words, data, 1), dtype) == {"ADP-NUM-011"}
 
 
-def test_structured_data_in_the_low_bytes_is_found() -> None:
-    """One byte a number: every number has the same place in it, so no place stands out, but the values do."""
-    words = words_of(A, "BF16")
-    values = np.random.default_rng(7).choice(256, 40, replace=False)
-    data = bytes(np.random.default_rng(8).choice(values, words.size).astype(np.uint8))
-    assert found(hide(words, data, 8), "BF16") == {"ADP-NUM-011"}
-
-
 def test_random_data_in_free_bits_of_a_part_is_found() -> None:
     """Encrypted data: no statistic of its own, but it breaks the precision of the component it is in."""
     words = words_of(A, "F32") & np.uint32(0xFFFF0000)
