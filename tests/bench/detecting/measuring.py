@@ -106,9 +106,10 @@ def false_positives(measured: Measured, protocol: str, detector: str) -> rates.I
 def deployed(measured: Measured) -> dict[str, Any]:
     """What the scanner itself says: its verdict at p <= 0.01, no pooling of bases, no scaling.
 
-    Weights are compared with the clean calibration adapters of the same base, rank and targets, as the
-    scanner looks its population up; behaviour with those of the same base. With fewer than 99 it judges
-    nothing. A pair has a verdict of its own in behaviour; in weight space it has the worse one of its halves.
+    Weights are compared with the clean calibration adapters of the same base, rank and targets, behaviour
+    with those of the same base and rank: so the scanner and the probe look their populations up. With fewer
+    than 99 they judge nothing. A pair has a verdict of its own in behaviour; in weight space it has the worse
+    one of its halves.
     """
     zoo = measured.zoo
     alone, together = (zoo.clean("calibration", pairs=pairs) for pairs in (False, True))
@@ -144,7 +145,8 @@ def _verdict(calibration: Sequence[Specimen], one: Specimen, kind: judges.Kind) 
         for other in calibration
         if other.base == one.base
         and other.id != one.id
-        and (kind == "behaviour" or (other.rank, other.targets) == (one.rank, one.targets))
+        and other.rank == one.rank
+        and (kind == "behaviour" or other.targets == one.targets)
     ]
     if not clean:
         return None
