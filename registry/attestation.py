@@ -265,8 +265,7 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
 
     Raises:
         UsageError: the provenance names other materials than the manifest, or the probe ran over other bytes
-            or on another base.
-        InvalidDocument: it is no such predicate.
+            or on another base, or it is no such predicate.
     """
     found = Statement(kind=kind, subject_name="", digest=manifest.digest, predicate=predicate)
     if kind == "training" and not materials_match(found, manifest):
@@ -275,7 +274,7 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
             "`registry push` writes it from the adapter card; push the adapter with a corrected card",
         )
     if kind == "behaviour":
-        problem = probed_another(behaviour.parse(predicate), manifest)
+        problem = probed_another(behaviour.parse(behaviour.behaviour_predicate(predicate)), manifest)
         if problem is not None:
             raise UsageError(problem, "`trainer probe` the very adapter that was pushed, on its base")
 

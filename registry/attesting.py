@@ -168,6 +168,9 @@ def sign(
     """
     subject = f"{manifest.name}:{manifest.version}"
     payload = attestation.statement(kind, subject, manifest.digest, predicate)
+    signed = Attested(
+        reference=subject, kind=kind, digest=manifest.digest, statement="", reused=True, predicate=predicate
+    )
     signer = registry.keys.signer(ROLE_OF[kind])
     public = envelope.PublicKey.of(signer.public_key)
     said = _without_time(predicate)
@@ -177,7 +180,7 @@ def sign(
         except BadSignature:
             continue
         if found.kind == kind and _without_time(found.predicate) == said:
-            return Attested(reference=subject, kind=kind, digest=manifest.digest, statement=key, reused=True)
+            return replace(signed, statement=key, predicate=found.predicate)
     if len(there) >= shelf.MAX_STATEMENTS:
         raise Conflict(
             f"{subject} has {len(there)} statements; with one more nobody could pull it",
@@ -185,7 +188,7 @@ def sign(
         )
     data = envelope.sign(payload, [signer])
     key, new = shelf.put_statement(registry.store, manifest.digest, kind, data)
-    return Attested(reference=subject, kind=kind, digest=manifest.digest, statement=key, reused=not new)
+    return replace(signed, statement=key, reused=not new)
 
 
 def _without_time(predicate: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from registry.attestation import Kind
     from registry.gates import GateReport
     from registry.policy import RegistryPolicy
+    from registry.rescanning import Rescan
     from registry.results import Attested, Listed, Promotion, Pulled, PushResult, Shown
     from registry.signing.authority import Authority
     from registry.signing.signers import KeyRing
@@ -347,6 +348,12 @@ class Registry:
         from registry import pulling
 
         return pulling.verify_folder(self, folder)
+
+    def rescan(self, *names: str, everything: bool = False, progress: Progress | None = None) -> Rescan:
+        """Scans what is released by the rules of today; see `rescanning.rescan`."""
+        from registry import rescanning
+
+        return rescanning.rescan(self, names, everything=everything, progress=progress)
 
     def list(self, name: str | None = None) -> tuple[Listed, ...]:
         """Every signed version with its signed aliases, or those of one adapter."""

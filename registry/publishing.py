@@ -109,6 +109,7 @@ def push(
         digest=manifest.digest,
         uploaded_bytes=sent,
         reused=reused,
+        findings=tuple(sorted({found.rule for found in report.findings})),
     )
 
 

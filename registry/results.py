@@ -22,6 +22,7 @@ class PushResult:
         digest: digest of its manifest.
         uploaded_bytes: how many bytes of files were sent.
         reused: the very same adapter was there before; nothing new was made.
+        findings: ids of the rules for which the scanner wants a person to look at it.
     """
 
     reference: str
@@ -29,6 +30,7 @@ class PushResult:
     digest: Digest
     uploaded_bytes: int
     reused: bool
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +43,7 @@ class Attested:
         digest: digest of the manifest that it is about.
         statement: key of the envelope in the store.
         reused: the same statement was there before.
+        predicate: what it says.
     """
 
     reference: str
@@ -48,6 +51,7 @@ class Attested:
     digest: Digest
     statement: str
     reused: bool
+    predicate: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,7 @@ MAX_DAYS: Final = 365
 """No policy allows waivers for longer."""
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
-_Time = Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+_Time = Annotated[str, StringConstraints(pattern=r"^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}Z$")]
 _RuleId = Annotated[str, StringConstraints(pattern=r"^ADP-[A-Z]{3}-[0-9]{3}$")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -83,31 +83,64 @@ def _team(server: bool, given: Mapping[str, str | None], folder: Path) -> None:
     type=click.Path(exists=True, dir_okay=False),
     help='Evaluation report (JSON with a "verdict") to sign along.',
 )
+@click.option(
+    "--behaviour",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Report of `trainer probe` about these weights, to sign along.",
+)
+@click.option("--for-review", is_flag=True, help="Publish also what the scanner wants a person to look at.")
 @click.option("--version", type=click.IntRange(1), help="Number that it must get; default: the next one.")
-def push(folder: str, name: str, evaluation: str | None, version: int | None, progress: Progress) -> Answer:
+def push(
+    folder: str,
+    name: str,
+    evaluation: str | None,
+    behaviour: str | None,
+    for_review: bool,
+    version: int | None,
+    progress: Progress,
+) -> Answer:
     """Publish an adapter FOLDER as the next version of a name.
 
     Scans it, checks its licences, signs it. The same adapter pushed again is found, not duplicated; a version
-    that exists is never overwritten. An interrupted push is completed by the next one.
+    that exists is never overwritten. An interrupted push is completed by the next one. With --for-review an
+    adapter with findings that ask for a person is published as well; nobody can pull it before approvers have
+    waived every one of them with `registry waive`.
     """
     from pathlib import Path
 
     from registry.client import Registry
 
-    report = None if evaluation is None else read_json(Path(evaluation), "the evaluation.json of a run")
-    result = Registry.open().push(Path(folder), name, evaluation=report, version=version, progress=progress)
+    result = Registry.open().push(
+        Path(folder),
+        name,
+        evaluation=_report(evaluation, "the evaluation.json of a run"),
+        behaviour=_report(behaviour, "what `trainer probe` wrote"),
+        for_review=for_review,
+        version=version,
+        progress=progress,
+    )
     data = {
         "reference": result.reference,
         "version": result.version,
         "digest": str(result.digest),
         "uploaded_bytes": result.uploaded_bytes,
         "reused": result.reused,
+        "findings": [*result.findings],
     }
+    if result.findings:
+        rules = " ".join(result.findings)
+        click.echo(f"A person has to look: registry waive {result.reference} {rules} --reason ...", err=True)
     if result.reused:
         text = f"{result.reference}  {result.digest}\nIt was published before; nothing new was made."
     else:
         text = f"{result.reference}  {result.digest}\nPublished; {result.uploaded_bytes} bytes were sent."
     return Answer(data, text)
+
+
+def _report(path: str | None, what: str) -> Mapping[str, Any] | None:
+    from pathlib import Path
+
+    return None if path is None else read_json(Path(path), what)
 
 
 @command

@@ -1,4 +1,4 @@
-"""Commands about signed statements: attest, export."""
+"""Commands about signed statements: attest, waive, export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from registry.exporting import Exported
     from registry.transfer import Progress
 
-KINDS = ("training", "evaluation", "scan", "licence")
+KINDS = ("training", "evaluation", "scan", "licence", "behaviour")
 """Kinds that `attest` signs; an approval is signed by `approve`, which verifies everything else first."""
 
 FORMATS = ("bundle", "cyclonedx", "model-signing")
@@ -34,22 +34,29 @@ def attest(reference: str, kind: str, predicate: str, role: str | None) -> Answe
     """Sign a statement about REFERENCE.
 
     A statement that says no is signed as well, and keeps the adapter from being pulled. The same statement
-    signed again by the same key is found, not doubled. Approvals are signed by `registry approve`.
+    signed again by the same key is found, not doubled. Approvals are signed by `registry approve`, waivers by
+    `registry waive`.
     """
     from pathlib import Path
     from typing import cast
 
     from registry.attestation import ROLE_OF, Kind, Statement, evaluation_predicate
+    from registry.behaviour import behaviour_predicate
     from registry.client import Registry
 
     told = read_json(Path(predicate), f"the predicate of the {kind} statement")
     if kind == "evaluation":
         told = evaluation_predicate(told)
+    if kind == "behaviour":
+        told = behaviour_predicate(told)
     wanted = cast(Kind, kind)
     result = Registry.open().attest(reference, wanted, told, role)
     found = Statement(kind=wanted, subject_name=result.reference, digest=result.digest, predicate=told)
     if found.outcome != "pass":
-        click.echo(f"It says {found.outcome!r}, so that pulls of {result.reference} are refused.", err=True)
+        unless = ", unless approvers waive it" if found.outcome == "review" else ""
+        click.echo(
+            f"It says {found.outcome!r}, so that pulls of {result.reference} are refused{unless}.", err=True
+        )
     data = {
         "reference": result.reference,
         "digest": str(result.digest),
@@ -61,6 +68,44 @@ def attest(reference: str, kind: str, predicate: str, role: str | None) -> Answe
     }
     verb = "This statement was signed before" if result.reused else f"Signed by the {ROLE_OF[wanted]}"
     return Answer(data, f"{result.reference}  {result.digest}\n{verb}: {kind}, {found.outcome}.")
+
+
+@command
+@click.argument("reference")
+@click.argument("rules", nargs=-1, required=True)
+@click.option("--reason", required=True, help="Why; people will read it.")
+@click.option("--by", help="Who decides; default: who works on this machine.")
+@click.option("--days", type=click.IntRange(1), default=30, show_default=True, help="How long it counts.")
+@click.option("--where", help="Only findings at this place, as the scan names it.")
+def waive(
+    reference: str, rules: tuple[str, ...], reason: str, by: str | None, days: int, where: str | None
+) -> Answer:
+    """Sign that findings of RULES in REFERENCE may pass for a while.
+
+    Only rules that ask for a review can be waived, only for these bytes, and it counts when as many approvers
+    have signed as an approval needs.
+
+    Example: registry waive pixelsmile:3 ADP-WGT-001 --reason "trained on few images" --days 30
+    """
+    from registry.client import Registry
+
+    registry = Registry.open()
+    result = registry.waive(
+        reference, *rules, by=by or registry.place.actor, reason=reason, days=days, where=where
+    )
+    told = result.predicate
+    data = {
+        "reference": result.reference,
+        "digest": str(result.digest),
+        "rules": told["rules"],
+        "where": where,
+        "by": told["by"],
+        "expires": told["expires"],
+        "statement": result.statement,
+        "reused": result.reused,
+    }
+    said = f"A waiver of {', '.join(told['rules'])} is signed; it ends on {told['expires']}."
+    return Answer(data, f"{result.reference}  {result.digest}\n{said}")
 
 
 @command
@@ -132,4 +177,4 @@ def _answer(found: Exported, form: str, place: Path | None) -> Answer:
     return Answer(data, "\n".join(lines) + hint)
 
 
-COMMANDS = (attest, export)
+COMMANDS = (attest, waive, export)

@@ -246,6 +246,13 @@ def approval_of(name: str, digest: bytes | None) -> Published:
     return swapped(honest, "approval", signed("approval", name, about, honest_predicate(honest, "approval")))
 
 
+def trained(name: str, digest: bytes | None) -> Published:
+    """A genuine training statement, of something else."""
+    honest = publish()
+    about = honest.expected if digest is None else digest_bytes(digest)
+    return swapped(honest, "training", signed("training", name, about, honest_predicate(honest, "training")))
+
+
 def told(kind: Kind, **changes: Any) -> Published:
     return publish(predicates={kind: {**honest_predicate(publish(), kind), **changes}})
 
@@ -415,7 +422,11 @@ ATTACKS: dict[str, tuple[int, Callable[[], Published], type[RegistryError], str]
     "the scan failed": (9, lambda: told("scan", result="FAILED"), PolicyRefused, "scan"),
     "the scan says nothing": (9, lambda: told("scan", result=None), PolicyRefused, "scan"),
     "the scan warns": (9, lambda: told("scan", result="WARNED"), NeedsReview, "scan"),
-    "trained from another recipe": (9, other_materials, PolicyRefused, "other materials"),
+    "trained from another recipe": (9, other_materials, PolicyRefused, "other materials than"),
+    "provenance of another recipe": (9, other_materials, PolicyRefused, "ADP-PRV-001"),
+    "no provenance": (6, lambda: lacking("training"), Unsigned, "ADP-PRV-001"),
+    "provenance of other bytes": (8, lambda: trained(NAME, b"other"), BadSignature, "ADP-PRV-001"),
+    "provenance of another version": (8, lambda: trained("pixelsmile:2", None), BadSignature, "ADP-PRV-001"),
     "a refusal is outvoted": (9, outvoted_refusal, PolicyRefused, "evaluation"),
     "a non-commercial dataset": (
         10,
