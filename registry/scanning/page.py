@@ -99,8 +99,9 @@ def _subject(subject: Subject, probed: Probed | None, at: int | None) -> str:
     if report is None:
         body = _banner(subject.outcome, subject.problem)
     else:
-        parts = [_summary(subject, report), _findings(report), _strength(report), _space(report.space)]
-        body = "".join([*parts, "" if probed is None else _behaviour(probed), _provenance(report)])
+        seen = "" if probed is None else _behaviour(probed)
+        parts = [_summary(subject, report), _findings(report), seen, _strength(report), _space(report.space)]
+        body = "".join([*parts, _provenance(report)])
     if at is None:
         return body
     fold = " open" if subject.outcome != "pass" else ""

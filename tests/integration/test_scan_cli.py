@@ -10,21 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from fakes import hostile_http as http
 from fakes.adapters import BASES, RANK, card, clean_adapter, container, factors
 from fakes.registries import NAME, adapter_folder, copy_registry, one, overwrite
-from registry.content import CHUNK_BYTES
 from registry.digest import digest_bytes
-from registry.errors import DigestMismatch, NotFound, RegistryError, ScanRefused, UsageError
+from registry.errors import NotFound, UsageError
 from registry.manifest import CARD_NAME, WEIGHTS_NAME
-from registry.scanning import reading
-from registry.scanning.reading import ObjectContent, checked
 from registry.scanning.rules import RULES
 from registry.scanning.targets import Options, scan_target
-from registry.storage.local import LocalObjects
 
 pytestmark = pytest.mark.integration
 
@@ -205,7 +200,8 @@ def test_a_lone_file_is_read_with_the_configuration_beside_it(tmp_path: Path) ->
         key.replace("transformer.", "base_model.model.", 1): value for key, value in factors(BASE).items()
     }
     folder = lay(tmp_path / "lone", {"x.safetensors": container(values, metadata={"format": "pt"})})
-    config = {"r": RANK, "lora_alpha": 4 * RANK, "peft_type": "LORA"}
+    targets = card(BASE)["lora"]["targets"]
+    config = {"r": RANK, "lora_alpha": 4 * RANK, "peft_type": "LORA", "target_modules": targets}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     found = scan_target(str(folder / "x.safetensors"), Options()).subjects[0].report
     assert found is not None
@@ -263,71 +259,6 @@ def test_a_server_that_answers_half_is_no_pass(bucket: http.HostileS3) -> None:
     refused = registry("scan", f"s3://models/loras/clean/{WEIGHTS_NAME}")
     assert refused.returncode not in (0, 14, 17)
     assert "AccessDenied" in refused.stderr
-
-
-class Store(LocalObjects):
-    """A store whose answers change: objects become shorter, and every reading is counted."""
-
-    shorter = 0
-    fetched = 0
-
-    def read(self, key: str, start: int, stop: int) -> bytes:
-        data = super().read(key, start, stop)
-        self.fetched += len(data)
-        return data[: len(data) - self.shorter]
-
-
-def test_objects_are_read_by_range_and_never_over_and_over(tmp_path: Path) -> None:
-    data = np.random.default_rng(0).bytes(10 * CHUNK_BYTES + 5)
-    store = Store(tmp_path)
-    store.put("a/b", data)
-    content = ObjectContent(store, "a/b")
-    assert content[CHUNK_BYTES - 3 : CHUNK_BYTES + 3] == data[CHUNK_BYTES - 3 : CHUNK_BYTES + 3]
-    assert content[-5:] == data[-5:]
-    assert content[7:7] == b""
-    before = store.fetched
-    assert content[CHUNK_BYTES : CHUNK_BYTES + 9] == data[CHUNK_BYTES : CHUNK_BYTES + 9]
-    assert store.fetched == before, "what was read last is kept"
-    places = [number % 10 * CHUNK_BYTES for number in range(1000)]
-    with pytest.raises(RegistryError, match="again and again"):
-        assert [content[at : at + 1] for at in places] == []
-    assert store.fetched <= 7 * len(data)
-
-
-def test_an_object_that_shrinks_is_no_pass(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.put("weights", clean_adapter(BASE)[WEIGHTS_NAME])
-    store.shorter = 1
-    with (
-        pytest.raises(DigestMismatch, match="became shorter"),
-        checked(lambda: ObjectContent(store, "weights"), "weights", lambda *_: None),
-    ):
-        pass
-
-
-def test_bytes_that_change_after_they_were_hashed_are_not_judged(tmp_path: Path) -> None:
-    folder = lay(tmp_path / "adapter", dict(clean_adapter(BASE)))
-    path = folder / WEIGHTS_NAME
-    from registry.content import FileContent
-
-    with checked(lambda: FileContent(path), WEIGHTS_NAME, lambda *_: None) as (weights, digest):
-        assert digest == digest_bytes(path.read_bytes())
-        with path.open("r+b") as stream:
-            stream.seek(-1, os.SEEK_END)
-            stream.write(b"\x7f")
-        with pytest.raises(DigestMismatch):
-            weights[:]
-
-
-def test_a_file_larger_than_any_adapter_is_not_even_hashed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reading, "MAX_WEIGHTS_BYTES", 10)
-    folder = lay(tmp_path / "adapter", dict(clean_adapter(BASE)))
-    heard: list[int] = []
-    with pytest.raises(ScanRefused, match="at most 10"):
-        scan_target(str(folder), Options(progress=lambda stage, done, total: heard.append(done)))
-    assert not heard
 
 
 # -- adapters of the registry --
