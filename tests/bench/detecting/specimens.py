@@ -134,7 +134,8 @@ def load(folder: Path, seen: str = "") -> Zoo:
         elif reasons.get(line["id"]) is None:
             place = folder / "adapters" / line["id"]
             specimens[line["id"]] = _adapter(line, facts[line["id"]], place)
-    left_out["adapters without features"] = len(facts.keys() - {line["id"] for line in lines})
+    wanted = {name for name in facts if reasons.get(name) is None}
+    left_out["adapters without features"] = len(wanted - {line["id"] for line in lines})
     specimens |= {pair.id: pair for line in lines if (pair := _pair(line, specimens))}
     return Zoo(
         specimens=dict(sorted(specimens.items())),

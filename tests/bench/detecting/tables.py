@@ -26,6 +26,25 @@ def tables(found: Json) -> str:
     return "\n".join(parts)
 
 
+def filled(document: str, found: Json, command: str) -> str:
+    """Return a document with the tables between ``<!-- detection -->`` and ``<!-- /detection -->``.
+
+    Args:
+        document: Markdown.
+        found: a result of `measuring.result`.
+        command: that made it, below PYTHONPATH=tests and tests/bench.
+
+    Raises:
+        ValueError: the marks are not there, once and in order.
+    """
+    before, mark, rest = document.partition("<!-- detection -->\n")
+    _, end, after = rest.partition("<!-- /detection -->\n")
+    if not mark or not end or "<!-- detection -->" in rest:
+        raise ValueError("the document has no place for the tables: <!-- detection --> … <!-- /detection -->")
+    source = f"`PYTHONPATH=tests python tests/bench/{command} --fill docs/scanner.md` printed:\n\n"
+    return f"{before}{mark}{source}{tables(found)}{end}{after}"
+
+
 def targets(found: Json) -> list[tuple[str, float | None, str, float, bool]]:
     """What must hold: name, value (None: not measured), ">=" or "<=", bound, and whether it holds."""
     rows: list[tuple[str, float | None, str, float]] = []

@@ -623,6 +623,25 @@ def test_the_bench_prints_one_line_and_writes_tables_and_a_page(
     assert page.open == []
 
 
+def test_tables_replace_what_is_between_the_marks(measured: measuring.Measured) -> None:
+    found = measuring.result(measured)
+    document = "a\n<!-- detection -->\nyesterday\n<!-- /detection -->\nb\n"
+    new = tables.filled(document, found, "detection.py zoo")
+    assert new.startswith("a\n<!-- detection -->\n")
+    assert new.endswith("<!-- /detection -->\nb\n")
+    assert "yesterday" not in new
+    assert tables.overview_table(found, "leave_one_attack_out") in new
+    assert tables.filled(new, found, "detection.py zoo") == new
+    with pytest.raises(ValueError, match="no place"):
+        tables.filled("nothing", found, "detection.py zoo")
+
+
+def test_the_document_has_a_place_for_the_tables(measured: measuring.Measured) -> None:
+    path = Path(__file__).resolve().parents[3] / "docs" / "scanner.md"
+    document = path.read_text("utf-8")
+    assert tables.filled(document, measuring.result(measured), "detection.py zoo").count("### Targets") == 1
+
+
 def test_the_bench_without_a_zoo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     detection.main([])
     assert "name a zoo" in json.loads(capsys.readouterr().out)["skipped"]
