@@ -38,6 +38,12 @@ _METADATA = "__metadata__"
 _KEY = re.compile(r"transformer\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_(A|B)\.weight", re.ASCII)
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _PRINTABLE = re.compile(r"[\x20-\x7e]*", re.ASCII)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_BLANKS = re.compile(r"[\t\n\r]|  ")
+_ESCAPE = re.compile(r"\\(?:u00(?:[2-6][0-9A-Fa-f]|7[0-9A-Ea-e])|(.))")
+_MAX_PADDING = 255
+"""Writers pad the header so that the data is aligned: to 8 bytes most, to 256 some."""
 
 # Where a key of another dialect shows itself, and how that dialect is called.
 _FOREIGN: Final = (
@@ -60,6 +66,8 @@ Problem = Literal[
     "offsets",
     "layout",
     "metadata",
+    "spelling",
+    "alignment",
 ]
 
 
@@ -91,6 +99,8 @@ class Rules:
         metadata_bytes: at most so many characters of metadata, names included.
         numbers: dtypes that a tensor of one element may have besides DTYPE_BYTES, with their bytes; with
             any, such a tensor may also have the shape [].
+        neat: the header has no whitespace, escapes or padding that no writer needs, and every tensor begins
+            at a multiple of its number's bytes.
     """
 
     text: Literal["ascii", "utf-8"] = "ascii"
@@ -98,6 +108,7 @@ class Rules:
     metadata_entries: int = MAX_METADATA_ENTRIES
     metadata_bytes: int = MAX_METADATA_BYTES
     numbers: Mapping[str, int] = field(default_factory=dict)
+    neat: bool = True
 
 
 CANONICAL: Final = Rules()
@@ -109,6 +120,7 @@ FOREIGN: Final = Rules(
     metadata_entries=4096,
     metadata_bytes=MAX_HEADER_BYTES,
     numbers={"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I32": 4, "I64": 8},
+    neat=False,
 )
 """LoRA files of other trainers: they write alpha as a number without a shape, and much into the metadata."""
 
@@ -181,6 +193,9 @@ def read_header(content: Content, rules: Rules = CANONICAL) -> Header:
     tensors = {key: _tensor(key, value, origin, rules) for key, value in table.items()}
     ordered = dict(sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)))
     _check_layout(ordered, origin, len(content))
+    if rules.neat:
+        _check_spelling(text)
+        _check_alignment(ordered)
     return Header(tensors=ordered, metadata=metadata)
 
 
@@ -270,6 +285,8 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _integer(digits: str) -> int:
     if len(digits) > 15:
         raise ValueError("an integer has more than 15 digits")
+    if digits == "-0":  # zero for some readers, a float or an error for others
+        raise ValueError("an integer is written -0")
     return int(digits)
 
 
@@ -330,6 +347,8 @@ def _metadata(value: Any, rules: Rules) -> dict[str, str]:
     for key, text in value.items():
         if rules.printable and not (_PRINTABLE.fullmatch(key) and _PRINTABLE.fullmatch(text)):
             raise FormatError("metadata", f"the metadata entry {shown(key)!r} is not printable ASCII")
+        if _SURROGATE.search(key) or _SURROGATE.search(text):  # the reference reader refuses the file
+            raise FormatError("metadata", f"the metadata entry {shown(key)!r} has half a character")
     return value
 
 
@@ -373,3 +392,32 @@ def _check_layout(ordered: Mapping[str, TensorInfo], origin: int, total: int) ->
         at = info.end
     if at != total:
         raise FormatError("layout", f"the tensors end at byte {at}, the file at {total}")
+
+
+def _check_spelling(text: str) -> None:
+    """Demand the spelling of the known writers: what is spelled otherwise hides something, or from somebody.
+
+    Args:
+        text: the header, valid JSON.
+    """
+    body = text.rstrip(" ")
+    if len(text) - len(body) > _MAX_PADDING:
+        raise FormatError(
+            "spelling",
+            f"{len(text) - len(body)} spaces pad the header; at most {_MAX_PADDING} are needed",
+        )
+    if _BLANKS.search(_STRING.sub('""', body)):
+        raise FormatError("spelling", "the header has line breaks, tabs or rows of spaces between its tokens")
+    for found in _ESCAPE.finditer(body):
+        if found[1] is None or found[1] == "/":
+            raise FormatError("spelling", f"the header writes a plain character as {shown(found[0])}")
+
+
+def _check_alignment(ordered: Mapping[str, TensorInfo]) -> None:
+    for key, info in ordered.items():
+        if info.start % DTYPE_BYTES[info.dtype]:
+            raise FormatError(
+                "alignment",
+                f"{shown(key, 120)!r} begins at byte {info.start}, no multiple of the "
+                f"{DTYPE_BYTES[info.dtype]} bytes of {info.dtype}",
+            )

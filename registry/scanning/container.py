@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Final
 
 from registry.content import Content
-from registry.formats import FormatError, Header, Problem, read_header
+from registry.formats import CANONICAL, FormatError, Header, Problem, Rules, read_header
+from registry.scanning.polyglots import MAGIC_BYTES, hidden, is_tar, named_by_magic, pickle_import, polyglot
 from registry.scanning.report import Finding, finding
 
 _RULE_OF: Final[Mapping[Problem, str]] = {
@@ -20,84 +22,120 @@ _RULE_OF: Final[Mapping[Problem, str]] = {
     "offsets": "ADP-CON-008",
     "layout": "ADP-CON-009",
     "metadata": "ADP-CON-010",
+    "spelling": "ADP-CON-011",
+    "alignment": "ADP-CON-012",
 }
-_ZIP_END = b"PK\x05\x06"
-_ZIP64_LOCATOR = b"PK\x06\x07"
-_ZIP_END_BYTES = 22
-_ZIP_TAIL = (1 << 16) + _ZIP_END_BYTES
-_MAGICS: Final = (
-    (re.compile(rb"\x80[\x02-\x05](?:\x95|[\x58-\x7d\x28\x5d\x4b\x8a\x8c])"), "a pickle"),
-    (re.compile(rb"PK[\x03\x05\x07]"), "a zip archive (as PyTorch writes)"),
-    (re.compile(rb"\x1f\x8b"), "a gzip file"),
-    (re.compile(rb"\x7fELF|MZ\x90"), "a program"),
-    (re.compile(rb"\x89HDF"), "an HDF5 file"),
-    (re.compile(rb"GGUF|GGML"), "a GGUF file"),
-)
 # Names that loaders look at to scale an adapter or to build it in another way.
 _STRENGTH = re.compile(
     r"alpha|adapter_metadata|scal(e|ing)|rslora|rank_pattern|network_(dim|args)", re.IGNORECASE
 )
-_MAGIC_BYTES: Final = 16
 _LABEL = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z0-9_-]+)*", re.ASCII)
+_CODE = re.compile(
+    r"<\s*(script|iframe|svg|img)|javascript:|__import__|__reduce__|!!python/|\$\{|\{\{|\{%|<\?php|#!/"
+    r"|\b(os\.system|subprocess\.|eval\(|exec\(|powershell|/bin/(ba)?sh)",
+    re.IGNORECASE,
+)
+_ENCODED = re.compile(r"[A-Za-z0-9+/_=-]{129}|data:[a-z]+/|(?:%[0-9A-Fa-f]{2}){8}|(?:\\x[0-9A-Fa-f]{2}){8}")
+_WAY_OUT = re.compile(r"\.\.[/\\]|file://|\\\\[A-Za-z0-9]", re.IGNORECASE)
+
+_LOADABLE: Final = frozenset(
+    [
+        *(
+            ".safetensors",
+            ".bin",
+            ".pt",
+            ".pth",
+            ".pt2",
+            ".ckpt",
+            ".pkl",
+            ".pickle",
+            ".dill",
+            ".joblib",
+            ".dat",
+        ),
+        *(".npy", ".npz", ".h5", ".hdf5", ".keras", ".onnx", ".gguf", ".ggml", ".pb", ".tflite", ".mlmodel"),
+        *(".msgpack", ".nemo", ".mar", ".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"),
+        *(".whl", ".egg", ".jar", ".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ps1"),
+    ]
+)
+_BESIDE_BYTES: Final = 512
 
 
-def check(weights: Content) -> tuple[Header | None, list[Finding]]:
+def check(weights: Content, rules: Rules = CANONICAL) -> tuple[Header | None, list[Finding]]:
     """Return the container's table of contents (None when it cannot be trusted) and the findings.
 
     Args:
-        weights: the bytes of the file, hostile.
+        weights: the bytes of the file, hostile; of the tensors, the first few hundred of each are read.
+        rules: what the container may have; metadata is judged as an adapter's only under ``CANONICAL``.
     """
-    foreign = _foreign_format(weights)
+    foreign = polyglot(weights)
     if foreign:
         return None, [finding("ADP-CON-002", "the file", foreign)]
     try:
-        header = read_header(weights)
+        header = read_header(weights, rules)
     except FormatError as error:
         return None, [finding(_RULE_OF[error.problem], "the header", error.message)]
-    return header, list(_metadata_findings(header.metadata))
+    findings = [
+        finding("ADP-CON-013", key, f"it begins like {what}") for key, what in hidden(weights, header)
+    ]
+    return header, findings + _metadata_findings(header.metadata, canonical=rules is CANONICAL)
 
 
-def _foreign_format(weights: Content) -> str | None:
-    first = weights[:_MAGIC_BYTES]
-    for pattern, name in _MAGICS:
-        if pattern.match(first):
-            return f"it begins like {name}"
-    if _zip_at_end(weights):
-        return "a zip archive ends within it, so that other programs read it as one"
-    return None
+def beside(files: Mapping[str, Content | None], weights: str) -> list[Finding]:
+    """Return what else in the adapter's folder a loader could take for weights, or run.
 
+    diffusers falls back to a pickle when it finds no safetensors file, and other programs prefer one. Nothing
+    of it is opened as what it claims to be: the name is looked at, and the first bytes.
 
-def _zip_at_end(weights: Content) -> bool:
-    """Return whether zip readers would find an archive in the file.
-
-    They look for the end record in the last 64 KiB. Four bytes occur by chance in random weights, so a
-    directory must stand where the record says, or the record must describe an empty or a 64-bit archive.
+    Args:
+        files: name -> bytes of every entry of the folder, hostile; None for what is no plain file.
+        weights: the name of the file that is scanned.
     """
-    origin = max(0, len(weights) - _ZIP_TAIL)
-    tail = weights[origin : len(weights)]
-    at = tail.find(_ZIP_END)
-    while at != -1:
-        record = tail[at : at + _ZIP_END_BYTES]
-        if len(record) == _ZIP_END_BYTES:
-            size = int.from_bytes(record[12:16], "little")
-            entries = int.from_bytes(record[10:12], "little")
-            start = origin + at - size
-            has_directory = size > 0 and start >= 0 and weights[start : start + 4] == b"PK\x01\x02"
-            is_empty = entries == 0 and size == 0 and record[4:10] == bytes(6)
-            before = weights[max(0, origin + at - 20) : origin + at]
-            if has_directory or is_empty or before.startswith(_ZIP64_LOCATOR):
-                return True
-        at = tail.find(_ZIP_END, at + 1)
-    return False
+    findings = []
+    for name, content in sorted(files.items()):
+        if name == weights:
+            continue
+        suffixes = {suffix.lower().strip() for suffix in PurePath(name.rstrip(". ")).suffixes}
+        if content is None:
+            findings.append(finding("ADP-CON-020", name, "it is a link, a folder or a device"))
+        elif suffixes & _LOADABLE:
+            findings.append(finding("ADP-CON-020", name, f"its name ends in {' '.join(sorted(suffixes))}"))
+        else:
+            kind = _kind(content)
+            if kind is not None:
+                findings.append(finding("ADP-CON-020", name, f"it begins like {kind}"))
+    return findings
 
 
-def _metadata_findings(metadata: Mapping[str, str]) -> list[Finding]:
+def _kind(content: Content) -> str | None:
+    """Return what a file really is, if its first bytes tell; its name says nothing."""
+    first = content[:_BESIDE_BYTES]
+    if first[3:9] == b"\0\0\0\0\0{":
+        return "a safetensors file"
+    if is_tar(first):
+        return "a tar archive"
+    imported = pickle_import(content, 0)
+    return named_by_magic(first[:MAGIC_BYTES]) or (f"a pickle that {imported}" if imported else None)
+
+
+def _metadata_findings(metadata: Mapping[str, str], *, canonical: bool) -> list[Finding]:
     findings = []
     for key, value in metadata.items():
+        where = f"metadata {key}"
+        code = _CODE.search(key) or _CODE.search(value)
+        if code is not None:
+            findings.append(finding("ADP-CON-014", where, f"code: {code[0]}"))
+        if not canonical:
+            continue
+        hidden = _ENCODED.search(value) or _WAY_OUT.search(value)
         if _STRENGTH.search(key):
-            findings.append(finding("ADP-MET-001", f"metadata {key}", value[:100]))
+            findings.append(finding("ADP-MET-001", where, value[:100]))
         elif not _LABEL.fullmatch(key):
-            findings.append(finding("ADP-CON-010", f"metadata {key}", "its name is not a lower-case label"))
+            findings.append(finding("ADP-CON-010", where, "its name is not a lower-case label"))
         elif key == "format" and value != "pt":
-            findings.append(finding("ADP-CON-010", "metadata format", f"{value!r} instead of 'pt'"))
+            findings.append(finding("ADP-CON-010", where, f"{value!r} instead of 'pt'"))
+        elif hidden is not None and code is None:
+            findings.append(
+                finding("ADP-CON-014", where, f"encoded data, or a way to other files: {hidden[0]}")
+            )
     return findings

@@ -75,6 +75,18 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "Overlapping tensors alias each other; gaps and trailing bytes hide content that no check sees."),
     ("ADP-CON-010", "block", "the metadata is out of bounds",
      "Metadata is at most 64 printable ASCII strings of 16 KiB together."),
+    ("ADP-CON-011", "block", "the header is spelled as no writer spells it",
+     "Rows of blanks, escapes of plain characters and long padding hide names from people and from simpler "
+     "tools, or carry data."),
+    ("ADP-CON-012", "block", "a tensor is not aligned",
+     "Readers that map the file into memory read numbers at an odd address, which is undefined."),
+    ("ADP-CON-013", "block", "a tensor begins like another format",
+     "An archive or a pickle in the weights waits for somebody who cuts it out."),
+    ("ADP-CON-014", "block", "the metadata carries code or encoded data",
+     "What shows or expands the metadata would run it, and long encoded words are a payload."),
+    ("ADP-CON-020", "block", "another loadable file lies beside the adapter",
+     "A loader that takes the pickle, the archive or the second weights file runs what nobody has scanned. "
+     "An adapter's folder holds its weights, its card and their documents."),
     ("ADP-MET-001", "block", "metadata would change the adapter's strength",
      "Loaders scale an adapter by alpha entries of the header; the evaluated strength is folded into B."),
     ("ADP-MET-002", "block", "a tensor would change the adapter's strength",
@@ -114,6 +126,19 @@ RULES: Final[Mapping[str, Rule]] = _rules(
     ("ADP-STR-021", "review", "loaders take only a part of this layout",
      "diffusers drops the image stream's attention of PixelSmile's release and halves the rest. `registry "
      "import` writes a file that every loader reads whole."),
+    ("ADP-STR-011", "block", "two keys name the same tensor",
+     "Loaders that rename keys keep one of the two, and which one differs from loader to loader."),
+    ("ADP-STR-012", "block", "a name imitates another",
+     "It differs from a module of the base in case, blanks, leading zeros or characters that look alike: "
+     "people and lists of allowed names take it for the real one."),
+    ("ADP-STR-013", "block", "the file carries whole weights or biases",
+     "They replace or shift the base's own weights, beyond what an update of low rank can do and what is "
+     "checked."),
+    ("ADP-STR-014", "block", "the file is of another method than LoRA",
+     "LoKr, LoHa, OFT, IA3 and others are no product B @ A: what is checked here says nothing about them."),
+    ("ADP-STR-015", "review", "the rank is larger than the module can use",
+     "A product B @ A has at most the rank of the module's smaller side: the rest of the factors is room for "
+     "something else."),
     ("ADP-NUM-001", "block", "a number is not finite",
      "NaN and infinity destroy every image, and tests with thresholds pass them."),
     ("ADP-NUM-002", "block", "a number overflows float16",

@@ -2,20 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol
 
 from registry.families import FAMILIES, BaseFacts, BaseSpec, FamilyFacts
 from registry.formats import Header, TensorInfo, foreign_dialect, parse_key
-from registry.manifest import AdapterCard
+from registry.scanning.names import Imitations, explained, other_part, stem, twins
 from registry.scanning.report import Finding, finding
 
-_ALPHA = re.compile(r"(^|[._])alpha$|\.(scale|scaling|magnitude_vector)(\.|$)|lora_magnitude", re.IGNORECASE)
-_OTHER_PARTS: Final = re.compile(
-    r"^(text_encoder|text_model|te\d?|lora_te|vae|first_stage|image_encoder)", re.IGNORECASE
-)
+
+class ClaimedBase(Protocol):
+    """The base that an adapter says it belongs to."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def family(self) -> str:
+        """Its architecture."""
+        ...
+
+
+class ClaimedLora(Protocol):
+    """The shape that an adapter says it has; see `registry.manifest.LoraFacts`."""
+
+    @property
+    def rank(self) -> int:
+        """The rank of every module."""
+        ...
+
+    @property
+    def targets(self) -> Sequence[str]:
+        """The kinds of modules that it changes."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of every tensor."""
+        ...
+
+
+class Claims(Protocol):
+    """What is said about a file: an `AdapterCard`, or what was read from a file without one."""
+
+    @property
+    def base(self) -> ClaimedBase:
+        """The base."""
+        ...
+
+    @property
+    def lora(self) -> ClaimedLora:
+        """The shape."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +68,7 @@ class Pair:
     b: TensorInfo
 
 
-def check(header: Header, card: AdapterCard, base: BaseFacts | None) -> tuple[list[Pair], list[Finding]]:
+def check(header: Header, card: Claims, base: BaseFacts | None) -> tuple[list[Pair], list[Finding]]:
     """Return the modules' factor pairs and the findings; the pairs hold only when no finding blocks.
 
     Args:
@@ -38,15 +79,19 @@ def check(header: Header, card: AdapterCard, base: BaseFacts | None) -> tuple[li
     if base is None or base.family != card.base.family or base.family not in FAMILIES:
         evidence = f"family {card.base.family}; the scanner knows no such base"
         return [], [finding("ADP-STR-010", card.base.id, evidence)]
-    findings: list[Finding] = []
-    factors = _factors(header, findings)
     spec = base.spec
+    imitations = Imitations(spec)
+    findings = [
+        finding("ADP-STR-011", key, f"it is {first} in another spelling")
+        for key, first in twins(sorted(header.tensors))
+    ]
+    factors = _factors(header, imitations, findings)
     pairs = []
     for module, found in sorted(factors.items()):
         if module not in spec:
-            findings.append(
-                finding("ADP-STR-003", module, f"{base.id} has no such module that an adapter may change")
-            )
+            why = f"{base.id} has no such module that an adapter may change"
+            findings.append(finding("ADP-STR-002" if other_part(module) else "ADP-STR-003", module, why))
+            findings += _imitation(module, module, imitations)
         elif len(found) == 1:
             findings.append(finding("ADP-STR-004", module, f"only lora_{next(iter(found))}"))
         else:
@@ -57,25 +102,34 @@ def check(header: Header, card: AdapterCard, base: BaseFacts | None) -> tuple[li
     return pairs, findings
 
 
-def _factors(header: Header, findings: list[Finding]) -> Mapping[str, dict[str, TensorInfo]]:
+def _factors(
+    header: Header, imitations: Imitations, findings: list[Finding]
+) -> Mapping[str, dict[str, TensorInfo]]:
     """Group the tensors by module; what is no LoRA factor becomes a finding."""
     factors: dict[str, dict[str, TensorInfo]] = {}
     for key, info in header.tensors.items():
         parsed = parse_key(key)
         if parsed is not None:
             factors.setdefault(parsed.module, {})[parsed.factor] = info
-        elif _OTHER_PARTS.search(key):
-            findings.append(finding("ADP-STR-002", key, "only transformer.* is allowed"))
-        elif _ALPHA.search(key):
-            findings.append(finding("ADP-MET-002", key, f"{info.dtype} {info.shape}"))
-        else:
-            dialect = foreign_dialect(key)
-            evidence = f"it looks like the {dialect} dialect" if dialect else "no known dialect"
-            findings.append(finding("ADP-STR-001", key, evidence))
+            continue
+        why = explained(key)
+        if why is not None:
+            findings.append(finding(why[0], key, f"{why[1]}: {info.dtype} {info.shape}"))
+            continue
+        dialect = foreign_dialect(key)
+        evidence = f"it looks like the {dialect} dialect" if dialect else "no known dialect"
+        findings.append(finding("ADP-STR-001", key, evidence))
+        if dialect is None:
+            findings += _imitation(key, stem(key), imitations)
     return factors
 
 
-def _pair_findings(pair: Pair, card: AdapterCard, spec: BaseSpec) -> list[Finding]:
+def _imitation(where: str, name: str, imitations: Imitations) -> list[Finding]:
+    real = imitations.of(name)
+    return [] if real is None else [finding("ADP-STR-012", where, f"it looks like {real}")]
+
+
+def _pair_findings(pair: Pair, card: Claims, spec: BaseSpec) -> list[Finding]:
     findings = []
     out, into = spec[pair.module]
     shapes = f"lora_A {pair.a.shape}, lora_B {pair.b.shape}, the module is {out} x {into}"
@@ -86,6 +140,9 @@ def _pair_findings(pair: Pair, card: AdapterCard, spec: BaseSpec) -> list[Findin
     elif pair.a.shape[0] != card.lora.rank:
         evidence = f"rank {pair.a.shape[0]}, the card says {card.lora.rank}"
         findings.append(finding("ADP-STR-006", pair.module, evidence))
+    elif pair.a.shape[0] > min(out, into):
+        evidence = f"rank {pair.a.shape[0]}, the module is {out} x {into}"
+        findings.append(finding("ADP-STR-015", pair.module, evidence))
     wrong = {pair.a.dtype, pair.b.dtype} - {card.lora.dtype}
     if wrong:
         evidence = f"{', '.join(sorted(wrong))}, the card says {card.lora.dtype}"
@@ -93,9 +150,7 @@ def _pair_findings(pair: Pair, card: AdapterCard, spec: BaseSpec) -> list[Findin
     return findings
 
 
-def _target_findings(
-    pairs: list[Pair], card: AdapterCard, family: FamilyFacts, spec: BaseSpec
-) -> list[Finding]:
+def _target_findings(pairs: list[Pair], card: Claims, family: FamilyFacts, spec: BaseSpec) -> list[Finding]:
     findings = []
     found: dict[str, set[int]] = {}
     for pair in pairs:

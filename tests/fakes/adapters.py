@@ -110,7 +110,12 @@ def container(
     """An honest container; ``metadata`` defaults to what the trainer writes."""
     entries, data = table(values, dtype)
     tags = {"format": "pt", "base": TINY_BASE.id} if metadata is None else dict(metadata)
-    return raw_container(json.dumps({"__metadata__": tags, **entries}), data)
+    return raw_container(padded(json.dumps({"__metadata__": tags, **entries})), data)
+
+
+def padded(header: str) -> str:
+    """A header with spaces behind it, so that the data begins at a multiple of eight bytes."""
+    return header + " " * (-len(header.encode()) % 8)
 
 
 def card(base: BaseFacts = TINY_BASE, *, rank: int = RANK, dtype: str = "BF16") -> dict[str, Any]:

@@ -11,7 +11,7 @@ import safetensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fakes.adapters import BASES, card, clean_adapter, container, factors, raw_container
+from fakes.adapters import BASES, card, clean_adapter, container, factors, padded, raw_container
 from registry.content import FileContent
 from registry.formats import (
     FormatError,
@@ -82,27 +82,29 @@ def test_any_cut_out_of_the_header(at: int, size: int) -> None:
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z.]{1,12}", fullmatch=True),
-        st.tuples(
-            st.sampled_from(["F16", "BF16", "F32"]), st.lists(st.integers(1, 4), min_size=1, max_size=3)
-        ),
+        st.lists(st.integers(1, 4), min_size=1, max_size=3),
         min_size=1,
         max_size=5,
     ),
+    st.sampled_from(["F16", "BF16", "F32"]),
     st.randoms(use_true_random=False),
 )
-def test_the_canonical_form_is_one_form(tensors: dict[str, tuple[str, list[int]]], random: object) -> None:
-    """Any order of the same tensors serialises to the same bytes, which serialise to themselves."""
+def test_the_canonical_form_is_one_form(tensors: dict[str, list[int]], dtype: str, random: object) -> None:
+    """Any order of the same tensors serialises to the same bytes, which serialise to themselves.
+
+    Of one dtype, as adapters are: with several, sorting by name may put one at an odd address.
+    """
     names = sorted(tensors)
     shuffled = sorted(names, key=lambda name: hash((name, str(random))))
     forms = []
     for order in (names, shuffled):
         entries, data = {}, b""
         for name in order:
-            dtype, shape = tensors[name]
+            shape = tensors[name]
             size = int(np.prod(shape)) * {"F16": 2, "BF16": 2, "F32": 4}[dtype]
             entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + size]}
             data += (name.encode() * size)[:size]
-        weights = raw_container(json.dumps(entries), data)
+        weights = raw_container(padded(json.dumps(entries)), data)
         forms.append(serialise(read_header(weights), weights))
     assert forms[0] == forms[1]
     assert serialise(read_header(forms[0]), forms[0]) == forms[0]
