@@ -20,8 +20,10 @@ from sklearn.metrics import roc_auc_score
 from bench import detection
 from bench.detecting import baselines, judges, measuring, rates, specimens, tables
 from fakes import zoos
-from fakes.adapters import container, factors
-from registry.manifest import WEIGHTS_NAME
+from fakes.adapters import RANK, card, container, factors
+from registry.families import KNOWN_BASES
+from registry.manifest import CARD_NAME, WEIGHTS_NAME
+from registry.scanning import population
 from registry.scanning.detector import distances
 
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda found: np.array(found, float))
@@ -380,6 +382,19 @@ def test_nothing_to_compare_with_is_no_number() -> None:
     assert math.isnan(yardstick.score(specimen("new", base="two")))
 
 
+def test_what_one_layer_cannot_compare_has_no_score_of_both(plain: specimens.Zoo) -> None:
+    def unknown(one: specimens.Specimen, without: frozenset[str]) -> float:
+        return float("nan") if one.split == "test" else 1.0
+
+    def known(one: specimens.Specimen, without: frozenset[str]) -> float:
+        return 1.0
+
+    one = plain.clean("test")[0]
+    for parts in ([unknown, known], [known, unknown]):
+        assert math.isnan(judges.both(plain, parts, False)(one, frozenset()))
+    assert judges.both(plain, [known, known], False)(one, frozenset()) == 0.0
+
+
 @given(scores, st.floats(-9, 9), st.floats(-9, 9))
 def test_rarer_is_never_less_suspicious(clean: np.ndarray, one: float, other: float) -> None:
     low, high = sorted((one, other))
@@ -640,6 +655,21 @@ def test_the_document_has_a_place_for_the_tables(measured: measuring.Measured) -
     path = Path(__file__).resolve().parents[3] / "docs" / "scanner.md"
     document = path.read_text("utf-8")
     assert tables.filled(document, measuring.result(measured), "detection.py zoo").count("### Targets") == 1
+
+
+def test_the_documents_way_to_a_population_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = Path(__file__).resolve().parents[3] / "docs" / "scanner.md"
+    program = document.read_text("utf-8").partition("```python\n")[2].partition("```")[0]
+    base = KNOWN_BASES["adapter-foundry/portraits-base"]
+    for number in range(2):
+        folder = tmp_path / "clean" / str(number)
+        folder.mkdir(parents=True)
+        folder.joinpath(WEIGHTS_NAME).write_bytes(container(factors(base, seed=number)))
+        folder.joinpath(CARD_NAME).write_text(json.dumps(card(base)))
+    monkeypatch.chdir(tmp_path)
+    exec(program, {})
+    found = population.load(tmp_path / "population.json")
+    assert (found.base, found.rank, found.kind, found.size) == (base.id, RANK, "weights", 2)
 
 
 def test_the_bench_without_a_zoo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
