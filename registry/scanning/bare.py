@@ -20,7 +20,7 @@ from registry.dialects.canonical import CanonicalContent
 from registry.dialects.grammar import PIXELSMILE, DialectError, Problem
 from registry.digest import Digest, digest_content
 from registry.errors import DigestMismatch, InvalidDocument, NetworkError, UsageError, shown
-from registry.families import FAMILIES, KNOWN_BASES, BaseFacts
+from registry.families import KNOWN_BASES, BaseFacts
 from registry.formats import FOREIGN, FormatError, Header
 from registry.scanning import container, structure
 from registry.scanning.report import UNFINISHED, Finding, ScanReport, finding, report
@@ -68,10 +68,9 @@ class DerivedBase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DerivedLora:
-    """See `Derived`: rank, alpha, kinds of modules and dtype of the canonical form."""
+    """See `Derived`: rank, kinds of modules and dtype of the canonical form."""
 
     rank: int
-    alpha: float
     targets: tuple[str, ...]
     dtype: str
 
@@ -170,11 +169,12 @@ def _layers(
     run.findings += found
     if run.blocks():
         return
-    from registry.scanning import numerics
+    from registry.scanning import detector
 
-    found, measured = numerics.check(canonical, pairs, FAMILIES[lora.base.family], lora.base.spec)
-    run.findings += found
-    run.facts.update(measured)
+    examined = detector.examine(canonical, pairs, claims, lora.base, population)
+    run.findings += examined.findings
+    run.facts.update(examined.facts)
+    run.modules, run.space = examined.modules, examined.space
 
 
 # -- which dialect, and for which base --
@@ -220,7 +220,7 @@ def _refusal(errors: Sequence[DialectError], several: bool) -> list[Finding]:
 def _tell(lora: LoraFile, run: _Run) -> None:
     run.base = lora.base
     run.about |= {"dialect": lora.dialect, "base": lora.base.id, "dtype": lora.dtype, "strength": lora.source}
-    run.about["targets"] = ", ".join(lora.targets)
+    run.about["targets"] = " ".join(lora.targets)
     run.facts |= {"rank": lora.rank, "rank_min": lora.ranks[0]}
 
 
@@ -229,7 +229,6 @@ def _derived(lora: LoraFile) -> Derived:
         base=DerivedBase(id=lora.base.id, family=lora.base.family),
         lora=DerivedLora(
             rank=lora.rank,
-            alpha=lora.rank if lora.alpha is None else lora.alpha,
             targets=lora.targets,
             dtype=lora.dtype,
         ),
@@ -295,7 +294,7 @@ def _absurd(lora: LoraFile, scales: Mapping[str, float], config: bytes | None) -
         elif 0 < scale < MIN_STRENGTH and alpha < 1 - _AGREEMENT:
             findings.append(finding("ADP-MET-013", module, evidence))
     several = [max(values.values()) / max(min(values.values()), 1e-30) for values in (scales, alphas)]
-    if min(several) > MAX_UNEVENNESS:
+    if not findings and min(several) > MAX_UNEVENNESS:
         evidence = f"strengths from {min(scales.values()):.6g} to {max(scales.values()):.6g}"
         findings.append(finding("ADP-MET-013", "the file", evidence))
     return findings

@@ -45,9 +45,8 @@ if TYPE_CHECKING:
 
     from registry.content import Content
     from registry.families import BaseFacts
-    from registry.manifest import AdapterCard
     from registry.scanning.product import Update
-    from registry.scanning.structure import Pair
+    from registry.scanning.structure import Claims, Pair
 
 F64 = NDArray[np.float64]
 Verdict = Literal["pass", "review", "not judged"]
@@ -86,7 +85,7 @@ class Judgement:
 def examine(
     weights: Content,
     pairs: Iterable[Pair],
-    card: AdapterCard,
+    card: Claims,
     base: BaseFacts,
     population: Population | None = None,
     scales: Mapping[str, float] | None = None,
