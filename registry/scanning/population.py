@@ -127,14 +127,15 @@ class Population(BaseModel):
             raise InvalidDocument("the population is not a JSON object", _MEND)
         stated = content.pop("digest", None)
         try:
-            # Python mode is strict about numbers too; JSON knows no tuples, so lists are taken for them.
+            # JSON mode takes lists for tuples, and is as strict about everything else.
             found = cls.model_validate_json(canonical_json(content), strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(shown(part, 60) for part in first["loc"]) or "the document"
-            raise InvalidDocument(
-                f"the population is not valid: {where}: {shown(first['msg'])}", _MEND
-            ) from None
+            why = f"{where}: {shown(first['msg'])}"
+            raise InvalidDocument(f"the population is not valid: {why}", _MEND) from None
+        except ValueError:  # 1e999 is JSON, but no number
+            raise InvalidDocument("the population holds infinity", _MEND) from None
         if stated != str(found.digest):
             raise InvalidDocument(
                 f"the population states the digest {shown(stated, 80)}, its values have {found.digest}", _MEND
