@@ -41,8 +41,8 @@ def scan(
         card: what the adapter claims to be.
         bases: the base models that are known; ``families.KNOWN_BASES`` by default.
         digest: the sha256 of the weights, when it is known already.
-        population: clean adapters to compare the weights with; by default the one that ships for the base,
-            the rank and the recipe.
+        population: clean adapters to compare the weights with, if they are of this base and rank; otherwise
+            those that ship for the base, the rank and the recipe.
 
     Returns:
         A report; its verdict is "pass" only when every check ran and found nothing.
@@ -92,6 +92,9 @@ def _layers(weights: Content, card: AdapterCard, population: Population | None, 
     run.findings += found
     if run.base is None or any(item.severity == "block" for item in run.findings):
         return
+    place = ("weights", run.base.id, card.lora.rank)
+    if population is not None and (population.kind, population.base, population.rank) != place:
+        population = None  # others than these are no measure of it
     examined = detector.examine(weights, pairs, card, run.base, population)
     run.findings += examined.findings
     run.facts.update(examined.facts)

@@ -1,4 +1,4 @@
-"""Attacks on what a scan reads and writes: names that forge reports, pictures that are pages, bytes that change.
+"""Attacks on what a scan reads and writes: names that forge reports, pictures that are pages, changing bytes.
 
 The files are judged rightly; what is attacked is the way from their bytes to the person who reads of them.
 """

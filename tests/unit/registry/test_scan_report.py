@@ -85,6 +85,15 @@ def test_a_population_judges_and_is_named() -> None:
     assert strange.verdict == "review"
 
 
+@pytest.mark.parametrize("change", [{"base": "another/base"}, {"rank": 8}, {"kind": "behaviour"}])
+def test_a_population_of_something_else_judges_nothing(change: dict[str, Any]) -> None:
+    rows = [{"norm": 1e6 + at} for at in range(120)]
+    given = {"base": TINY_BASE.id, "rank": 4, "recipe": "tests", "kind": "weights", **change}
+    assert scanned(population=Population.make(rows=rows, **given)).verdict == "pass"
+    given = {"base": TINY_BASE.id, "rank": 4, "recipe": "tests", "kind": "weights"}
+    assert scanned(population=Population.make(rows=rows, **given)).verdict == "review"
+
+
 def test_what_was_not_judged_is_no_passed_rule() -> None:
     found = scanned()
     assert found.verdict == "pass"
