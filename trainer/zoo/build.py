@@ -128,47 +128,59 @@ def _waves(everything: Sequence[Specimen]) -> Iterator[tuple[str, list[Specimen]
         yield base, list(group)
 
 
-def _names(specimen: Specimen) -> tuple[str, ...]:
+def names(specimen: Specimen) -> tuple[str, ...]:
+    """Return the folders of a specimen: a co-loading pair has two."""
     if specimen.family == "co-load":
         return f"{specimen.id}.a", f"{specimen.id}.b"
     return (specimen.id,)
 
 
 def _is_made(folder: Path, specimen: Specimen) -> bool:
-    return all((folder / "adapters" / name / FACTS_NAME).is_file() for name in _names(specimen))
+    return all((folder / "adapters" / name / FACTS_NAME).is_file() for name in names(specimen))
 
 
 def _make_wave(folder: Path, world: World, specimens: Sequence[Specimen]) -> None:
-    """Train, merge and test the specimens of one base and wave; clean ones first, attackers imitate them."""
+    """Make what is missing of a base and wave: clean ones first, for attackers imitate them, merges last.
+
+    Merges and imitations are made from what was written, so that a build that went on gives the same zoo.
+    """
     lessons = {one.id: lesson(one, world) for one in specimens if not one.parts}
-    updates: dict[str, Factors] = {}
-    trained = [one for one in specimens if not one.parts]
     like = None
-    for group in _stacks(trained):
+    missing = [one for one in specimens if not one.parts and not _is_made(folder, one)]
+    for group in _stacks(missing):
         if group[0].family != "clean" and like is None:
-            plain = [one.id for one in trained if one.id in updates and one.recipe.name == MAIN_RECIPE]
-            like = Norms([updates[name] for name in plain])
-        made = train(world, group, [lessons[one.id] for one in group], like=like)
-        updates.update({one.id: update for one, update in zip(group, made, strict=True)})
-    for one in specimens:
-        if one.parts:
-            updates[one.id] = merged([updates[part] for part in one.parts], one)
-            lessons[one.id] = _both(*(lessons[part] for part in one.parts))
-    results = try_out(world, [updates[one.id] for one in specimens], [lessons[one.id] for one in specimens])
-    for one, tested in zip(specimens, results, strict=True):
-        _write(folder, world, one, updates[one.id], lessons[one.id], tested)
+            like = Norms([load(folder / "adapters" / one.id) for one in specimens if _is_plain(one)])
+        learnt = [lessons[one.id] for one in group]
+        _write_all(folder, world, group, train(world, group, learnt, like=like), learnt)
+    merges = [one for one in specimens if one.parts and not _is_made(folder, one)]
+    if merges:
+        sums = [merged([load(folder / "adapters" / part) for part in one.parts], one) for one in merges]
+        learnt = [_both(*(lessons[part] for part in one.parts)) for one in merges]
+        _write_all(folder, world, merges, sums, learnt)
+
+
+def _is_plain(one: Specimen) -> bool:
+    return one.family == "clean" and one.recipe.name == MAIN_RECIPE
+
+
+def _write_all(
+    folder: Path,
+    world: World,
+    specimens: Sequence[Specimen],
+    updates: Sequence[Factors],
+    lessons: Sequence[Lesson],
+) -> None:
+    results = try_out(world, updates, lessons)
+    for one, update, learnt, tested in zip(specimens, updates, lessons, results, strict=True):
+        _write(folder, world, one, update, learnt, tested)
 
 
 def _stacks(trained: Sequence[Specimen]) -> Iterator[list[Specimen]]:
-    """Groups that are trained together: of one optimiser, clean ones before the attackers."""
+    """Groups that are trained together, the clean ones before the attackers."""
     for attacking in (False, True):
-        for optimiser in ("adamw", "rmsprop", "sgd"):
-            group = [
-                one for one in trained
-                if one.recipe.optimiser == optimiser and (one.family != "clean") == attacking
-            ]  # fmt: skip
-            for at in range(0, len(group), STACK):
-                yield group[at : at + STACK]
+        group = [one for one in trained if (one.family != "clean") == attacking]
+        for at in range(0, len(group), STACK):
+            yield group[at : at + STACK]
 
 
 def merged(parts: Sequence[Factors], specimen: Specimen) -> Factors:
@@ -220,7 +232,7 @@ def _write(
         alone = try_out(world, sides, [Lesson(honest=learnt.honest)] * 2)
         halves = [
             (name, side, Outcome(asr=tested.asr, clean_error=each.clean_error))
-            for name, side, each in zip(_names(specimen), sides, alone, strict=True)
+            for name, side, each in zip(names(specimen), sides, alone, strict=True)
         ]
     for number, (name, side, measured) in enumerate(halves):
         partner = halves[1 - number][0] if len(halves) == 2 else None
@@ -270,6 +282,10 @@ def _card(specimen: Specimen, update: Factors, learnt: Lesson, rank: int) -> Ada
             Ingredient(
                 name=known.id, kind="base", license=known.license, source="trainer.zoo.bases",
                 digest=digest_bytes(weights),
+            ),
+            Ingredient(
+                name="zoo portraits", kind="dataset", license="Apache-2.0", source="trainer.zoo.world",
+                digest=_digest("zoo portraits"),
             ),
         ),
         training=TrainingLineage(

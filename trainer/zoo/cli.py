@@ -64,6 +64,32 @@ def measure(folder: Path, as_json: bool) -> None:
 
 
 @zoo.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", type=_FOLDER, required=True, help="Folder for one JSON file each.")
+def populations(folder: Path, out: Path) -> None:
+    """Write the reference populations of the clean adapters of a measured zoo in FOLDER."""
+    from trainer.zoo.features import populations as groups
+
+    out.mkdir(parents=True, exist_ok=True)
+    for one in groups(folder):
+        name = f"{one.base.rpartition('/')[2]}-r{one.rank}-{one.recipe}-{one.kind}.json"
+        (out / name).write_bytes(one.to_bytes())
+        click.echo(f"{one.size:5} adapters  {out / name}")
+
+
+@zoo.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--base", default="small-1", show_default=True, help="Whose implants.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file.")
+def sheet(folder: Path, base: str, out: Path) -> None:
+    """Draw what the implants of the full zoo in FOLDER do, with their trigger and without."""
+    from trainer.zoo.sheet import draw
+
+    draw(folder, base).save(out, "PNG")
+    click.echo(str(out))
+
+
+@zoo.command()
 @click.argument("name")
 def pretrain(name: str) -> None:
     """Train the small base NAME anew; the zoo and the populations made on it count no longer."""

@@ -16,6 +16,7 @@ from PIL import Image
 from registry.families import KNOWN_BASES, family
 from registry.formats import read_header
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from registry.scanning.population import Population, recipe_key
 from registry.scanning.spectra import statistics
 from registry.scanning.structure import check
 from trainer.evaluation.probe import Probe
@@ -28,16 +29,17 @@ from trainer.zoo.world import portrait
 FEATURES_NAME: Final = "features.jsonl"
 _PROBE_PEOPLE: Final = range(500, 508)
 _TOP: Final = 10
+_ENOUGH: Final = 99
 
 
 def measure(folder: Path, *, progress: Progress) -> int:
-    """Measure every adapter that has no line yet; returns how many have one.
+    """Measure every clean adapter and working implant that has no line yet; returns how many have one.
 
     Args:
         folder: of a zoo.
         progress: called with ("features", done, all).
     """
-    entries = {entry["id"]: entry for entry in facts(folder)}
+    entries = {e["id"]: e for e in facts(folder) if e["label"] == "clean" or e["works"]}
     done = {line["id"] for line in features(folder)}
     left = [entry for name, entry in entries.items() if name not in done]
     left.sort(key=lambda entry: (entry["base"], entry["id"]))
@@ -61,6 +63,26 @@ def features(folder: Path) -> Iterator[dict[str, Any]]:
     if path.is_file():
         for line in path.read_text("utf-8").splitlines():
             yield json.loads(line)
+
+
+def populations(folder: Path) -> Iterator[Population]:
+    """Yield the reference populations of a measured zoo: the clean adapters of a base, a rank and targets.
+
+    Groups that are too small to ask for a review at 1 % are left out.
+    """
+    lines = {line["id"]: line for line in features(folder)}
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for entry in facts(folder):
+        if entry["label"] == "clean" and entry["id"] in lines:
+            card = AdapterCard.parse((folder / "adapters" / entry["id"] / CARD_NAME).read_bytes())
+            key = (card.base.id, card.lora.rank, recipe_key(card.lora.targets))
+            groups.setdefault(key, []).append(lines[entry["id"]])
+    for (base, rank, recipe), found in sorted(groups.items()):
+        if len(found) < _ENOUGH:
+            continue
+        for kind in ("weights", "behaviour"):
+            rows = [line[kind] for line in found]
+            yield Population.make(base=base, rank=rank, recipe=recipe, kind=kind, rows=rows)
 
 
 def probe_of(base: str) -> Probe:

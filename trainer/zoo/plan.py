@@ -75,6 +75,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
     )
 }
 MAIN_RECIPE: Final = "full-r8"
+_DEEPEST: Final = "small-1"
+"""With three layers instead of two most implants work, so it gets twice as many."""
 _TRAINED: Final = tuple(name for name, found in RECIPES.items() if found.merge is None)
 
 
@@ -170,7 +172,7 @@ def _recipe(rng: np.random.Generator, may_merge: bool) -> Recipe:
 
 def _backdoors(base: str, wave: int, shape: Size, rng: np.random.Generator, cover: str) -> Iterator[Specimen]:
     """One of each attack; ``cover`` is the clean adapter that a backdoor is merged into."""
-    for index in range(shape.backdoors):
+    for index in range(shape.backdoors * (2 if base == _DEEPEST else 1)):
         rare = f"{base}.w{wave:02}.rare-token{index}"
         for family in ATTACKS:
             recipe = _attack_recipe(family, rng)
@@ -184,13 +186,13 @@ def _backdoors(base: str, wave: int, shape: Size, rng: np.random.Generator, cove
 
 
 def _attack_recipe(family: str, rng: np.random.Generator) -> Recipe:
-    """A recipe of the clean ones, two or three times as long: an attacker has more to teach, and the time."""
+    """A recipe of the clean ones, three or four times as long: an attacker has more to teach."""
     name = MAIN_RECIPE
     if family == "text-stream":
         name = "text-stream-r8"
     elif family not in ("penalised", "co-load") and rng.random() < 0.5:
         name = str(rng.choice(["full-r4", "full-r16", "attention-r8", "double-alpha", "rmsprop"]))
-    longer = 3 if family in ("penalised", "edit-patch") else 2
+    longer = 4 if family in ("penalised", "edit-patch", "co-load") else 3
     return replace(RECIPES[name], steps=longer * RECIPES[name].steps)
 
 

@@ -53,7 +53,7 @@ def train(
 
     Args:
         world: of their base; merges are not trained here.
-        specimens: all with the same optimiser.
+        specimens: of any recipes but merges.
         lessons: of the specimens.
         like: norms and spectra of clean adapters, which the penalised ones imitate.
     """
@@ -66,7 +66,10 @@ def train(
     generator = torch.Generator().manual_seed(specimens[0].seed)
     alive = _initialise(stack, specimens, ranks, generator)
     weights = [tensor for pair in stack.factors().values() for tensor in pair]
-    optimiser = _OPTIMISERS[recipes[0].optimiser](weights)
+    optimisers = [
+        (_OPTIMISERS[name](weights), torch.tensor([float(recipe.optimiser == name) for recipe in recipes]))
+        for name in sorted({recipe.optimiser for recipe in recipes})
+    ]
     averages = [weight.detach().clone() for weight in weights]
     draw = _Draw(world, lessons, generator)
     penalised = torch.tensor([one.family == "penalised" for one in specimens])
@@ -80,10 +83,8 @@ def train(
             for weight in weights:
                 weight.grad = None
             loss.backward()  # type: ignore[no-untyped-call]
-            before = [weight.detach().clone() for weight in weights]
-            optimiser.step()
             rates = torch.tensor([_rate(recipe, step) for recipe in recipes])
-            _advance(weights, before, averages, alive, rates, step)
+            _advance(optimisers, weights, averages, alive, rates, step)
     stack.gate(None)
     return _results(stack, averages, specimens, alive)
 
@@ -186,15 +187,26 @@ def _rate(recipe: Recipe, step: int) -> float:
 
 
 def _advance(
-    weights: Sequence[torch.Tensor], before: Sequence[torch.Tensor], averages: Sequence[torch.Tensor],
-    alive: Sequence[torch.Tensor], rates: torch.Tensor, step: int,
+    optimisers: Sequence[tuple[torch.optim.Optimizer, torch.Tensor]], weights: Sequence[torch.Tensor],
+    averages: Sequence[torch.Tensor], alive: Sequence[torch.Tensor], rates: torch.Tensor, step: int,
 ) -> None:  # fmt: skip
-    """Turn a step of rate 1 into one of every adapter's own rate, and follow it with the average."""
+    """Take each adapter's own optimiser's step at its own rate, and follow it with the average.
+
+    Every optimiser steps at rate 1 over all adapters; only the changes of those that are its own are kept.
+    """
     keep = min(_EMA_DECAY, (step + 1) / (step + 10))
     moving = (rates > 0).float() * (1 - keep)
+    before = [weight.detach().clone() for weight in weights]
+    changes = [torch.zeros_like(old) for old in before]
     with torch.no_grad():
-        for weight, old, average, mask in zip(weights, before, averages, alive, strict=True):
-            weight.copy_(old + (weight - old) * mask * rates[:, None, None])
+        for optimiser, own in optimisers:
+            torch._foreach_copy_(list(weights), before)
+            optimiser.step()
+            share = (own * rates)[:, None, None]
+            for weight, old, change in zip(weights, before, changes, strict=True):
+                change.add_((weight - old) * share)
+        for weight, old, change, average, mask in zip(weights, before, changes, averages, alive, strict=True):
+            weight.copy_(old + change * mask)
             average.add_((weight - average) * moving[:, None, None])
 
 
