@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fakes.adapters import BASES, TINY_BASE, card, clean_adapter, container, factors
+from registry import families
+from registry.cli import cli
+from registry.digest import digest_bytes
 from registry.errors import InvalidDocument, UsageError
-from registry.manifest import canonical_json
-from registry.scanning import population
+from registry.manifest import WEIGHTS_NAME, AdapterCard, canonical_json
+from registry.scanning import population, scan
+from registry.scanning.census import count
 from registry.scanning.population import Band, Population
 
 ROWS = [{"norm": float(index), "entropy": 1 / (1 + index)} for index in range(5)]
@@ -30,8 +39,6 @@ def written(**changes: Any) -> bytes:
     content = json.loads(made().to_bytes()) | changes
     content = {name: value for name, value in content.items() if value is not None}
     if "digest" not in changes:
-        from registry.digest import digest_bytes
-
         content.pop("digest")
         content["digest"] = digest_bytes(canonical_json(content))
     return canonical_json(content)
@@ -142,3 +149,88 @@ def test_a_recipe_key_depends_on_the_set_of_targets_alone() -> None:
     assert key == population.recipe_key(["attn.to_k", "attn.to_q", "attn.to_q"])
     assert key != population.recipe_key(["attn.to_q"])
     assert made(recipe=key).recipe == key
+
+
+# --- counting one -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clean_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five adapter folders of the tiny base, which is known for this test, and a file beside them."""
+    monkeypatch.setattr(families, "KNOWN_BASES", BASES)
+    for seed in range(5):
+        place = tmp_path / "clean" / f"adapter-{seed}"
+        place.mkdir(parents=True)
+        for name, data in clean_adapter(seed=seed).items():
+            (place / name).write_bytes(data)
+    (tmp_path / "clean" / "notes.txt").write_text("no adapter")
+    return tmp_path / "clean"
+
+
+def test_a_folder_of_clean_adapters_is_counted(clean_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "tiny.json"
+    result = CliRunner().invoke(cli, ["population", "build", str(clean_folder), "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    made = population.load(out)
+    said = json.loads(result.stdout)
+    assert said["adapters"] == made.size == 5
+    assert said["digest"] == made.digest
+    assert made.recipe == population.recipe_key(card()["lora"]["targets"])
+    assert (made.base, made.rank, made.kind) == (TINY_BASE.id, 4, "weights")
+    weights = clean_adapter(seed=3)[WEIGHTS_NAME]
+    report = scan(weights, AdapterCard.parse(json.dumps(card()).encode()), bases=BASES)
+    assert report.space is not None
+    assert dict(zip(made.statistics, made.values[3], strict=True)) == report.space.statistics
+    band = made.spectra["attn.to_q"]
+    assert band.low[0] == band.high[0] == 1.0
+    assert all(
+        low <= middle <= high for low, middle, high in zip(band.low, band.middle, band.high, strict=True)
+    )
+    again = tmp_path / "again.json"
+    CliRunner().invoke(cli, ["population", "build", str(clean_folder), "--out", str(again)])
+    assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_population_is_shown_with_its_ranges(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_bytes(made().to_bytes())
+    result = CliRunner().invoke(cli, ["population", "show", str(tmp_path / "one.json"), "--json"])
+    assert json.loads(result.stdout)["ranges"]["norm"] == {"low": 0.0, "median": 2.0, "high": 4.0}
+    text = CliRunner().invoke(cli, ["population", "show", str(tmp_path / "one.json")]).stdout
+    assert re.search(r"norm +0 +2 +4", text)
+    listed = CliRunner().invoke(cli, ["population", "show", "--json"])
+    assert len(json.loads(listed.stdout)["populations"]) == len(population.shipped())
+
+
+def _another_rank(place: Path) -> None:
+    for name, data in clean_adapter(rank=2).items():
+        (place / name).write_bytes(data)
+
+
+def _not_finite(place: Path) -> None:
+    values = factors()
+    values["transformer.transformer_blocks.0.attn.to_q.lora_A.weight"][0, 0] = float("nan")
+    (place / WEIGHTS_NAME).write_bytes(container(values))
+
+
+def _nothing(place: Path) -> None:
+    for folder in place.parent.iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_another_rank, "adapter-2 is for tests/tiny-base with rank 2"),
+        (_not_finite, "adapter-2 is no clean adapter: ADP-NUM-001"),
+        (_nothing, "holds no adapter folder"),
+    ],
+)
+def test_what_is_no_population_is_not_counted(
+    change: Callable[[Path], None], message: str, clean_folder: Path, tmp_path: Path
+) -> None:
+    change(clean_folder / "adapter-2")
+    with pytest.raises(UsageError) as caught:
+        count(clean_folder)
+    assert message in caught.value.message
+    assert caught.value.mend
