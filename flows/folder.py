@@ -25,7 +25,7 @@ def gather(home: Path, root: Path, stages: Mapping[str, StageResult], summary: M
     Args:
         home: data folder with the registry.
         root: folder of the recipe's stage folders.
-        stages: the stages of the run by name; ``train``, ``evaluate``, ``pull`` and ``edit`` are looked into.
+        stages: the stages of the run by name; ``train``, ``evaluate``, ``scan``, ``pull`` and ``edit`` are looked into.
         summary: becomes ``run.json``.
 
     Returns:
@@ -34,7 +34,7 @@ def gather(home: Path, root: Path, stages: Mapping[str, StageResult], summary: M
     latest = root / LATEST
     with new_folder(latest) as folder:
         shutil.copytree(stages["train"].folder / "adapter", folder / ADAPTER)
-        for path in _files(stages["evaluate"].folder):
+        for path in (*_files(stages["evaluate"].folder), *_files(stages["scan"].folder)):
             shutil.copyfile(path, folder / path.name)
         # The pulled copy is the verified one: its manifest is the one that was signed.
         shutil.copyfile(stages["pull"].folder / "manifest.json", folder / "manifest.json")

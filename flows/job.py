@@ -117,7 +117,7 @@ def publish(
 ) -> dict[str, Any]:
     """Scan, licences, signatures, approval, alias, verified pull, edits; then the run folder."""
     adapter = trained.folder / "adapter"
-    job.always(release.scan, adapter=adapter)
+    job.always(release.scan, adapter=adapter, out=job.root / "scan")
     job.always(release.licences, home=home, adapter=adapter)
     pushed = job.always(
         release.push, home=home, adapter=adapter, evaluated=evaluated.folder, name=recipe.release.adapter

@@ -88,8 +88,8 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
         ("whole run", f"{seconds:.1f} s; reused: {', '.join(reused) or 'nothing'}"),
         ("peak memory", ", ".join(f"{name.replace('_', ' ')} {value} MB" for name, value in memory.items())),
         ("data folder", str(home)),
-        ("look at", f"{folder}/report.html"),
-        ("", "and beside it: contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
+        ("look at", f"{folder}/report.html and scan.html"),
+        ("", "and beside them: contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
         (
             "try",
             f"serving edit {folder}/{PORTRAIT} --adapter {summary['adapter']} "

@@ -23,24 +23,32 @@ from trainer.recipe import Recipe
 from trainer.stage import StageResult, new_folder, stage_key, write_result
 
 APPROVER = "the demo pipeline (no person looked)"
+SCAN_PAGE = "scan.html"
 REASON = "automatic approval: every gate of the evaluation passed, scan and licence check found nothing"
 
 
-@task(name="scan", description="container, structure and numbers of the weights file")
-def scan(adapter: Path, progress: Progress) -> dict[str, Any]:
-    """See `registry.scanning.scan`; the push scans again, and refuses what this one only reports."""
-    from registry.scanning import scan as work
+@task(name="scan", description="container, structure, strength, numbers and spectra of the weights file")
+def scan(adapter: Path, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `registry.scanning`; the push scans again, and refuses what this one only reports in its page."""
+    from registry.scanning.page import page
+    from registry.scanning.targets import Options, scan_target
 
-    files = read_folder(adapter)
-    report = work(files[WEIGHTS_NAME], AdapterCard.parse(files[CARD_NAME]))
-    progress("scan", 1, 1)
+    scanned = scan_target(str(adapter), Options(progress=_bytes(progress)))
+    report = scanned.subjects[0].report
+    assert report is not None, "an adapter that was just trained can be read"
     facts = {
         "verdict": report.verdict,
         "rules_passed": len(report.passed_rules),
         "findings": len(report.findings),
+        "weight_space": report.space.verdict if report.space else "not judged",
         "rules_version": report.rules_version,
     }
-    return _result("scan", adapter, report.weights, facts)
+    key = stage_key("scan", digest=report.weights)
+    result = StageResult(stage="scan", folder=out, key=key, digest=report.weights, facts=facts)
+    with new_folder(out) as folder:
+        (folder / SCAN_PAGE).write_text(page(scanned), "utf-8")
+        write_result(folder, result)
+    return result.as_json()
 
 
 @task(name="licences", description="may all that went in serve the purpose of the registry's policy?")

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from prefect import State, Task
 
 #: What makes no difference to how data and adapters come out: reports, commands, and who signs.
-NOT_MAKING = ("trainer/evaluation/", "registry/signing/", "registry/storage/", "registry/scanning/")
+NOT_MAKING = (
+    *("trainer/evaluation/", "trainer/zoo/"),
+    *("registry/signing/", "registry/storage/", "registry/scanning/"),
+)
 
 #: The facts that a person looks for first.
 HEADLINES = (

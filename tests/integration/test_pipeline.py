@@ -75,7 +75,7 @@ def test_every_stage_is_done_in_order(first: dict[str, Any]) -> None:
 def test_the_run_folder_holds_what_a_person_looks_for(first: dict[str, Any]) -> None:
     folder = Path(first["folder"])
     pictures = {"contact_sheet.png", "intensity_strip.png", "portrait.png"}
-    papers = {"evaluation.json", "report.html", "manifest.json", "run.json"}
+    papers = {"evaluation.json", "report.html", "scan.html", "manifest.json", "run.json"}
     for name in pictures | papers | {"adapter/pytorch_lora_weights.safetensors"}:
         assert (folder / name).stat().st_size > 0
     kinds = {path.name.split(".")[0] for path in (folder / "statements").iterdir()}
