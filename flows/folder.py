@@ -25,7 +25,8 @@ def gather(home: Path, root: Path, stages: Mapping[str, StageResult], summary: M
     Args:
         home: data folder with the registry.
         root: folder of the recipe's stage folders.
-        stages: the stages of the run by name; ``train``, ``evaluate``, ``scan``, ``pull`` and ``edit`` are looked into.
+        stages: the stages of the run by name; ``train``, ``evaluate``, ``scan``, ``pull`` and ``edit`` are
+            looked into.
         summary: becomes ``run.json``.
 
     Returns:

@@ -16,7 +16,7 @@ from prefect import task
 from flows.portraits import edit_portraits
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from registry.manifest import CARD_NAME, AdapterCard
 from registry.publishing import read_folder
 from trainer.progress import Progress
 from trainer.recipe import Recipe
