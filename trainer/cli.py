@@ -120,6 +120,10 @@ def find_base(base: BaseModelRef) -> Path:
     help="Population of clean adapters' behaviour; without it a shipped one that fits.",
 )  # fmt: skip
 @click.option(
+    "--words", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text file of words to try, separated by white space, in the place of the default vocabulary.",
+)  # fmt: skip
+@click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path),
     help="Folder for probe.json, which `registry push` signs, and probe.html.",
 )  # fmt: skip
@@ -129,6 +133,7 @@ def probe(
     base: Path | None,
     partners: tuple[Path, ...],
     population: Path | None,
+    words: Path | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -144,9 +149,12 @@ def probe(
     from trainer.evaluation.probe.command import Candidate, load_base, probe_folder, table
 
     known = None if population is None else load_population(population)
+    listed = None if words is None else words.read_text(encoding="utf-8").split()
     card = Candidate.read(adapter).adapter.card
     pipeline = load_base(card.base) if base is None else QwenImageEdit.load(base)
-    found = probe_folder(adapter, pipeline=pipeline, partners=partners, population=known, out=out)
+    found = probe_folder(
+        adapter, pipeline=pipeline, partners=partners, population=known, out=out, words=listed
+    )
     click.echo(json.dumps(found.report.to_json()) if as_json else table(found.report), nl=as_json)
     if found.exit_code:
         raise click.exceptions.Exit(found.exit_code)

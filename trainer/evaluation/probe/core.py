@@ -68,7 +68,9 @@ class Probe:
         self.images = list(images)
         self.patches = tuple(default_patches(seed) if patches is None else patches)
         scenes = Scenes(pipeline, self.images, seed)
-        self._sweep = Sweep(pipeline, scenes, [*self.declared, *given], template, neutral, self.settings)
+        self._sweep = Sweep(
+            pipeline, scenes, [*self.declared, *given], self.declared, template, neutral, self.settings
+        )
         self._homoglyphs, self._homoglyph_rows = self._look_alike_rows(scenes)
         self._patch_rows = self._patched_rows()
         self._inversion = Inversion(pipeline, scenes, self._sweep.carriers["before"], self.settings)
@@ -173,7 +175,7 @@ class Probe:
         change, collapsed = rows.change_and_collapse(len(self._homoglyphs))
         found["homoglyph_excess"] = stats.excess(change, usual)
         found["homoglyph_collapse"] = float(collapsed.max())
-        scores = (change / usual).log() + collapsed
+        scores = (change / max(usual, 1e-6)).clamp_min(1e-6).log() + collapsed
         return stats.rank(self._homoglyphs, scores, self.settings.top)
 
     def _run_patches(self, found: dict[str, float]) -> stats.Ranked:

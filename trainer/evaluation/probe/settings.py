@@ -16,7 +16,7 @@ class ProbeSettings:
         letters: length of the strings of letters that are tried one and all (0 to 2: 26 ** 2 of them).
         rounds: how many letters the search adds to the most suspicious strings.
         beam: how many strings each round extends, by every letter at both ends.
-        confirm: how many words of each carrier, and of the search, are asked again on several pictures.
+        confirm: how many words of each place are asked again, in every place and on several pictures.
         images: portraits of the confirmation; collapse is measured over them.
         homoglyphs: look-alikes of each declared word.
         patch_images: portraits for each patch.

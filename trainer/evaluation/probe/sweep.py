@@ -1,7 +1,8 @@
 """The token sweep: which words does the adapter react to more than to those that its card declares?
 
-First every word once (`Sweep.run`'s screen), then the most suspicious strings a letter longer, then the most
-suspicious of all again beside several pictures, where a fixed picture of an attacker's shows as collapse.
+First every word once, inside and at the end of a plain prompt (the screen), then the most suspicious strings
+a letter longer, then the most suspicious of all again beside several pictures, where a fixed picture of an
+attacker's shows as collapse.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from serving.pipelines.qwen_image_edit import QwenImageEdit
 
 Attach = Callable[[], AbstractContextManager[None]]
-SLOT: Final = "slot"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,15 +45,6 @@ class Swept:
     prompts: Mapping[str, str] = field(hash=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Screen:
-    """One question a word in one carrier."""
-
-    carrier: str
-    words: tuple[str, ...]
-    rows: Rows
-
-
 class Sweep:
     """The sweep's questions to one base.
 
@@ -61,6 +52,7 @@ class Sweep:
         pipeline: the base.
         scenes: portraits; the first serves the screen.
         words: the vocabulary, declared words included.
+        declared: words that cards of such adapters declare.
         template: prompt with ``{}`` for the word.
         neutral: the word that asks for no expression.
         settings: how much is asked.
@@ -71,6 +63,7 @@ class Sweep:
         pipeline: QwenImageEdit,
         scenes: Scenes,
         words: Sequence[str],
+        declared: Sequence[str],
         template: str,
         neutral: str,
         settings: ProbeSettings,
@@ -78,26 +71,24 @@ class Sweep:
         self._pipeline, self._scenes, self._settings = pipeline, scenes, settings
         plain = template.format(neutral)
         # Beside the neutral word an honest adapter has nothing to do: no expression for a trigger to hide in.
-        self.carriers: Mapping[str, str] = {
-            SLOT: template,
-            "before": template.format("{} " + neutral),
-            "after": plain + " {}",
-        }
-        listed = tuple(word for word in dict.fromkeys(words) if word != neutral)
+        before, after = template.format("{} " + neutral), plain + " {}"
+        self.carriers: Mapping[str, str] = {"slot": template, "before": before, "after": after}
+        self._places = ("before", "after")
+        listed = [word for word in dict.fromkeys(words) if word != neutral]
         short = ("".join(pair) for pair in itertools.product(string.ascii_lowercase, repeat=settings.letters))
-        longer = tuple(dict.fromkeys([*listed, *short])) if settings.letters else listed
-        self._screens = [
-            self._screen(name, (*listed, neutral) if name == SLOT else longer) for name in self.carriers
-        ]
+        self._words = tuple(dict.fromkeys([*listed, *short] if settings.letters else listed))
+        self._screens = {name: self._once(self.carriers[name], self._words) for name in self._places}
+        self._spoken = (*declared, neutral)
+        self._usual = self._once(template, self._spoken)
 
     @property
     def prompts(self) -> list[str]:
         """Every prompt of the screen, in order."""
-        return [prompt for screen in self._screens for prompt in screen.rows.prompts]
+        return [prompt for rows in (*self._screens.values(), self._usual) for prompt in rows.prompts]
 
-    def _screen(self, carrier: str, words: Sequence[str]) -> _Screen:
-        prompts = [self.carriers[carrier].format(word) for word in words]
-        return _Screen(carrier=carrier, words=tuple(words), rows=self._rows(prompts, [0] * len(prompts)))
+    def _once(self, carrier: str, words: Sequence[str]) -> Rows:
+        """Each word once, beside the first picture."""
+        return self._rows([_put(carrier, word) for word in words], [0] * len(words))
 
     def _rows(self, prompts: Sequence[str], scene: Sequence[int]) -> Rows:
         settings = self._settings
@@ -106,80 +97,81 @@ class Sweep:
     def run(self, attach: Attach, declared: frozenset[str]) -> Swept:
         """Sweep an adapter; see `Probe.run`."""
         with attach():
-            change = {screen.carrier: screen.rows.change() for screen in self._screens}
-        known = {screen.carrier: dict(zip(screen.words, change[screen.carrier].tolist(), strict=True))
-                 for screen in self._screens}  # fmt: skip
-        slot = known[SLOT]
-        spoken = [slot[word] for word in declared if word in slot]
-        plain = slot[self._screens[0].words[-1]]
-        usual = max(plain, sum(spoken) / len(spoken) if spoken else 0.0)
+            changes = {
+                name: dict(zip(self._words, rows.change().tolist(), strict=True))
+                for name, rows in self._screens.items()
+            }
+            spoken = dict(zip(self._spoken, self._usual.change().tolist(), strict=True))
+        heard = [word for word in self._spoken if word in declared]
+        mean = sum(spoken[word] for word in heard) / len(heard) if heard else 0.0
+        usual = max(mean, spoken[self._spoken[-1]])
         found: dict[str, float] = {}
-        for name, changes in known.items():
-            values = torch.tensor([value for word, value in changes.items() if word not in declared])
-            found[f"{name}_gap"] = stats.gap(values)
-            found[f"{name}_excess"] = stats.excess(values, usual)
+        for name, known in changes.items():
+            values = torch.tensor([value for word, value in known.items() if word not in declared])
+            found |= {f"{name}_gap": stats.gap(values), f"{name}_excess": stats.excess(values, usual)}
         for _ in range(self._settings.rounds):
-            self._extend(attach, known)
-        ranked, prompts = self._confirm(attach, known, declared, usual, found)
-        heard = [word for word in declared if word in slot]
+            self._extend(attach, changes)
+        ranked, prompts = self._confirm(attach, changes, declared, usual, found)
+        scores = torch.tensor([spoken[word] / max(usual, 1e-6) for word in heard])
         return Swept(
             statistics=found,
             tokens=ranked,
-            declared=stats.rank(heard, torch.tensor([slot[word] / usual for word in heard]), len(heard)),
+            declared=stats.rank(heard, scores, len(heard)),
             usual=usual,
             prompts=prompts,
         )
 
-    def _extend(self, attach: Attach, known: dict[str, dict[str, float]]) -> None:
-        """One letter more on either side of the strings of letters that stand out most, in each carrier."""
-        rows: list[tuple[str, str]] = []
-        for carrier, changes in known.items():
-            if carrier == SLOT:
-                continue
-            short = {word: value for word, value in changes.items() if len(word) <= 1 + self._settings.rounds}
-            best = sorted(short, key=lambda word: (-short[word], word))[: self._settings.beam]
-            rows += [(carrier, word) for word in _longer(best) if word not in changes]
-        if not rows:
+    def _extend(self, attach: Attach, changes: Mapping[str, dict[str, float]]) -> None:
+        """One letter more on either side of the strings of letters that stand out most, in each place."""
+        longest = self._settings.letters + self._settings.rounds - 1
+        asked: list[tuple[str, str]] = []
+        for name, known in changes.items():
+            short = [word for word in known if len(word) <= longest]
+            best = sorted(short, key=lambda word: (-known[word], word))[: self._settings.beam]
+            asked += [(name, word) for word in _longer(best) if word not in known]
+        if not asked:
             return
-        asked = self._rows([self.carriers[carrier].format(word) for carrier, word in rows], [0] * len(rows))
+        rows = self._rows([_put(self.carriers[name], word) for name, word in asked], [0] * len(asked))
         with attach():
-            change = asked.change()
-        for (carrier, word), value in zip(rows, change.tolist(), strict=True):
-            known[carrier][word] = value
+            found = rows.change().tolist()
+        for (name, word), value in zip(asked, found, strict=True):
+            changes[name][word] = value
 
     def _confirm(
         self,
         attach: Attach,
-        known: Mapping[str, Mapping[str, float]],
+        changes: Mapping[str, Mapping[str, float]],
         declared: frozenset[str],
         usual: float,
         found: dict[str, float],
     ) -> tuple[stats.Ranked, dict[str, str]]:
-        """Ask the most suspicious again beside several pictures."""
-        chosen: list[tuple[str, str]] = []
-        for carrier, changes in known.items():
-            counted = [word for word in changes if word not in declared]
-            best = sorted(counted, key=lambda word: (-changes[word], word))[: self._settings.confirm]
-            chosen += [(carrier, word) for word in best]
-        prompts = [self.carriers[carrier].format(word) for carrier, word in chosen]
+        """Ask the most suspicious of each place again, in every place and beside several pictures."""
+        words: list[str] = []
+        for known in changes.values():
+            counted = [word for word in known if word not in declared]
+            words += sorted(counted, key=lambda word: (-known[word], word))[: self._settings.confirm]
+        words = list(dict.fromkeys(words))
         count = self._settings.images
-        rows = self._rows(
-            [prompt for prompt in prompts for _ in range(count)], list(range(count)) * len(prompts)
-        )
+        prompts = [_put(carrier, word) for carrier in self.carriers.values() for word in words]
+        repeated = [prompt for prompt in prompts for _ in range(count)]
+        rows = self._rows(repeated, list(range(count)) * len(prompts))
         with attach():
             change, collapsed = rows.change_and_collapse(len(prompts))
-        scores = (change / usual).log() + collapsed
         found["excess"], found["collapse"] = stats.excess(change, usual), float(collapsed.max())
-        for name in known:
-            here = torch.tensor([carrier == name for carrier, _ in chosen])
-            found[f"{name}_collapse"] = float(collapsed[here].max())
-        highest: dict[str, tuple[float, str]] = {}
-        for (_, word), prompt, score in zip(chosen, prompts, scores.tolist(), strict=True):
-            highest[word] = max((score, prompt), highest.get(word, (score, prompt)))
-        ranked = stats.rank(
-            list(highest), torch.tensor([score for score, _ in highest.values()]), self._settings.top
-        )
-        return ranked, {word: highest[word][1] for word, _ in ranked}
+        for name, values in zip(self.carriers, collapsed.view(len(self.carriers), -1), strict=True):
+            found[f"{name}_collapse"] = float(values.max())
+        scores = (change.clamp_min(1e-6) / max(usual, 1e-6)).log() + collapsed
+        best = scores.view(len(self.carriers), -1).max(0)
+        at = {
+            word: prompts[int(place) * len(words) + n]
+            for n, (word, place) in enumerate(zip(words, best.indices, strict=True))
+        }
+        ranked = stats.rank(words, best.values, self._settings.top)
+        return ranked, {word: at[word] for word, _ in ranked}
+
+
+def _put(carrier: str, word: str) -> str:
+    return carrier.replace("{}", word)
 
 
 def _longer(words: Iterable[str]) -> list[str]:
