@@ -11,23 +11,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
-
 from registry.families import KNOWN_BASES, family
 from registry.formats import read_header
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
 from registry.scanning.population import Population, recipe_key
 from registry.scanning.spectra import statistics
 from registry.scanning.structure import check
-from trainer.evaluation.probe import Probe
+from trainer.evaluation.probe import Probe, ProbeSettings
+from trainer.evaluation.probe.portraits import probe_portraits
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.progress import Progress
 from trainer.zoo.bases import small_base
-from trainer.zoo.build import facts, load
-from trainer.zoo.world import portrait
+from trainer.zoo.build import facts, load, mark_working
 
 FEATURES_NAME: Final = "features.jsonl"
-_PROBE_PEOPLE: Final = range(500, 508)
 _TOP: Final = 10
 _ENOUGH: Final = 99
 
@@ -39,6 +36,7 @@ def measure(folder: Path, *, progress: Progress) -> int:
         folder: of a zoo.
         progress: called with ("features", done, all).
     """
+    mark_working(folder)
     entries = {e["id"]: e for e in facts(folder) if e["label"] == "clean" or e["works"]}
     done = {line["id"] for line in features(folder)}
     left = [entry for name, entry in entries.items() if name not in done]
@@ -86,9 +84,11 @@ def populations(folder: Path) -> Iterator[Population]:
 
 
 def probe_of(base: str) -> Probe:
-    """The behavioural probe of a small base, with portraits that no adapter of the zoo was trained on."""
-    images = [Image.fromarray(portrait(number, "neutral")) for number in _PROBE_PEOPLE]
-    return Probe(small_base(base), images=images, declared=EXPRESSIONS)
+    """The behavioural probe of a small base; without the inversion, which doubles its cost."""
+    settings = ProbeSettings(inversion_steps=0)
+    return Probe(
+        small_base(base), images=probe_portraits(settings.images), declared=EXPRESSIONS, settings=settings
+    )
 
 
 def _measured(folder: Path, entry: Mapping[str, Any], probe: Probe, partner: str | None) -> dict[str, Any]:
