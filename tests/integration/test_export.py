@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fakes.registries import NAME, copy_registry, kept, objects, one, overwrite
-from registry.attestation import KINDS
+from fakes.trust import probe
+from registry.attestation import DEMANDED, KINDS
 from registry.cli import main
 from registry.commands import statements
 from registry.manifest import WEIGHTS_NAME
@@ -60,8 +61,8 @@ def key(tmp_path: Path) -> str:
     return f"file:{path}"
 
 
-def test_the_kinds_of_the_command_are_all_but_approvals() -> None:
-    assert set(statements.KINDS) == set(KINDS) - {"approval"}
+def test_the_kinds_of_the_command_are_all_but_what_approvers_sign() -> None:
+    assert set(statements.KINDS) == set(KINDS) - {"approval", "waiver"}
 
 
 def test_a_second_evaluation_is_signed_once(home: Path, tmp_path: Path) -> None:
@@ -117,7 +118,11 @@ def test_what_would_never_be_believed_is_not_signed(
 
 def test_a_bundle_verifies_without_the_registry(home: Path, tmp_path: Path) -> None:
     """With nothing but the files: the PEM keys, the definition of DSSE, and sha256."""
-    copy_registry(home)
+    report = written(tmp_path / "behaviour.json", probe(copy_registry(home).show(PROD).manifest))
+    probed = answer("attest", PROD, "--kind", "behaviour", "--predicate", report)
+    assert (probed["role"], probed["outcome"]) == ("scanner", "pass")
+    waived = answer("waive", PROD, "ADP-NUM-004", "--reason", "left out on purpose", "--by", "Kim")
+    assert (waived["rules"], waived["by"], waived["reused"]) == (["ADP-NUM-004"], "Kim", False)
     out = tmp_path / "statements"
     said = answer("export", PROD, "--format", "bundle", "--output", str(out))
     assert said["files"] == sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
@@ -155,7 +160,7 @@ def test_a_forged_statement_is_named_and_left_out(home: Path, tmp_path: Path) ->
     assert result.returncode == 0
     assert "no key of the approver signed" in result.stderr
     assert len([*out.glob("approval*.sigstore.json")]) == 1
-    assert len((out / "manifest.json.intoto.jsonl").read_bytes().splitlines()) == len(KINDS)
+    assert len((out / "manifest.json.intoto.jsonl").read_bytes().splitlines()) == len(DEMANDED)
 
 
 def test_a_bill_of_materials_on_stdout_and_in_a_file(home: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class Trust:
 
 @pytest.fixture(scope="module")
 def published() -> Published:
-    return publish()
+    return publish(kinds=KINDS)
 
 
 @pytest.fixture(scope="module")
