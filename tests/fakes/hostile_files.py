@@ -266,6 +266,7 @@ CONTAINER: Mapping[str, _Row] = {
     "offset with an exponent": (lambda: renamed_header("[0,", "[0e0,"), "ADP-CON-004"),
     "offset of minus zero": (lambda: renamed_header("[0,", "[-0,"), "ADP-CON-004"),
     "offset with a zero before it": (lambda: renamed_header("[0,", "[00,"), "ADP-CON-004"),
+    "offset of a hundred digits": (lambda: renamed_header("[0,", f"[{'9' * 100},"), "ADP-CON-004"),
     "offset of a million digits": (lambda: renamed_header("[0,", f"[{'9' * 10**6},"), "ADP-CON-004"),
     "name with a Cyrillic letter": (lambda: renamed_header("attn.to_q", "\u0430ttn.to_q"), "ADP-CON-004"),
     "name with an invisible character": (lambda: renamed_header("to_q", "to\u200b_q"), "ADP-CON-004"),

@@ -3,6 +3,8 @@
 Schema: the keys, shapes and targets. Numeric: single numbers. Weights: each number is plausible, the update
 as a whole is not; such files get "review" at most, and only beside clean adapters of the same kind, for alone
 nobody can tell them from an unusual training. ``population()`` are those clean adapters.
+
+The file is long because it is a list.
 """
 
 from __future__ import annotations
@@ -163,6 +165,10 @@ SCHEMA: Mapping[str, _Row] = {
         "ADP-STR-006",
     ),
     "a lower rank than declared": (lambda: factors(rank=2), "ADP-STR-006"),
+    "thousands of long names": (
+        lambda: added(*(f"{n:04}{'.lora_A' * 35}" for n in range(8000)), shape=(1,)),
+        "ADP-STR-001",
+    ),
     "a declared target that is missing": (lambda: without("img_mlp.net.2"), "ADP-STR-007"),
     "a target that nobody declared": (
         lambda: factors(kinds=(*TRAINED_KINDS, "img_mod.1")),
