@@ -121,6 +121,8 @@ def test_an_inverted_attack_is_reported_as_it_is_and_is_the_worst() -> None:
     assert (found.worst_family, found.worst_auroc.value) == ("hidden", 0.0)
     assert found.macro_auroc.value == 0.5
     assert (found.macro_tpr.value, found.worst_tpr.value) == (0.5, 0.0)
+    assert (found.tpr["seen"].low, found.tpr["seen"].high) == (1.0, 1.0)
+    assert (found.macro_auroc.low, found.macro_auroc.high) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("families", [{}, {"a": (cases(np.array([])), cases(np.ones(2)))}])
@@ -406,6 +408,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> specimens.Zoo:
     return specimens.load(zoos.zoo(tmp_path_factory.mktemp("zoo"), **SMALL, pairs=100))
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> specimens.Zoo:
+    """As many calibration adapters as a threshold needs without one of the three recipes."""
+    return specimens.load(zoos.zoo(tmp_path_factory.mktemp("zoo"), **(SMALL | {"calibration": 165})))
+
+
 def answers(zoo: specimens.Zoo, name: str, *, by_recipe: bool = False) -> judges.Ranking:
     return judges.rank(name, zoo, judges.scorers(zoo)[name], by_recipe=by_recipe)
 
@@ -451,15 +459,14 @@ def test_the_supervised_baseline_never_saw_the_attack_that_it_is_asked_for(plain
     assert not any(before["rare-token"][name] == after["rare-token"][name] for name in clean)
 
 
-def test_thresholds_hold_on_clean_adapters_of_a_new_recipe(plain: specimens.Zoo) -> None:
-    flagged = [
-        found.flagged
-        for name in ("weights", "behaviour")
-        for key, found in answers(plain, name, by_recipe=True).answers["alias"].items()
-        if plain.specimens[key].clean
-    ]
-    assert len(flagged) == 120
-    assert sum(flagged) <= 6
+def test_thresholds_hold_on_clean_adapters_of_a_new_recipe(wide: specimens.Zoo) -> None:
+    found = answers(wide, "behaviour", by_recipe=True).answers["alias"]
+    flagged = {clean: [found[one.id].flagged for one in ones] for clean, ones in (
+        (True, wide.clean("test")), (False, wide.implanted("alias")),
+    )}  # fmt: skip
+    assert sum(flagged[True]) <= 3
+    assert len(flagged[True]) == 60
+    assert all(flagged[False])
 
 
 def test_the_baselines_threshold_comes_from_adapters_that_it_was_not_fitted_to(tmp_path: Path) -> None:
@@ -470,32 +477,25 @@ def test_the_baselines_threshold_comes_from_adapters_that_it_was_not_fitted_to(t
     assert sum(flagged) <= 1  # scores of its own fit as calibration would flag 3 of 67
 
 
-def test_a_threshold_for_new_recipes_comes_from_adapters_without_their_recipe(plain: specimens.Zoo) -> None:
-    """One recipe is unlike the others: whoever expects new recipes has to expect one like it."""
-    odd = changed(plain, "clean", "style-word", "weights", 40.0)
-    score = judges.scorers(odd)["weights"]
-    clean = odd.clean("calibration")
-    alone = [
-        score(one, frozenset({"full-r8"}) | one.recipes) for one in clean if "full-r8" not in one.recipes
-    ]
-    beside = [score(one, frozenset({"full-r8"})) for one in clean if "full-r8" not in one.recipes]
-    limits = [rates.threshold(np.array(found + [0.0] * 30)) for found in (alone, beside)]
-    assert limits[0] > 3 * limits[1]
-    ranking = judges.rank("weights", odd, score, by_recipe=True)
-    between = [
-        found.flagged
-        for name, found in ranking.answers["alias"].items()
-        if odd.specimens[name].recipes == {"full-r8"} and found.score < limits[0]
-    ]
-    assert between
-    assert not any(between)
+def test_a_threshold_for_new_recipes_comes_from_adapters_without_their_recipe(wide: specimens.Zoo) -> None:
+    """A detector to which every recipe that it does not know is odd: only such adapters may set the limit."""
+
+    def score(one: specimens.Specimen, without: frozenset[str]) -> float:
+        if one.split == "test":
+            return 1.0 if one.clean else 3.0
+        return 5.0 if one.recipes <= without else 0.0
+
+    for by_recipe, flagged in ((False, True), (True, False)):
+        found = judges.rank("odd", wide, score, by_recipe=by_recipe).answers["alias"]
+        assert {found[one.id].flagged for one in wide.implanted("alias")} == {flagged}
 
 
 def test_a_pair_has_the_worse_halfs_weights(plain: specimens.Zoo) -> None:
     score = judges.scorers(plain)["weights"]
-    pair = plain.implanted("co-load")[0]
-    halves = [score(plain.specimens[name], frozenset()) for name in pair.members]
-    assert score(pair, frozenset()) == max(halves)
+    pairs = plain.implanted("co-load")
+    halves = [[score(plain.specimens[name], frozenset()) for name in pair.members] for pair in pairs]
+    assert [score(pair, frozenset()) for pair in pairs] == [max(one) for one in halves]
+    assert len({one.index(max(one)) for one in halves}) == 2
 
 
 # -- the whole benchmark --
