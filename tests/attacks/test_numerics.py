@@ -20,6 +20,7 @@ from registry import families
 from registry.formats import TensorInfo, read_header
 from registry.manifest import AdapterCard
 from registry.scanning import mantissa, numerics, scan
+from registry.scanning.population import Population
 from registry.scanning.product import decoded
 from registry.scanning.rules import RULES
 
@@ -311,3 +312,37 @@ def test_decoding_is_exact_for_what_is_hidden() -> None:
     info = TensorInfo(dtype="BF16", shape=(16, 4096), start=0, end=2 * words.size)
     again = decoded(words.tobytes(), info).view(np.uint32) >> 16
     assert np.array_equal(again.reshape(-1).astype(np.uint16), words)
+
+
+# --- weight space -----------------------------------------------------------------------------------------
+
+
+def beside_clean_ones(values: Factors) -> set[str]:
+    """The rules that answer to an adapter of rank 4 beside a hundred clean ones of its kind."""
+    parsed = AdapterCard.parse(json.dumps(card()).encode())
+    rows = []
+    for seed in range(100):
+        space = scan(container(factors(seed=seed)), parsed, bases=BASES).space
+        assert space is not None
+        rows.append(space.statistics)
+    clean = Population.make(base="tests/tiny-base", rank=4, recipe="main", kind="weights", rows=rows)
+    report = scan(container(values), parsed, bases=BASES, population=clean)
+    assert report.verdict in ("pass", "review")  # never more: weights alone prove nothing
+    return {found.rule for found in report.findings}
+
+
+def test_weights_bent_to_one_direction_ask_for_a_review() -> None:
+    """Every query, key and value of a block answers to one input more than to all others, as to a trigger."""
+    values = factors(seed=1000)
+    trigger = np.random.default_rng(12).normal(size=32).astype(np.float32)
+    for key, value in values.items():
+        if ".attn.to_" in key and ".lora_A." in key and "to_out" not in key:
+            value[0] = trigger
+    assert beside_clean_ones(values) == {"ADP-WGT-001"}
+
+
+def test_a_norm_that_is_penalised_is_no_way_out() -> None:
+    """An attacker who shrinks every update leaves the range of the clean ones on the other side."""
+    values = {key: value * (0.5 if ".lora_B." in key else 1) for key, value in factors(seed=1000).items()}
+    assert beside_clean_ones(values) == {"ADP-WGT-001"}
+    assert beside_clean_ones(factors(seed=1000)) == set()
