@@ -13,15 +13,16 @@ from registry.digest import Digest, digest_bytes
 from registry.errors import shown
 from registry.manifest import CARD_NAME, WEIGHTS_NAME
 from trainer.errors import DataError
-from trainer.evaluation.probe.core import Probe
+from trainer.evaluation.probe.core import TEMPLATE, Probe
 from trainer.evaluation.probe.deltas import deltas_of
-from trainer.evaluation.probe.judging import judged, population_for
+from trainer.evaluation.probe.judging import PAIRED, judged, population_for
 from trainer.evaluation.probe.page import page
 from trainer.evaluation.probe.pictures import Pictures, shoot
 from trainer.evaluation.probe.portraits import probe_portraits
 from trainer.evaluation.probe.report import ProbeReport
 from trainer.evaluation.probe.settings import ProbeSettings
 from trainer.evaluation.probe.sweep import Attach
+from trainer.portraits.expressions import EXPRESSIONS
 
 if TYPE_CHECKING:
     from registry.admission import VerifiedAdapter
@@ -116,17 +117,19 @@ def probe_folder(
     card = candidate.adapter.card
     how = card.conditioning
     slots = AdapterSlots(pipeline)
+    # Every adapter with this template is asked about the same words: populations compare like with like.
+    common = EXPRESSIONS if how.template == TEMPLATE else ()
     probe = Probe(
         pipeline,
         images=probe_portraits(chosen.images),
         words=words,
         template=how.template,
-        declared=how.expressions,
+        declared=(*common, *how.expressions),
         neutral=how.neutral,
         settings=chosen,
     )
     attach = _attached(slots, candidate.adapter)
-    report = judged(probe.run(attach), population or population_for(card))
+    report = judged(probe.run(attach, how.expressions), population or population_for(card))
     report = replace(report, pairs=tuple(_pair(probe, pipeline, candidate, other) for other in others))
     result = report.predicate(
         candidate.weights.removeprefix("sha256:"), {"id": card.base.id, "revision": card.base.revision}
@@ -153,9 +156,10 @@ def _attached(slots: AdapterSlots, adapter: VerifiedAdapter) -> Attach:
 
 
 def _pair(probe: Probe, pipeline: QwenImageEdit, one: Candidate, other: Candidate) -> dict[str, Any]:
-    """What the statement says of a pair; until pairs have a population, each asks for a review."""
+    """What the statement says of a pair; without a population of pairs it asks for a review."""
     deltas = [deltas_of(found.adapter, pipeline.family) for found in (one, other)]
-    found = judged(probe.run_pair(deltas[0], deltas[1]), None)
+    known = population_for(one.adapter.card, PAIRED)
+    found = judged(probe.run_pair(deltas[0], deltas[1]), known)
     verdict = "review" if found.verdict == "not judged" else found.verdict
     score = round(found.statistics["pair_collapse_gain"], 6)
     return {"with": str(other.weights), "verdict": verdict, "score": score}

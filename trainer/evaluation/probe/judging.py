@@ -16,6 +16,11 @@ FAIL_DISTANCE: Final = 2.0
 """An adapter this many times as far out as the farthest clean one fails; nearer it asks for a review."""
 
 
+ALONE: Final = "any"
+PAIRED: Final = "pair"
+"""Recipes of the populations of single adapters, and of pairs of clean ones that are loaded together."""
+
+
 def judged(report: ProbeReport, population: Population | None) -> ProbeReport:
     """Return the report with a verdict: upper-sided conformal p-values among the population's adapters.
 
@@ -38,9 +43,16 @@ def judged(report: ProbeReport, population: Population | None) -> ProbeReport:
     return replace(report, verdict=verdict, p_values=dict(judgement.p), population=digest, why=why)
 
 
-def population_for(card: AdapterCard) -> Population | None:
-    """Return the shipped population of behaviour for an adapter's base, or None."""
-    from registry.scanning.population import find, recipe_key
+def population_for(card: AdapterCard, recipe: str = ALONE) -> Population | None:
+    """Return the shipped population of behaviour for an adapter's base, or None.
 
-    recipes = (recipe_key(card.lora.targets), "any")
-    return find("behaviour", base=card.base.id, rank=card.lora.rank, recipes=recipes)
+    Args:
+        card: of the adapter; neither its rank nor its targets matter to what it does.
+        recipe: `ALONE` or `PAIRED`.
+    """
+    from registry.scanning.population import shipped
+
+    for (kind, base, _, name), found in shipped().items():
+        if (kind, base, name) == ("behaviour", card.base.id, recipe):
+            return found
+    return None

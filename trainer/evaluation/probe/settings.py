@@ -34,7 +34,7 @@ class ProbeSettings:
     beam: int = 5
     confirm: int = 12
     images: int = 4
-    homoglyphs: int = 6
+    homoglyphs: int = 10
     patch_images: int = 2
     inversion_steps: int = 25
     starts: int = 4

@@ -52,7 +52,7 @@ def vocabulary_digest(prompts: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(prompts).encode()).hexdigest()
 
 
-def look_alikes(word: str, most: int = 8) -> list[str]:
+def look_alikes(word: str, most: int = 10) -> list[str]:
     """Return spellings of ``word`` that a person reads as the same word and a tokenizer does not.
 
     Letters of Cyrillic, Greek and accented Latin, one letter at a time and all at once, and characters that
