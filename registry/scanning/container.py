@@ -58,6 +58,7 @@ _LOADABLE: Final = frozenset(
         *(".whl", ".egg", ".jar", ".py", ".pyc", ".so", ".dll", ".dylib", ".exe", ".sh", ".bat", ".ps1"),
     ]
 )
+_HARMLESS: Final = frozenset({"a page", "a document or a picture"})  # previews, and the scanner's own report
 _BESIDE_BYTES: Final = 512
 
 
@@ -114,8 +115,11 @@ def _kind(content: Content) -> str | None:
         return "a safetensors file"
     if is_tar(first):
         return "a tar archive"
+    name = named_by_magic(first[:MAGIC_BYTES])
+    if name is not None:
+        return None if name in _HARMLESS else name
     imported = pickle_import(content, 0)
-    return named_by_magic(first[:MAGIC_BYTES]) or (f"a pickle that {imported}" if imported else None)
+    return f"a pickle: it {imported}" if imported else None
 
 
 def _metadata_findings(metadata: Mapping[str, str], *, canonical: bool) -> list[Finding]:

@@ -27,7 +27,8 @@ _MAGICS: Final = (
     (re.compile(rb"BZh[1-9]"), "a bzip2 file"),
     (re.compile(rb"\xfd7zXZ\x00|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!|\x04\x22\x4d\x18"), "a compressed archive"),
     (re.compile(rb"\x7fELF|MZ|\xcf\xfa\xed\xfe|\xca\xfe\xba\xbe"), "a program"),
-    (re.compile(rb"#!|<\?php|<script|<html|<!DOCTYPE", re.IGNORECASE), "a script or a page"),
+    (re.compile(rb"#!|<\?php"), "a script"),
+    (re.compile(rb"<script|<html|<!DOCTYPE", re.IGNORECASE), "a page"),
     (re.compile(rb"\x89HDF"), "an HDF5 file"),
     (re.compile(rb"GGUF|GGML|ggjt|lmgg|fmgg"), "a GGUF file"),
     (re.compile(rb"\x93NUMPY"), "a NumPy file (which may hold a pickle)"),
@@ -38,7 +39,7 @@ _MAGICS: Final = (
 )  # fmt: skip
 
 # Two bytes begin one tensor in 65,536 by chance, and a pickle's three are not much better.
-_SHORT: Final = frozenset({"a gzip file", "a program", "a script or a page", "a pickle"})
+_SHORT: Final = frozenset({"a gzip file", "a program", "a script", "a pickle"})
 
 _ZIP_END = b"PK\x05\x06"
 _ZIP64_LOCATOR = b"PK\x06\x07"

@@ -134,6 +134,8 @@ def test_documents_beside_the_weights_are_left_alone() -> None:
         "adapter.json": b'{"a": 1}',
         "README.md": b"# A portrait adapter\n",
         "LICENSE": b"(c) somebody\n",
+        "preview.png": b"\x89PNG\r\n\x1a\n" + bytes(64),
+        "scan.html": b"<!DOCTYPE html>\n<p>fine</p>\n",
     }
     assert beside({WEIGHTS_NAME: container(factors()), **files}, WEIGHTS_NAME) == []
 

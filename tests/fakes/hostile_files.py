@@ -259,6 +259,10 @@ CONTAINER: Mapping[str, _Row] = {
     "header padded with zeros": (lambda: with_text(lambda text: text + "\0" * 8), "ADP-CON-004"),
     "header with a second object": (lambda: with_text(lambda text: text + "{}"), "ADP-CON-004"),
     "header nested 5,000 levels deep": (lambda: raw_container(bomb(5000), b"x" * 64), "ADP-CON-004"),
+    "header nested five levels deep": (
+        lambda: raw_container('{"__metadata__": {"a": {"b": [[]]}}}', b"x" * 64),
+        "ADP-CON-004",
+    ),
     "header with a comment": (lambda: renamed_header("{", "{/* */ "), "ADP-CON-004"),
     "header with a comma too many": (lambda: with_text(lambda text: text[:-1] + ",}"), "ADP-CON-004"),
     "offset NaN": (lambda: renamed_header("[0,", "[NaN,"), "ADP-CON-004"),
