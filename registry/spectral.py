@@ -25,14 +25,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from registry.content import Content
 from registry.errors import InvalidDocument
 from registry.formats import Header, TensorInfo, parse_key, read_header
-from registry.scanning.numerics import spectral_norm, tensor
+from registry.scanning.product import F64, singular_values, spectral_norm, tensor
 
-F64 = NDArray[np.float64]
 Factors = tuple[F64, F64]
 """A module's update B @ A as (A, B): A is (rank, in), B is (out, rank)."""
 
@@ -164,18 +162,6 @@ def _balanced(a: F64, b: F64) -> Factors:
         return np.zeros_like(a), np.zeros_like(b)
     scale = np.sqrt(right / left)
     return a * scale, b / scale
-
-
-def singular_values(a: F64, b: F64) -> F64:
-    """Return the singular values of B @ A that can be other than zero, largest first.
-
-    Args:
-        a: (r, in), r >= 1.
-        b: (out, r).
-    """
-    left: F64 = np.asarray(np.linalg.qr(b, mode="r"))
-    right: F64 = np.asarray(np.linalg.qr(a.T, mode="r"))
-    return np.asarray(np.linalg.svd(left @ right.T, compute_uv=False))
 
 
 def _pairs(header: Header) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:

@@ -17,7 +17,7 @@ from registry.content import Content
 from registry.dialects.grammar import DIFFUSERS, Role
 from registry.dialects.reading import LoraFile, Update
 from registry.formats import DTYPE_BYTES, Header, TensorInfo
-from registry.scanning.numerics import F32, tensor
+from registry.scanning.product import F32, tensor
 
 _ROLES: Final[tuple[Role, Role]] = ("A", "B")
 

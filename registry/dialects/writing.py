@@ -19,7 +19,7 @@ from registry.content import Content
 from registry.dialects.grammar import KOHYA, WRITABLE, DialectError, Role, Spelling
 from registry.dialects.reading import LoraFile, Update
 from registry.formats import DTYPE_BYTES, TensorInfo, write_container
-from registry.scanning.numerics import tensor
+from registry.scanning.product import tensor
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

@@ -21,12 +21,10 @@ import numpy as np
 from registry.content import Content
 from registry.families import BaseSpec, FamilyFacts
 from registry.scanning import mantissa
-from registry.scanning.product import F32, Update, decoded, measure, spectral_norm, tensor
+from registry.scanning.product import F32, Update, decoded, measure
 from registry.scanning.report import Finding, finding
 from registry.scanning.spectra import short
 from registry.scanning.structure import Pair
-
-__all__ = ["F32", "Survey", "check", "spectral_norm", "survey", "tensor"]
 
 MAX_SPECTRAL_NORM: Final = 1000.0
 """Largest believable spectral norm of an update: a trained linear layer itself has one of about 1 to 30."""
@@ -75,14 +73,6 @@ class _Seen:
     silent_rows: float
     cast_loss: float
     hidden: tuple[tuple[str, str, str], ...]
-
-
-def check(
-    weights: Content, pairs: Iterable[Pair], family: FamilyFacts, spec: BaseSpec
-) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings and the facts of `survey`."""
-    found = survey(weights, pairs, family, spec)
-    return [*found.findings], dict(found.facts)
 
 
 def survey(

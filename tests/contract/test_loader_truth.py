@@ -32,7 +32,7 @@ from registry.dialects.strength import CONFIG_NAME
 from registry.formats import parse_key
 from registry.scanning import ScanReport
 from registry.scanning.bare import scan_bare
-from registry.scanning.numerics import tensor
+from registry.scanning.product import tensor
 
 BASES = {TINY_BASE.id: TINY_BASE}
 MODULES = modules()

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from registry.content import FileContent
 from registry.formats import TensorInfo, parse_key, read_header
-from registry.scanning.numerics import tensor
-from registry.spectral import singular_values
+from registry.scanning.product import singular_values, tensor
 
 F64 = NDArray[np.float64]
 PROJECTIONS: Mapping[str, tuple[str, str]] = {

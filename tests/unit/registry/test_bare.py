@@ -34,7 +34,7 @@ from registry.formats import read_header
 from registry.manifest import AdapterCard
 from registry.scanning import scan
 from registry.scanning.bare import scan_bare
-from registry.scanning.numerics import tensor
+from registry.scanning.product import tensor
 
 PORTRAITS = KNOWN_BASES["adapter-foundry/portraits-base"]
 TINY = {TINY_BASE.id: TINY_BASE}

@@ -31,7 +31,7 @@ from registry.families import KNOWN_BASES, BaseFacts
 from registry.formats import read_header, serialise
 from registry.manifest import AdapterCard
 from registry.scanning import scan
-from registry.scanning.numerics import tensor
+from registry.scanning.product import tensor
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden/dialects"
 EDIT_2511 = KNOWN_BASES["Qwen/Qwen-Image-Edit-2511"]

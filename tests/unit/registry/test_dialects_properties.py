@@ -20,7 +20,7 @@ from registry.dialects.writing import encode
 from registry.errors import RegistryError
 from registry.families import FAMILIES
 from registry.formats import FOREIGN, TensorInfo, read_header, serialise
-from registry.scanning.numerics import tensor
+from registry.scanning.product import tensor
 
 MODULES = sorted(TINY_BASE.spec)
 KOHYA = lora_file(spelled(factors(), "kohya", alpha=8.0), {"ss_network_alpha": "8.0"})

@@ -19,8 +19,8 @@ from registry.formats import TensorInfo
 from registry.manifest import WEIGHTS_NAME, AdapterCard
 from registry.scanning import scan
 from registry.scanning.names import Imitations, same_tensor, twins
-from registry.scanning.numerics import spectral_norm, tensor
 from registry.scanning.polyglots import is_tar, pickle_import, polyglot
+from registry.scanning.product import spectral_norm, tensor
 from registry.scanning.rules import RULES
 
 CARD = AdapterCard.parse(json.dumps(card()).encode())
