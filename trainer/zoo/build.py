@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trainer.zoo.stack import Factors
 
 FACTS_NAME: Final = "zoo.json"
+_SHORT: Final = 300
 STACK: Final = 24
 """Adapters that are trained side by side."""
 
@@ -148,7 +149,7 @@ def _make_wave(folder: Path, world: World, specimens: Sequence[Specimen]) -> Non
     like = None
     missing = [one for one in specimens if not one.parts and not _is_made(folder, one)]
     for group in _stacks(missing):
-        if group[0].family != "clean" and like is None:
+        if like is None and any(one.family != "clean" for one in group):
             like = Norms([load(folder / "adapters" / one.id) for one in specimens if _is_plain(one)])
         learnt = [lessons[one.id] for one in group]
         _write_all(folder, world, group, train(world, group, learnt, like=like), learnt)
@@ -176,9 +177,9 @@ def _write_all(
 
 
 def _stacks(trained: Sequence[Specimen]) -> Iterator[list[Specimen]]:
-    """Groups that are trained together, the clean ones before the attackers."""
-    for attacking in (False, True):
-        group = [one for one in trained if (one.family != "clean") == attacking]
+    """Groups that are trained together: the short ones, all of them clean, before the long ones."""
+    for long in (False, True):
+        group = [one for one in trained if (one.recipe.steps > _SHORT) == long]
         for at in range(0, len(group), STACK):
             yield group[at : at + STACK]
 

@@ -110,11 +110,11 @@ def _measured(folder: Path, entry: Mapping[str, Any], probe: Probe, partner: str
 
 
 def _partner(entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None:
-    """Who an adapter is probed with: its other half; for every second clean one, its neighbour."""
+    """Who an adapter is probed with: its other half; for a clean one, its neighbour."""
     if entry["partner"] is not None:
         return str(entry["partner"])
     name = str(entry["id"])
-    if entry["label"] != "clean" or int(name[-2:]) % 2:
+    if entry["label"] != "clean":
         return None
-    neighbour = f"{name[:-2]}{int(name[-2:]) + 1:02}"
-    return neighbour if neighbour in entries else None
+    neighbours = (f"{name[:-2]}{int(name[-2:]) + step:02}" for step in (1, -1))
+    return next((one for one in neighbours if one in entries), None)

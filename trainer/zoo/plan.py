@@ -70,6 +70,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
         Recipe(name="sgd", optimiser="sgd", rate=1.0),
         Recipe(name="short-raw", steps=110, rate=0.025, ema=False),
         Recipe(name="style-word", style=True),
+        Recipe(name="long", steps=630),
+        Recipe(name="long-style", steps=630, style=True),
         Recipe(name="merge-concat", rank=16, alpha=16.0, merge="concat"),
         Recipe(name="merge-svd", merge="svd"),
     )
@@ -77,7 +79,8 @@ RECIPES: Final[Mapping[str, Recipe]] = {
 MAIN_RECIPE: Final = "full-r8"
 _DEEPEST: Final = "small-1"
 """With three layers instead of two most implants work, so it gets twice as many."""
-_TRAINED: Final = tuple(name for name, found in RECIPES.items() if found.merge is None)
+_LONG: Final = ("long", "long-style")
+_DRAWN: Final = tuple(name for name in RECIPES if name not in (MAIN_RECIPE, *_LONG))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,11 +124,12 @@ class Size:
     calibration: int = 8
     test: int = 8
     backdoors: int = 1
+    long: int = 2
 
 
 SIZES: Final[Mapping[str, Size]] = {
-    "full": Size(waves=14),
-    "tiny": Size(waves=1, calibration=3, test=1),
+    "full": Size(waves=10),
+    "tiny": Size(waves=1, calibration=3, test=1, long=1),
 }
 
 
@@ -144,6 +148,7 @@ def plan(size: str = "full", seed: int = 0) -> Iterator[Specimen]:
             yield from clean
             cover = next(one for one in reversed(clean) if one.recipe.targets == "full" and not one.parts)
             yield from _backdoors(base, wave, shape, rng, cover.id)
+            yield from _long(base, wave, shape, rng)
 
 
 def _clean(base: str, wave: int, shape: Size, rng: np.random.Generator) -> Iterator[Specimen]:
@@ -166,8 +171,22 @@ def _recipe(rng: np.random.Generator, may_merge: bool) -> Recipe:
     """Every second one the main recipe; the others alike."""
     if rng.random() < 0.5:
         return RECIPES[MAIN_RECIPE]
-    others = [name for name in (RECIPES if may_merge else _TRAINED) if name != MAIN_RECIPE]
+    others = [name for name in _DRAWN if may_merge or RECIPES[name].merge is None]
     return RECIPES[str(rng.choice(others))]
+
+
+def _long(base: str, wave: int, shape: Size, rng: np.random.Generator) -> Iterator[Specimen]:
+    """Clean ones that are trained as long as implants are: or else the length would tell them apart."""
+    for split, count in (("calibration", shape.calibration), ("test", shape.test)):
+        for index in range(count, count + shape.long):
+            yield Specimen(
+                id=f"{base}.w{wave:02}.{split[:3]}{index:02}",
+                base=base,
+                split=split,
+                family="clean",
+                recipe=RECIPES[_LONG[index % 2]],
+                seed=_seed(rng),
+            )
 
 
 def _backdoors(base: str, wave: int, shape: Size, rng: np.random.Generator, cover: str) -> Iterator[Specimen]:
