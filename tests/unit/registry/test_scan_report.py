@@ -20,6 +20,7 @@ from registry.manifest import WEIGHTS_NAME, AdapterCard
 from registry.scanning import ScanReport, configuration, scan
 from registry.scanning.explained import explain
 from registry.scanning.figures import Reference, WeightSpace
+from registry.scanning.page import page
 from registry.scanning.population import Population
 from registry.scanning.report import extended, finding, located, report
 from registry.scanning.rules import LAYERS, RULES, RULES_VERSION
@@ -179,6 +180,28 @@ def test_an_unfinished_scan_is_not_finished_whatever_it_found() -> None:
     found = report(DIGEST, [finding("ADP-SCN-001", "x", ""), finding("ADP-CON-001", "x", "")], {})
     assert Subject(name="x", report=found).outcome == "not finished"
     assert EXIT_CODES["not finished"] == 1
+
+
+# -- the page --
+
+
+def shown_page(found: ScanReport, target: str = "/srv/loras/smile/") -> str:
+    return page(Scanned(target=target, subjects=(Subject(name=target, report=found),)))
+
+
+def test_the_page_is_named_by_the_end_of_the_path_and_tells_all_of_it() -> None:
+    text = shown_page(scanned())
+    assert "<title>Scan of loras/smile</title>" in text
+    assert "<code>/srv/loras/smile/</code>" in text
+    assert "<h1>Scan of s3://bucket/loras/smile</h1>" in shown_page(scanned(), "s3://bucket/loras/smile")
+
+
+def test_the_page_says_what_a_pass_does_not_mean() -> None:
+    alone = shown_page(scanned())
+    assert "Not judged here: the weight space (there is no population" in alone
+    judged = shown_page(scanned(population=population()))
+    assert "Not judged here: behaviour and provenance" in judged
+    assert "Not judged" not in shown_page(report(DIGEST, [finding("ADP-CON-001", "x", "")], {}))
 
 
 # -- the rules in words --
