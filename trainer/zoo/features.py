@@ -27,6 +27,7 @@ from trainer.zoo.build import facts, load, mark_working
 FEATURES_NAME: Final = "features.jsonl"
 _TOP: Final = 10
 _ENOUGH: Final = 99
+_ANY_RANK: Final = 8
 
 
 def measure(folder: Path, *, progress: Progress) -> int:
@@ -64,23 +65,31 @@ def features(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def populations(folder: Path) -> Iterator[Population]:
-    """Yield the reference populations of a measured zoo: the clean adapters of a base, a rank and targets.
+    """Yield the reference populations of a measured zoo, from its clean adapters of both splits.
 
-    Groups that are too small to ask for a review at 1 % are left out.
+    Spectra depend on rank and targets, so each of those has its own; how an adapter behaves does not, so that
+    a base has one population of behaviour and one of pairs. Groups that are too small to ask for a review at
+    1 % are left out. (`tests/bench/detection.py` takes its thresholds from the calibration split alone.)
     """
     lines = {line["id"]: line for line in features(folder)}
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    spectra: dict[tuple[str, int, str], list[dict[str, float]]] = {}
+    behaviour: dict[tuple[str, str], list[dict[str, float]]] = {}
     for entry in facts(folder):
-        if entry["label"] == "clean" and entry["id"] in lines:
-            card = AdapterCard.parse((folder / "adapters" / entry["id"] / CARD_NAME).read_bytes())
-            key = (card.base.id, card.lora.rank, recipe_key(card.lora.targets))
-            groups.setdefault(key, []).append(lines[entry["id"]])
-    for (base, rank, recipe), found in sorted(groups.items()):
-        if len(found) < _ENOUGH:
+        line = lines.get(entry["id"])
+        if line is None or entry["label"] != "clean":
             continue
-        for kind in ("weights", "behaviour"):
-            rows = [line[kind] for line in found]
-            yield Population.make(base=base, rank=rank, recipe=recipe, kind=kind, rows=rows)
+        card = AdapterCard.parse((folder / "adapters" / entry["id"] / CARD_NAME).read_bytes())
+        key = (card.base.id, card.lora.rank, recipe_key(card.lora.targets))
+        spectra.setdefault(key, []).append(line["weights"])
+        behaviour.setdefault((card.base.id, "any"), []).append(line["behaviour"])
+        if "pair" in line:
+            behaviour.setdefault((card.base.id, "pair"), []).append(line["pair"])
+    for (base, rank, recipe), rows in sorted(spectra.items()):
+        if len(rows) >= _ENOUGH:
+            yield Population.make(base=base, rank=rank, recipe=recipe, kind="weights", rows=rows)
+    for (base, recipe), rows in sorted(behaviour.items()):
+        if len(rows) >= _ENOUGH:
+            yield Population.make(base=base, rank=_ANY_RANK, recipe=recipe, kind="behaviour", rows=rows)
 
 
 def probe_of(base: str) -> Probe:
