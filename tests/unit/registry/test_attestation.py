@@ -16,6 +16,7 @@ from registry.digest import digest_bytes
 from registry.errors import InvalidDocument, UsageError
 from registry.manifest import WEIGHTS_NAME, AdapterCard, AdapterManifest
 from registry.scanning import scan
+from registry.scanning.configuration import today
 
 DIGEST = digest_bytes(b"a manifest")
 
@@ -209,3 +210,31 @@ def test_provenance_of_something_else_is_not_signed(manifest: AdapterManifest) -
     other = manifest.model_copy(update={"training": manifest.training.model_copy(update={"seed": 8})})
     with pytest.raises(UsageError, match="materials of pixelsmile:3"):
         attestation.check_about("training", told, other)
+
+
+def test_a_scan_stands_for_one_of_today_only_by_the_same_digests() -> None:
+    """Rules, shapes of the base and population: all of what a scan of today would compare with."""
+    files = clean_adapter()
+    card, weights = AdapterCard.parse(files["adapter.json"]), digest_bytes(files[WEIGHTS_NAME])
+    honest = attestation.scan_predicate(scan(files[WEIGHTS_NAME], card, bases=BASES))
+    wanted = today(card, BASES[card.base.id])
+
+    def by(told: dict[str, Any]) -> Any:
+        found = Statement(kind="scan", subject_name="x", digest=DIGEST, predicate=told)
+        return attestation.scanned_with(found, weights)
+
+    assert by(honest) == wanted
+    entries = honest["configuration"]
+    assert by({**honest, "result": "WARNED"}) is None
+    assert by({**honest, "configuration": entries[:-1]}) is None, "of no weights"
+    assert by({**honest, "configuration": [*entries, entries[-1]]}) is None, "of two"
+    assert by({**honest, "configuration": None}) is None
+    for number, entry in enumerate(entries):
+        if entry["name"] in ("scanner-rules", "base-spec"):
+            other = {**entry, "digest": {"sha256": "0" * 64}}
+            assert (
+                by({**honest, "configuration": [*entries[:number], other, *entries[number + 1 :]]}) != wanted
+            )
+            assert by({**honest, "configuration": [*entries[:number], *entries[number + 1 :]]}) != wanted
+    population = {"name": "reference-population", "digest": {"sha256": "0" * 64}}
+    assert by({**honest, "configuration": [*entries, population]}) != wanted
