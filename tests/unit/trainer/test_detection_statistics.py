@@ -411,7 +411,9 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> specimens.Zoo:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> specimens.Zoo:
     """As many calibration adapters as a threshold needs without one of the three recipes."""
-    return specimens.load(zoos.zoo(tmp_path_factory.mktemp("zoo"), **(SMALL | {"calibration": 165})))
+    return specimens.load(
+        zoos.zoo(tmp_path_factory.mktemp("zoo"), **(SMALL | {"calibration": 165}), pairs=20)
+    )
 
 
 def answers(zoo: specimens.Zoo, name: str, *, by_recipe: bool = False) -> judges.Ranking:
@@ -564,6 +566,28 @@ def test_the_scanners_own_verdicts_are_its_own(measured: measuring.Measured) -> 
     assert found["either"]["detected"]["alias"]["value"] == 1.0
     assert found["either"]["not_judged"] == 0
     assert found["either"]["false_positives"]["value"] <= 0.1
+
+
+def own_verdicts(zoo: specimens.Zoo) -> dict[str, dict[str, object]]:
+    return measuring.deployed(measuring.Measured(zoo=zoo, rankings={}, rounds=1, enough=99))
+
+
+def test_a_pair_has_the_verdict_of_its_worse_half(wide: specimens.Zoo) -> None:
+    loud = changed(wide, "co-load", None, "weights", 1000.0)
+    for zoo, expected in ((wide, 0.0), (loud, 1.0)):
+        detected = own_verdicts(zoo)["weights"]["detected"]
+        assert detected["co-load"]["value"] == pytest.approx(expected, abs=0.3)
+        assert detected["alias"]["value"] > 0.4  # those of the other targets have too few to compare with
+
+
+def test_adapters_of_another_rank_or_other_targets_are_no_population(wide: specimens.Zoo) -> None:
+    found = own_verdicts(wide)
+    attention = sum(one.recipes == {"attention-r8"} for one in wide.clean("test"))
+    assert (found["weights"]["not_judged"], found["behaviour"]["not_judged"]) == (attention, 0)
+    calibration = [one.id for one in wide.clean("calibration")]
+    narrow = {name: replace(wide.specimens[name], rank=4) for name in calibration}
+    found = own_verdicts(replace(wide, specimens={**wide.specimens, **narrow}))
+    assert found["weights"]["not_judged"] == found["behaviour"]["not_judged"] == 60
 
 
 def test_a_small_population_judges_nothing(tmp_path: Path) -> None:
