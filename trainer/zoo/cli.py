@@ -51,14 +51,15 @@ def build(out: Path | None, size: str, seed: int, bases: tuple[str, ...], as_jso
 
 @zoo.command()
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--base", "bases", multiple=True, help="Only on this small base; may be repeated.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def measure(folder: Path, as_json: bool) -> None:
+def measure(folder: Path, bases: tuple[str, ...], as_json: bool) -> None:
     """Take the scanner's statistics and the probe's answers of every adapter of a zoo in FOLDER."""
     from trainer.progress import ConsoleProgress
     from trainer.zoo.features import FEATURES_NAME
     from trainer.zoo.features import measure as take
 
-    count = take(folder, progress=ConsoleProgress())
+    count = take(folder, bases=bases, progress=ConsoleProgress())
     path = folder / FEATURES_NAME
     click.echo(json.dumps({"features": str(path), "adapters": count}) if as_json else f"{count} in {path}")
 

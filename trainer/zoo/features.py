@@ -7,7 +7,7 @@ clean adapters, for without those nobody knows what an honest pair looks like.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,17 +30,18 @@ _ENOUGH: Final = 99
 _ANY_RANK: Final = 8
 
 
-def measure(folder: Path, *, progress: Progress) -> int:
+def measure(folder: Path, *, bases: Sequence[str] = (), progress: Progress) -> int:
     """Measure every clean adapter and working implant that has no line yet; returns how many have one.
 
     Args:
         folder: of a zoo.
+        bases: only these, so that several processes share the work; none means all.
         progress: called with ("features", done, all).
     """
     mark_working(folder)
     entries = {e["id"]: e for e in facts(folder) if e["label"] == "clean" or e["works"]}
     done = {line["id"] for line in features(folder)}
-    left = [entry for name, entry in entries.items() if name not in done]
+    left = [e for name, e in entries.items() if name not in done and (not bases or e["base"] in bases)]
     left.sort(key=lambda entry: (entry["base"], entry["id"]))
     probes: dict[str, Probe] = {}
     with (folder / FEATURES_NAME).open("a", encoding="utf-8") as lines:
