@@ -1,4 +1,4 @@
-"""What is released, scanned by the rules of today, as a Prefect flow: run it when the scanner was upgraded."""
+"""What is released, scanned by the rules of today, as a Prefect flow: run it after an upgrade."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Scanning again: what is released is judged by the rules of today.
 
 A rule that is new, or judges otherwise, says nothing about what was scanned before it. So every version that
-an alias means is read from the store and scanned again. What passes gets a fresh scan statement, so that pulls
-need not scan it themselves; what does not pass is reported and left as it is. Nothing is revoked here: a false
-alarm must not take production down, and who decides is a person. Whoever loads an adapter scans it by today's
-rules in any case, so that a report is news for people and no gate.
+an alias means is read from the store and scanned again. What passes gets a fresh scan statement, so that
+pulls need not scan it themselves; what does not pass is reported and left as it is. Nothing is revoked here:
+a false alarm must not take production down, and who decides is a person. Whoever loads an adapter scans it by
+today's rules in any case, so that a report is news for people and no gate.
 """
 
 from __future__ import annotations
