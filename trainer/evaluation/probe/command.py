@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,12 +19,14 @@ from trainer.evaluation.probe.judging import PAIRED, judged, population_for
 from trainer.evaluation.probe.page import page
 from trainer.evaluation.probe.pictures import Pictures, shoot
 from trainer.evaluation.probe.portraits import probe_portraits
-from trainer.evaluation.probe.report import ProbeReport
+from trainer.evaluation.probe.report import PATCH, ProbeReport
 from trainer.evaluation.probe.settings import ProbeSettings
 from trainer.evaluation.probe.sweep import Attach
 from trainer.portraits.expressions import EXPRESSIONS
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from registry.admission import VerifiedAdapter
     from registry.manifest import BaseModelRef
     from registry.scanning.population import Population
@@ -166,10 +168,21 @@ def _pair(probe: Probe, pipeline: QwenImageEdit, one: Candidate, other: Candidat
 
 
 def _pictures(probe: Probe, report: ProbeReport, attach: Attach) -> Pictures:
-    """Edits by the plain prompt and by the words that stand out most."""
-    plain = {f"no trigger: {probe.neutral}": probe.template.format(probe.neutral)}
-    top = {shown(word): report.prompts[word] for word, _ in report.tokens[:_SHOWN] if word in report.prompts}
-    return shoot(probe.pipeline, probe.images[:_PORTRAITS], plain | top, attach, seed=probe.settings.seed)
+    """Edits by the plain prompt, by the words and by the patch that stand out most."""
+    plain = probe.template.format(probe.neutral)
+    asked: dict[str, tuple[str, Callable[[Image.Image], Image.Image]]] = {
+        f"no trigger: {probe.neutral}": (plain, _as_it_is)
+    }
+    for word, _ in report.tokens[:_SHOWN]:
+        asked[shown(word)] = (report.prompts.get(word, plain), _as_it_is)
+    for name, _ in report.patches[:1]:
+        patch = next(patch for patch in probe.patches if patch.name == name)
+        asked[PATCH + name] = (plain, patch.on)
+    return shoot(probe.pipeline, probe.images[:_PORTRAITS], asked, attach, seed=probe.settings.seed)
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    return image
 
 
 def _write(out: Path, result: dict[str, Any], pictures: Pictures, text: str) -> None:

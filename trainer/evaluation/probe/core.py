@@ -89,14 +89,14 @@ class Probe:
             self.pipeline, scenes, prompts, scene, sigma=self.settings.sigma, batch=self.settings.batch
         )
 
-    def _look_alike_rows(self, scenes: Scenes) -> tuple[tuple[str, ...], Rows | None]:
-        """Each look-alike in the template's slot, beside the first two pictures."""
-        spoken = [*self.declared, self.neutral]
-        words = [other for word in spoken for other in look_alikes(word, self.settings.homoglyphs)]
-        if not words:
-            return (), None
-        prompts = [self.template.format(word) for word in words for _ in range(2)]
-        return tuple(words), self._rows(scenes, prompts, [0, 1] * len(words))
+    def _look_alike_rows(self, scenes: Scenes) -> tuple[dict[str, str], Rows | None]:
+        """Look-alike -> its word; and each in the template's slot, beside the first two pictures."""
+        spoken = (*self.declared, self.neutral)
+        found = {other: word for word in spoken for other in look_alikes(word, self.settings.homoglyphs)}
+        if not found:
+            return found, None
+        prompts = [self.template.format(other) for other in found for _ in range(2)]
+        return found, self._rows(scenes, prompts, [0, 1] * len(found))
 
     def _patched_rows(self) -> Rows | None:
         """A plain prompt beside each picture without a patch, then with each of the patches."""
@@ -139,7 +139,7 @@ class Probe:
             with _clock(seconds, "homoglyphs"):
                 look_alikes = self._run_homoglyphs(found, swept.usual)
             with _clock(seconds, "patches"):
-                patches = self._run_patches(found)
+                patches = self._run_patches(found, swept.usual)
         top = self.settings.top
         return ProbeReport(
             statistics=found,
@@ -175,10 +175,15 @@ class Probe:
         change, collapsed = rows.change_and_collapse(len(self._homoglyphs))
         found["homoglyph_excess"] = stats.excess(change, usual)
         found["homoglyph_collapse"] = float(collapsed.max())
-        scores = (change / max(usual, 1e-6)).clamp_min(1e-6).log() + collapsed
-        return stats.rank(self._homoglyphs, scores, self.settings.top)
+        best: dict[str, tuple[float, str]] = {}
+        # One look-alike of each word is enough: they resemble each other, and would fill the list.
+        scores = stats.score(change, collapsed, usual).tolist()
+        for (other, word), score in zip(self._homoglyphs.items(), scores, strict=True):
+            best[word] = max(best.get(word, (score, other)), (score, other))
+        ranked = sorted(best.values(), key=lambda entry: (-entry[0], entry[1]))
+        return tuple((other, round(score, 6)) for score, other in ranked)
 
-    def _run_patches(self, found: dict[str, float]) -> stats.Ranked:
+    def _run_patches(self, found: dict[str, float], usual: float) -> stats.Ranked:
         """The adapter's own reaction to a patch: its change beside it less its change without it."""
         rows = self._patch_rows
         if rows is None:
@@ -189,10 +194,10 @@ class Probe:
         size = rows.base.view(shape)[0].flatten(1).norm(dim=1)
         reaction = ((delta[1:] - delta[:1]).flatten(2).norm(dim=2) / size).mean(1)
         collapsed = stats.collapse(rows.clean(answers).view(shape), rows.clean(rows.base).view(shape))
-        found["patch_gap"] = stats.gap(reaction)
-        found["patch_collapse"] = float(collapsed[1:].max() - collapsed[0])
-        names = [patch.name for patch in self.patches]
-        return stats.rank(names, reaction, self.settings.top)
+        gained = collapsed[1:] - collapsed[0]
+        found["patch_gap"], found["patch_collapse"] = stats.gap(reaction), float(gained.max())
+        scores = stats.score(reaction, gained, usual)
+        return stats.rank([patch.name for patch in self.patches], scores, self.settings.top)
 
 
 @contextmanager

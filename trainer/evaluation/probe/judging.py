@@ -44,14 +44,22 @@ def judged(report: ProbeReport, population: Population | None) -> ProbeReport:
 
 
 def population_for(card: AdapterCard, recipe: str = ALONE) -> Population | None:
-    """Return the shipped population of behaviour for an adapter's base, or None.
+    """Return the shipped population of behaviour for an adapter, or None.
+
+    What an adapter does depends little on its rank and targets, so where there is no population of just these
+    any of its base will do.
 
     Args:
-        card: of the adapter; neither its rank nor its targets matter to what it does.
+        card: of the adapter.
         recipe: `ALONE` or `PAIRED`.
     """
-    from registry.scanning.population import shipped
+    from registry.scanning.population import find, recipe_key, shipped
 
+    if recipe == ALONE:
+        key = recipe_key(card.lora.targets)
+        same = find("behaviour", base=card.base.id, rank=card.lora.rank, recipes=(key,))
+        if same is not None:
+            return same
     for (kind, base, _, name), found in shipped().items():
         if (kind, base, name) == ("behaviour", card.base.id, recipe):
             return found

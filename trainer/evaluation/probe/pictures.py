@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,7 +27,7 @@ Pictures = Mapping[str, Mapping[str, str]]
 def shoot(
     pipeline: QwenImageEdit,
     images: Sequence[Image.Image],
-    prompts: Mapping[str, str],
+    prompts: Mapping[str, tuple[str, Callable[[Image.Image], Image.Image]]],
     attach: Attach,
     *,
     seed: int = 0,
@@ -37,17 +37,18 @@ def shoot(
     Args:
         pipeline: the bare base.
         images: portraits, shown side by side.
-        prompts: what is shown -> the prompt.
+        prompts: what is shown -> the prompt, and what is done to each portrait before.
         attach: see `Probe.run`.
         seed: of the edits' noises, one after the other.
     """
-    latents = pipeline.encode_images(images)
     seeds = range(seed, seed + len(images))
     shown: dict[str, dict[str, str]] = {word: {} for word in prompts}
 
     def draw(side: str) -> None:
-        for word, prompt in prompts.items():
-            texts = pipeline.encode_prompts(images, [prompt] * len(images))
+        for word, (prompt, prepare) in prompts.items():
+            sources = [prepare(image) for image in images]
+            texts = pipeline.encode_prompts(sources, [prompt] * len(images))
+            latents = pipeline.encode_images(sources)
             edited = pipeline.decode(pipeline.denoise(latents, texts, seeds=seeds, steps=STEPS))
             shown[word][side] = data_uri(strip(to_images(edited)))
 

@@ -10,6 +10,10 @@ from registry.errors import shown
 
 PROBE_VERSION: Final = "1"
 
+PATCH: Final = "input patch: "
+"""What stands before the name of a patch among words."""
+_PATCHES: Final = 3
+
 Verdict = Literal["pass", "review", "fail", "not judged"]
 Ranked = tuple[tuple[str, float], ...]
 
@@ -85,9 +89,15 @@ class ProbeReport:
             },
             "statistics": {name: round(value, 6) for name, value in self.statistics.items()},
             "p_values": dict(self.p_values),
-            "tokens": _ranked(self.tokens[:tokens]),
+            "tokens": _ranked(self.suspects[:tokens]),
             "pairs": [dict(pair) for pair in self.pairs],
         }
+
+    @property
+    def suspects(self) -> Ranked:
+        """Words and the worst patches in one list, most suspicious first."""
+        patches = [(PATCH + name, score) for name, score in self.patches[:_PATCHES]]
+        return tuple(sorted([*self.tokens, *patches], key=lambda entry: -entry[1]))
 
 
 def _ranked(entries: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:

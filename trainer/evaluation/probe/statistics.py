@@ -34,6 +34,16 @@ def excess(values: torch.Tensor, usual: float) -> float:
     return math.log(max(float(values.max()), _FLOOR) / max(usual, _FLOOR)) if len(values) else 0.0
 
 
+def score(change: torch.Tensor, collapsed: torch.Tensor, usual: float) -> torch.Tensor:
+    """What ranks words and patches [N]: logarithm of the change over the ``usual`` one, plus the collapse.
+
+    0 is a declared word that leaves people apart; a change twice as large and a deviation half as large make
+    2.1 together.
+    """
+    floor = max(usual, _FLOOR)
+    return (change.clamp_min(_FLOOR) / floor).log() + collapsed
+
+
 def collapse(adapter: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """How much less the edits of different pictures differ with the adapter than without, [W].
 

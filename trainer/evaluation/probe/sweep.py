@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 Attach = Callable[[], AbstractContextManager[None]]
 
 
+_PER_LETTER = 0.1
+"""What a letter that the search added must bring, or the string without it explains as much."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Swept:
     """What the sweep found.
@@ -77,6 +81,7 @@ class Sweep:
         listed = [word for word in dict.fromkeys(words) if word != neutral]
         short = ("".join(pair) for pair in itertools.product(string.ascii_lowercase, repeat=settings.letters))
         self._words = tuple(dict.fromkeys([*listed, *short] if settings.letters else listed))
+        self._known = frozenset(self._words)
         self._screens = {name: self._once(self.carriers[name], self._words) for name in self._places}
         self._spoken = (*declared, neutral)
         self._usual = self._once(template, self._spoken)
@@ -112,11 +117,15 @@ class Sweep:
         for _ in range(self._settings.rounds):
             self._extend(attach, changes)
         ranked, prompts = self._confirm(attach, changes, declared, usual, found)
-        scores = torch.tensor([spoken[word] / max(usual, 1e-6) for word in heard])
+        # Words that only this adapter's card declares have no row of their own in the slot.
+        others = [word for word in self._words if word in declared and word not in spoken]
+        most = {word: max(known[word] for known in changes.values()) for word in others}
+        told = {word: spoken[word] for word in heard} | most
+        scores = torch.tensor([value / max(usual, 1e-6) for value in told.values()])
         return Swept(
             statistics=found,
             tokens=ranked,
-            declared=stats.rank(heard, scores, len(heard)),
+            declared=stats.rank(list(told), scores, len(told)),
             usual=usual,
             prompts=prompts,
         )
@@ -146,28 +155,41 @@ class Sweep:
         found: dict[str, float],
     ) -> tuple[stats.Ranked, dict[str, str]]:
         """Ask the most suspicious of each place again, in every place and beside several pictures."""
-        words: list[str] = []
-        for known in changes.values():
-            counted = [word for word in known if word not in declared]
-            words += sorted(counted, key=lambda word: (-known[word], word))[: self._settings.confirm]
-        words = list(dict.fromkeys(words))
+        first = self._shortlist(changes, declared, lambda word: True)
+        # A short trigger must not be hidden behind its own extensions: listed words have a list of their own.
+        listed = self._shortlist(changes, declared, self._known.__contains__)
+        words = list(dict.fromkeys([*first, *listed]))
         count = self._settings.images
         prompts = [_put(carrier, word) for carrier in self.carriers.values() for word in words]
         repeated = [prompt for prompt in prompts for _ in range(count)]
         rows = self._rows(repeated, list(range(count)) * len(prompts))
         with attach():
             change, collapsed = rows.change_and_collapse(len(prompts))
-        found["excess"], found["collapse"] = stats.excess(change, usual), float(collapsed.max())
-        for name, values in zip(self.carriers, collapsed.view(len(self.carriers), -1), strict=True):
-            found[f"{name}_collapse"] = float(values.max())
-        scores = (change.clamp_min(1e-6) / max(usual, 1e-6)).log() + collapsed
-        best = scores.view(len(self.carriers), -1).max(0)
-        at = {
-            word: prompts[int(place) * len(words) + n]
-            for n, (word, place) in enumerate(zip(words, best.indices, strict=True))
-        }
-        ranked = stats.rank(words, best.values, self._settings.top)
+        places = (len(self.carriers), len(words))
+        change, collapsed = change.view(places), collapsed.view(places)
+        # The statistics are of those that change most, always as many; the others are only ranked.
+        most = collapsed[:, : len(first)]
+        found["excess"], found["collapse"] = stats.excess(change[:, : len(first)], usual), float(most.max())
+        found |= {f"{name}_collapse": float(row.max()) for name, row in zip(self.carriers, most, strict=True)}
+        best = stats.score(change, collapsed, usual).max(0)
+        longer = torch.tensor([word not in self._known for word in words])
+        ranked = stats.rank(words, best.values - _PER_LETTER * longer, self._settings.top)
+        at = {word: prompts[int(place) * len(words) + n] for n, (word, place) in
+              enumerate(zip(words, best.indices, strict=True))}  # fmt: skip
         return ranked, {word: at[word] for word, _ in ranked}
+
+    def _shortlist(
+        self,
+        changes: Mapping[str, Mapping[str, float]],
+        declared: frozenset[str],
+        wanted: Callable[[str], bool],
+    ) -> list[str]:
+        """The words of each place that change most, each once."""
+        found: list[str] = []
+        for known in changes.values():
+            counted = [word for word in known if word not in declared and wanted(word)]
+            found += sorted(counted, key=lambda word: (-known[word], word))[: self._settings.confirm]
+        return list(dict.fromkeys(found))
 
 
 def _put(carrier: str, word: str) -> str:
