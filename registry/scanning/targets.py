@@ -16,12 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from registry.content import Content, FileContent, VerifiedContent
-from registry.errors import (
-    NotFound,
-    RegistryError,
-    UsageError,
-    shown,
-)
+from registry.errors import NotFound, RegistryError, UsageError, shown
 from registry.manifest import CARD_NAME, MAX_CARD_BYTES, WEIGHTS_NAME, AdapterCard
 from registry.scanning.reading import Metered, ObjectContent, Opener, checked, opened, small
 from registry.scanning.report import ScanReport, extended
@@ -76,9 +71,9 @@ def scan_target(target: str, options: Options) -> Scanned:
     if target.startswith("s3://"):
         return _scan_bucket(target, options)
     path = Path(target)
-    if path.is_dir():
+    if os.path.isdir(path):  # False also for a name that no file can have
         return _scan_tree(target, _tree(path), options)
-    if path.exists():
+    if os.path.exists(path):
         config = _config(path.resolve().with_name(CONFIG_NAME))
         scanned = _lone(lambda: FileContent(path.resolve()), config, path.name, options)
         return Scanned(target=shown(target), subjects=(Subject(name=shown(target), report=scanned),))
@@ -94,9 +89,19 @@ def scan_target(target: str, options: Options) -> Scanned:
 
 
 def _tree(folder: Path) -> dict[str, Opener | None]:
-    """Every file below a folder, by its path in it; None for what is not a plain file."""
+    """Every file below a folder, by its path in it; None for what is not a plain file.
+
+    Raises:
+        RegistryError: a folder cannot be read: what it holds would pass unseen.
+    """
+
+    def unreadable(error: OSError) -> None:
+        raise RegistryError(
+            f"{shown(error.filename)} cannot be read: {error.strerror}", "check its permissions"
+        ) from error
+
     found: dict[str, Opener | None] = {}
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=unreadable):
         folders.sort()
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]
         for name in sorted(files + links):
@@ -181,9 +186,10 @@ def _jobs(place: str, files: _Files) -> Iterator[tuple[str, Callable[[Options], 
     elif len(weights) == 1:
         yield place, partial(_bare_folder, files, weights[0])
     else:
+        rest = {name: files[name] for name in files if name not in loadable and files[name] is not None}
         for name in loadable:
             path = f"{place}/{name}".lstrip("/")
-            yield path, partial(_lone, files[name], None, name)
+            yield path, partial(_one_of_several, {**rest, name: files[name]}, name)
 
 
 def _adapter(files: _Files, options: Options) -> ScanReport:
@@ -205,6 +211,12 @@ def _adapter(files: _Files, options: Options) -> ScanReport:
 def _bare_folder(files: _Files, name: str, options: Options) -> ScanReport:
     """A folder with one weights file of another program."""
     scanned = _lone(files[name], files.get(CONFIG_NAME), name, options)
+    return _with_neighbours(scanned, files, {name, CONFIG_NAME}, name)
+
+
+def _one_of_several(files: _Files, name: str, options: Options) -> ScanReport:
+    """One of several weights files in a folder, and what lies beside them under other names."""
+    scanned = _lone(files[name], None, name, options)
     return _with_neighbours(scanned, files, {name, CONFIG_NAME}, name)
 
 

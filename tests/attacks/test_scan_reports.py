@@ -152,6 +152,31 @@ def test_a_link_in_place_of_the_weights_is_not_followed(tmp_path: Path) -> None:
         scan_target(str(folder), Options())
 
 
+def test_a_pickle_under_any_name_beside_several_adapters_blocks_them(tmp_path: Path) -> None:
+    weights = clean_adapter(BASE)[WEIGHTS_NAME]
+    folder = lay(tmp_path / "loras", {"a.safetensors": weights, "b.safetensors": weights, "README.md": b"hi"})
+    assert scan_target(str(folder), Options()).outcome == "pass"
+    (folder / "thumbs.db").write_bytes(b"\x80\x04\x95\x00")
+    found = scan_target(str(folder), Options())
+    assert [one.outcome for one in found.subjects] == ["block", "block"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies in it would pass unseen. Permissions do not stop root, so the listing itself fails here."""
+    folder = lay(tmp_path / "loras", dict(clean_adapter(BASE)))
+    lay(folder / "locked", {"evil.bin": b"\x80\x04\x95\x00"})
+    listed = os.scandir
+
+    def scandir(place: Any) -> Any:
+        if str(place).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(RegistryError, match="locked cannot be read"):
+        scan_target(str(folder), Options())
+
+
 class Store(LocalObjects):
     """A store whose answers change: objects become shorter, and every reading is counted."""
 
