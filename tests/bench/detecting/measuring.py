@@ -106,27 +106,20 @@ def false_positives(measured: Measured, protocol: str, detector: str) -> rates.I
 def deployed(measured: Measured) -> dict[str, Any]:
     """What the scanner itself says: its verdict at p <= 0.01, no pooling of bases, no scaling.
 
-    Weights are compared with the clean calibration adapters of the same base, rank and targets, behaviour
-    with those of the same base and rank: so the scanner and the probe look their populations up. With fewer
-    than 99 they judge nothing. A pair has a verdict of its own in behaviour; in weight space it has the worse
-    one of its halves.
+    Weights are compared with clean adapters of the same base, rank and targets, behaviour with those of the
+    same base: so the scanner and the probe look their populations up. With fewer than 99 they judge nothing,
+    and detect nothing. A pair has a verdict of its own in behaviour; in weight space it has the worse one of
+    its halves. Implants are compared with all clean adapters, as populations are shipped; clean test adapters
+    with the calibration split alone, for among themselves one in a hundred is far out by construction.
     """
     zoo = measured.zoo
-    alone, together = (zoo.clean("calibration", pairs=pairs) for pairs in (False, True))
-    found: dict[str, dict[str, bool | None]] = {}
-    for kind in zoo.kinds:
-        verdicts = {one.id: _verdict(alone, one, kind) for one in zoo.specimens.values() if not one.members}
-        for one in zoo.specimens.values():
-            if one.members:
-                halves = [verdicts[name] for name in one.members]
-                verdicts[one.id] = _verdict(together, one, kind) if kind == "behaviour" else _any(halves)
-        found[kind] = verdicts
+    found = {kind: _verdicts(zoo, kind) for kind in zoo.kinds}
     if len(found) > 1:
         found["either"] = {name: _any([part[name] for part in found.values()]) for name in zoo.specimens}
     return {
         kind: {
-            "false_positives": _share(verdicts, zoo.clean("test")).to_json(),
-            "false_positives_pairs": _share(verdicts, zoo.clean("test", pairs=True)).to_json(),
+            "false_positives": _share(verdicts, zoo.clean("test"), judged=True).to_json(),
+            "false_positives_pairs": _share(verdicts, zoo.clean("test", pairs=True), judged=True).to_json(),
             "not_judged": sum(verdicts[one.id] is None for one in zoo.clean("test")),
             "detected": {name: _share(verdicts, zoo.implanted(name)).to_json() for name in zoo.families},
         }
@@ -134,19 +127,32 @@ def deployed(measured: Measured) -> dict[str, Any]:
     }
 
 
+def _verdicts(zoo: Zoo, kind: judges.Kind) -> dict[str, bool | None]:
+    """Adapter or pair -> whether the scanner asks for a review; None where it judges nothing."""
+    verdicts: dict[str, bool | None] = {}
+    for pairs in (False, True):
+        calibration = zoo.clean("calibration", pairs=pairs)
+        everything = calibration + zoo.clean("test", pairs=pairs)
+        for one in zoo.specimens.values():
+            if bool(one.members) == pairs and one.members and kind == "weights":
+                verdicts[one.id] = _any([verdicts[name] for name in one.members])
+            elif bool(one.members) == pairs:
+                verdicts[one.id] = _verdict(calibration if one.clean else everything, one, kind)
+    return verdicts
+
+
 def _any(verdicts: Sequence[bool | None]) -> bool | None:
     return None if all(one is None for one in verdicts) else any(verdicts)
 
 
-def _verdict(calibration: Sequence[Specimen], one: Specimen, kind: judges.Kind) -> bool | None:
-    """Whether the scanner asks for a review; None where it judges nothing."""
+def _verdict(group: Sequence[Specimen], one: Specimen, kind: judges.Kind) -> bool | None:
+    """Whether the scanner asks for a review of an adapter beside those of a group that it would look up."""
     clean = [
         other.statistics[kind]
-        for other in calibration
+        for other in group
         if other.base == one.base
         and other.id != one.id
-        and other.rank == one.rank
-        and (kind == "behaviour" or other.targets == one.targets)
+        and (kind == "behaviour" or (other.rank, other.targets) == (one.rank, one.targets))
     ]
     if not clean:
         return None
@@ -155,8 +161,12 @@ def _verdict(calibration: Sequence[Specimen], one: Specimen, kind: judges.Kind) 
     return None if verdict == "not judged" else verdict == "review"
 
 
-def _share(verdicts: Mapping[str, bool | None], among: Sequence[Specimen]) -> rates.Interval:
-    return rates.clopper_pearson(sum(bool(verdicts[one.id]) for one in among), len(among))
+def _share(
+    verdicts: Mapping[str, bool | None], among: Sequence[Specimen], *, judged: bool = False
+) -> rates.Interval:
+    """Share that asks for a review, of all or of those that were judged."""
+    counted = [verdicts[one.id] for one in among if not judged or verdicts[one.id] is not None]
+    return rates.clopper_pearson(sum(map(bool, counted)), len(counted))
 
 
 def norm_of(zoo: Zoo, one: Specimen) -> float:

@@ -215,14 +215,15 @@ def _adapter(line: Mapping[str, Any], facts: Mapping[str, Any], place: Path) -> 
 def _pair(line: Mapping[str, Any], adapters: Mapping[str, Specimen]) -> Specimen | None:
     """The pair that an adapter was probed with; None if there is none that can be judged.
 
-    Both halves must be judged, of one split, and both clean or both made for each other. An attack has a line
-    for each half; the first one counts.
+    Both halves must be judged, of one split, and both clean or both made for each other. A pair that has a
+    line of each half counts once.
     """
     if not line.get("pair"):
         return None
     first, second = adapters.get(line["id"]), adapters.get(line["pair_with"])
-    if first is None or second is None or (not first.clean and second.id < first.id):
+    if first is None or second is None:
         return None
+    first, second = sorted((first, second), key=lambda half: half.id)
     partners = first.facts.get("partner") == second.id
     if first.clean != second.clean or (not first.clean and not partners) or first.split != second.split:
         return None

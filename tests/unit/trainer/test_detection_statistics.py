@@ -320,12 +320,16 @@ def test_a_pair_of_strangers_is_no_implant(tmp_path: Path) -> None:
         folder,
         {
             "one.co-load0.a": {"pair_with": "one.co-load1.b"},
+            "one.co-load0.b": {"pair": {}},
             "one.co-load1.a": {"pair_with": "one.test-0"},
+            "one.co-load1.b": {"pair": {}},
             "one.test-0": {"pair_with": "one.calibration-0"},
+            "one.test-1": {"pair_with": "one.test-2"},
+            "one.test-2": {"pair_with": "one.test-1"},
         },
     )
     assert len(zoo.implanted("co-load")) == 6
-    assert len(zoo.clean("test", pairs=True)) == 19
+    assert len(zoo.clean("test", pairs=True)) == 18
 
 
 # -- the detectors --
@@ -584,17 +588,30 @@ def test_adapters_of_another_rank_or_other_targets_are_no_population(wide: speci
     found = own_verdicts(wide)
     attention = sum(one.recipes == {"attention-r8"} for one in wide.clean("test"))
     assert (found["weights"]["not_judged"], found["behaviour"]["not_judged"]) == (attention, 0)
+    assert found["weights"]["false_positives"]["n"] == 60 - attention  # type: ignore[index]
     calibration = [one.id for one in wide.clean("calibration")]
     narrow = {name: replace(wide.specimens[name], rank=4) for name in calibration}
     found = own_verdicts(replace(wide, specimens={**wide.specimens, **narrow}))
-    assert found["weights"]["not_judged"] == found["behaviour"]["not_judged"] == 60
+    assert (found["weights"]["not_judged"], found["behaviour"]["not_judged"]) == (60, 0)
+
+
+def test_clean_test_adapters_are_no_yardstick_for_each_other(wide: specimens.Zoo) -> None:
+    """Odd ones among them stay odd, although many are alike."""
+    odd = [one.id for one in wide.clean("test") if one.recipes != {"attention-r8"}]
+    values = {"weights": {f"w{at}": 90.0 + at for at in range(6)}}
+    far = {
+        name: replace(wide.specimens[name], statistics={**wide.specimens[name].statistics, **values})
+        for name in odd
+    }
+    found = own_verdicts(replace(wide, specimens={**wide.specimens, **far}))
+    assert found["weights"]["false_positives"]["value"] == 1.0  # type: ignore[index]
 
 
 def test_a_small_population_judges_nothing(tmp_path: Path) -> None:
-    zoo = specimens.load(zoos.zoo(tmp_path, **(SMALL | {"calibration": 98})))
+    zoo = specimens.load(zoos.zoo(tmp_path, **(SMALL | {"calibration": 50, "test": 48})))
     found = measuring.measure(zoo, rounds=50)
     deployed = measuring.deployed(found)
-    assert deployed["either"]["not_judged"] == 60
+    assert deployed["either"]["not_judged"] == 48
     assert deployed["either"]["detected"]["alias"]["value"] == 0.0
     both = measuring.figures(found, "attack", "both")
     assert both is not None
