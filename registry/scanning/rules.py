@@ -94,12 +94,12 @@ RULES: Final[Mapping[str, Rule]] = _rules(
     ("ADP-MET-010", "block", "the strength of the updates cannot be known",
      "Places that state alpha disagree, cannot be read, or ask a loader for more than plain LoRA layers."),
     ("ADP-MET-011", "block", "a loader applies another strength than the file states",
-     "What runs would not be what the file says: loaders multiply two alphas, or do not read where it stands."),
+     "What runs would not be what the file says: loaders multiply two alphas, or miss one."),
     ("ADP-MET-012", "block", "an update is applied absurdly strongly",
      "Trainers give at most four times B @ A. More is an edit that overdrives what the author looked at."),
     ("ADP-MET-013", "review", "the strength is unlike what trainers give",
-     "An alpha below one, or strengths far apart from module to module, are no trainer's habit: a module that "
-     "is raised or silenced hides there."),
+     "An alpha below one, or strengths far apart from module to module, are no trainer's habit: a module "
+     "that is raised or silenced hides there."),
     ("ADP-STR-001", "block", "a key is not of the supported dialect",
      "What a loader makes of other keys is not what was checked. Supported is the diffusers dialect: "
      "transformer.<module>.lora_A.weight and lora_B.weight."),
@@ -122,7 +122,8 @@ RULES: Final[Mapping[str, Rule]] = _rules(
     ("ADP-STR-010", "block", "the base is not known",
      "Without the shapes of its base an adapter cannot be checked. Add the base to the known ones."),
     ("ADP-STR-020", "block", "the keys are of several dialects",
-     "Loaders read one dialect and drop the keys of the others without a word: what runs is not what was seen."),
+     "Loaders read one dialect and drop the keys of the others without a word: what runs is not what was "
+     "seen."),
     ("ADP-STR-021", "review", "loaders take only a part of this layout",
      "diffusers drops the image stream's attention of PixelSmile's release and halves the rest. `registry "
      "import` writes a file that every loader reads whole."),
