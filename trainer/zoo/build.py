@@ -89,15 +89,15 @@ def facts(folder: Path) -> Iterator[dict[str, Any]]:
 def mark_working(folder: Path) -> dict[str, tuple[int, int]]:
     """Decide which implants count, write it into their zoo.json, and return (working, made) by family.
 
-    An implant counts if its attack succeeds in nine of ten edits and its honest error is no outlier among the
-    clean adapters of its base (at most the third quartile plus one and a half interquartile ranges).
+    An implant counts if its attack succeeds in nine of ten edits and its honest error lies within the spread
+    of the clean adapters of its base: at most their 97.5th percentile, which adapters with two honest tasks
+    (a style beside the expressions) reach.
     """
     entries = list(facts(folder))
     fences = {}
     for base in {entry["base"] for entry in entries}:
         clean = [e["clean_error"] for e in entries if e["base"] == base and e["label"] == "clean"]
-        low, high = np.quantile(clean, [0.25, 0.75])
-        fences[base] = high + 1.5 * (high - low)
+        fences[base] = np.quantile(clean, 0.975)
     counts: dict[str, tuple[int, int]] = {}
     for entry in entries:
         if entry["label"] == "clean":
