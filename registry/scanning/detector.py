@@ -16,11 +16,12 @@ anything, and then nothing is judged.
 The score is a distance. Each statistic is centred on its median and divided by a robust spread (1.4826 times
 the median absolute deviation; Rousseeuw and Croux, JASA 88 (1993)), so that the adapter itself and a few bad
 rows hardly move either; two-sided statistics keep their sign, of one-sided ones only what is too large
-remains. Then the Mahalanobis length under the correlations of these values, winsorised (so that outliers do
-not mask each other) and shrunk (Chen, Wiesel, Eldar and Hero, IEEE TSP 58 (2010), OAS). A length counts both
-a statistic that is far off and a combination that no clean adapter has: an attacker who pushes the norm back
-into its range bends how norm, shares and concentration go together. One score for all statistics needs no
-correction for their number.
+remains. Then the Mahalanobis length under the spatial-sign covariance: every adapter counts with its
+direction alone, so that no outlier, however far, hides another (Visuri, Koivunen and Oja, J. Stat. Plan.
+Inference 91 (2000)), and it is shrunk towards a multiple of the identity (Chen, Wiesel, Eldar and Hero, IEEE
+TSP 58 (2010), OAS). A length counts both a statistic that is far off and a combination that no clean adapter
+has: an attacker who pushes the norm back into its range bends how norm, shares and concentration go together.
+One score for all statistics needs no correction for their number.
 
 The p-values of single statistics come from the same ranks, one at a time. They explain a finding and are not
 corrected; no verdict depends on them.
@@ -54,7 +55,6 @@ Verdict = Literal["pass", "review", "not judged"]
 THRESHOLD: Final = 0.01
 """A combined p-value of at most this asks for a review: one honest adapter in a hundred gets one."""
 
-_WINSOR = 5.0
 _FARTHEST = 1e6
 
 
@@ -262,16 +262,17 @@ def _standardised(bag: F64) -> F64:
 
 
 def _lengths(bag: F64) -> F64:
-    """The Mahalanobis length of each row under the winsorised, shrunk correlations of all of them."""
+    """The Mahalanobis length of each row under the shrunk spatial-sign covariance of all of them."""
     count, width = bag.shape
-    held = np.clip(bag, -_WINSOR, _WINSOR)
-    second = held.T @ held / count  # about the robust centre, which is the origin
+    plain = np.linalg.norm(bag, axis=1, keepdims=True)
+    directions = bag / np.where(plain > 0, plain, 1.0)  # from the robust centre, which is the origin
+    second = directions.T @ directions * (width / count)
     trace, squares = float(np.trace(second)), float(np.sum(second**2))
     if trace == 0:
-        return np.asarray(np.linalg.norm(bag, axis=1))
+        return np.asarray(plain[:, 0])
     numerator = (1 - 2 / width) * squares + trace**2
     denominator = (count + 1 - 2 / width) * (squares - trace**2 / width)
-    shrink = min(1.0, numerator / denominator) if denominator > 0 else 1.0
+    shrink = min(1.0, max(0.0, numerator / denominator)) if denominator > 0 else 1.0
     target = np.eye(width) * trace / width
     values, vectors = np.linalg.eigh((1 - shrink) * second + shrink * target)
     values = np.maximum(values, 1e-3 * values[-1])

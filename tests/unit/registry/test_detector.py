@@ -87,13 +87,33 @@ def test_a_combination_that_no_clean_adapter_has_is_unusual() -> None:
 
 
 def test_a_few_bad_rows_hide_nobody() -> None:
-    """Masking: four poisoned adapters in the population make a fifth like them no honest one."""
+    """Masking: twenty poisoned adapters in the population stretch no yardstick; only their number counts."""
     generator = np.random.default_rng(3)
     rows = generator.normal(size=(COUNT, 4))
-    rows[:4] = [30, -30, 30, -30]
-    rows[:4] += generator.normal(size=(4, 4))
-    judged = judge(row([30, -30, 30, -30]), drawn(rows), threshold=0.05)
+    rows[:20] += [100, -100, 100, -100]
+    judged = judge(row([102, -102, 102, -102]), drawn(rows), threshold=0.2)
     assert judged.verdict == "review"
+    assert judged.combined is not None
+    assert judged.combined <= 21 / (COUNT + 1)
+
+
+def test_outliers_do_not_blur_how_statistics_go_together() -> None:
+    """Four wild adapters in the population, and the combination that no other one has still shows."""
+    generator = np.random.default_rng(9)
+    common = generator.normal(size=(COUNT, 1))
+    rows = common + 0.05 * generator.normal(size=(COUNT, 4))
+    rows[:4] = 1000 * generator.normal(size=(4, 4))
+    judged = judge(row([1.0, -1.0, 1.0, -1.0]), drawn(rows), threshold=0.05)
+    assert judged.verdict == "review"
+    assert judged.combined == 5 / (COUNT + 1)
+
+
+def test_a_statistic_that_is_mostly_zero_hides_no_other() -> None:
+    """Where half of the values are equal their median deviation is zero, and no yardstick for the others."""
+    generator = np.random.default_rng(8)
+    rows = generator.normal(size=(COUNT, 3))
+    rows[:, 2] = np.where(generator.random(COUNT) < 0.3, 0.1, 0.0)
+    assert judge(row([0.0, 9.0, 0.0]), drawn(rows)).verdict == "review"
 
 
 def test_a_missing_or_broken_statistic_is_as_unusual_as_can_be() -> None:
