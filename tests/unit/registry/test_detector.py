@@ -108,6 +108,14 @@ def test_outliers_do_not_blur_how_statistics_go_together() -> None:
     assert judged.combined == 5 / (COUNT + 1)
 
 
+def test_a_wild_value_is_no_yardstick_for_its_statistic() -> None:
+    """Three clean adapters are far off in one statistic; another one that is less far off is still odd."""
+    rows = np.random.default_rng(10).normal(size=(COUNT, 3))
+    rows[:3, 1] = 1e4
+    judged = judge(row([0.0, 9.0, 0.0]), drawn(rows), threshold=0.05)
+    assert (judged.verdict, judged.combined) == ("review", 4 / (COUNT + 1))
+
+
 def test_a_statistic_that_is_mostly_zero_hides_no_other() -> None:
     """Where half of the values are equal their median deviation is zero, and no yardstick for the others."""
     generator = np.random.default_rng(8)
