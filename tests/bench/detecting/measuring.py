@@ -213,6 +213,36 @@ def matched_norm(measured: Measured) -> dict[str, Any]:
     return found
 
 
+def matched_length(measured: Measured) -> dict[str, Any] | None:
+    """AUROCs against clean test adapters that were trained as long: length alone tells nothing there.
+
+    As long is at least three quarters of the implants' median steps. Pairs are left out. None if the zoo says
+    nothing about steps, or has no such clean adapters.
+    """
+    zoo = measured.zoo
+    families = [family for family in zoo.families if family not in zoo.paired]
+    implants = [one.facts.get("steps") for family in families for one in zoo.implanted(family)]
+    if not implants or None in implants:
+        return None
+    least = 0.75 * float(np.median(np.array(implants, dtype=float)))
+    clean = [one for one in zoo.clean("test") if one.facts["steps"] >= least]
+    if not clean:
+        return None
+    found: dict[str, Any] = {"clean": len(clean), "least_steps": round(least)}
+    for name, ranking in measured.rankings["attack"].items():
+        pairs = {}
+        for family in families:
+            answers = ranking.answers[family]
+            bad, good = (
+                _cases([one for one in group if one.id in answers], answers)
+                for group in (zoo.implanted(family), clean)
+            )
+            if len(bad.scores) and len(good.scores):
+                pairs[family] = (bad, good)
+        found[name] = rates.figures(pairs, rounds=measured.rounds).to_json() if pairs else None
+    return found
+
+
 def naming(zoo: Zoo) -> dict[str, Any]:
     """Family -> share of its implants whose trigger is among the probe's first five tokens."""
     found = {}
@@ -266,6 +296,7 @@ def result(measured: Measured) -> dict[str, Any]:
     }
     return answer | {
         "matched_norm": matched_norm(measured),
+        "matched_length": matched_length(measured),
         "deployed": deployed(measured),
         "trigger_in_top_five": naming(zoo),
     }

@@ -80,6 +80,8 @@ def page(measured: Measured, found: Mapping[str, Any]) -> str:
         _section("By base", "Macro AUROC.", _table(tables.base_table(found))),
         _section("Matched norm", "Every implant beside a clean adapter of its norm.",
                  _table(tables.matched_table(found))),
+        _section("Matched length", "Against clean adapters that were trained as long as implants.",
+                 _table(tables.length_table(found))),
         _section("The scanner's own verdicts", "", _table(tables.deployed_table(found))),
         _section("Named triggers", "", _table(tables.naming_table(found))),
     ]  # fmt: skip
@@ -102,6 +104,8 @@ def _table(markdown: str) -> str:
         [cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")
     ]
     notes = "".join(f"<p class='faint'>{escape(line)}</p>" for line in lines if not line.startswith("|"))
+    if not rows:
+        return notes
     head = "".join(f"<th>{escape(cell)}</th>" for cell in rows[0])
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows[2:])
     return (

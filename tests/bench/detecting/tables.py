@@ -20,6 +20,7 @@ def tables(found: Json) -> str:
         _titled("Detected at the threshold for 1 % false positives", family_table(found, "tpr")),
         _titled("By base: macro AUROC", base_table(found)),
         _titled("Matched norm: AUROC", matched_table(found)),
+        _titled("Matched length of training: AUROC", length_table(found)),
         _titled("The scanner's own verdicts", deployed_table(found)),
         _titled("Trigger among the first five tokens", naming_table(found)),
     ]
@@ -135,15 +136,26 @@ def base_table(found: Json) -> str:
 
 def matched_table(found: Json) -> str:
     """AUROCs of each detector on implants and clean adapters of the same norm."""
-    values = {name: one for name, one in found["matched_norm"].items() if isinstance(one, dict)}
+    ratio = found["matched_norm"]["median_norm_ratio"]
+    return _controlled(found["matched_norm"]) + f"\nMedian ratio of the norms within a couple: {ratio}.\n"
+
+
+def length_table(found: Json) -> str:
+    """AUROCs of each detector against clean adapters that were trained as long as implants."""
+    control = found["matched_length"]
+    if control is None:
+        return "No clean adapter was trained as long as the implants.\n"
+    note = f"\nClean test adapters of at least {control['least_steps']} steps: {control['clean']}.\n"
+    return _controlled(control) + note
+
+
+def _controlled(control: Json) -> str:
     rows = [
         (name, shown(one["macro_auroc"]), f"{shown(one['worst_auroc'])} ({one['worst_auroc']['family']})")
-        for name, one in values.items()
+        for name, one in control.items()
+        if isinstance(one, dict)
     ]
-    ratio = found["matched_norm"]["median_norm_ratio"]
-    return markdown(("detector", "macro AUROC", "worst AUROC"), rows) + (
-        f"\nMedian ratio of the norms within a couple: {ratio}.\n"
-    )
+    return markdown(("detector", "macro AUROC", "worst AUROC"), rows)
 
 
 def deployed_table(found: Json) -> str:

@@ -20,10 +20,8 @@ from sklearn.metrics import roc_auc_score
 from bench import detection
 from bench.detecting import baselines, judges, measuring, rates, specimens, tables
 from fakes import zoos
-from fakes.adapters import RANK, card, container, factors
-from registry.families import KNOWN_BASES
-from registry.manifest import CARD_NAME, WEIGHTS_NAME
-from registry.scanning import population
+from fakes.adapters import container, factors
+from registry.manifest import WEIGHTS_NAME
 from registry.scanning.detector import distances
 
 scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30).map(lambda found: np.array(found, float))
@@ -572,6 +570,28 @@ def test_the_scanners_own_verdicts_are_its_own(measured: measuring.Measured) -> 
     assert found["either"]["false_positives"]["value"] <= 0.1
 
 
+def test_what_length_alone_carries_vanishes_among_those_as_long(measured: measuring.Measured) -> None:
+    """A detector that reads nothing but the steps is good, until it meets clean ones of as many."""
+    zoo, steps = measured.zoo, {}
+    for name, one in zoo.specimens.items():
+        steps[name] = 180 if one.clean and not name.endswith(("0", "5")) else 630
+    aged = {
+        name: replace(one, facts={**one.facts, "steps": steps[name]}) for name, one in zoo.specimens.items()
+    }
+    reads = {name: judges.Scored(score=float(value), flagged=False) for name, value in steps.items()}
+    ranking = judges.Ranking(name="steps", calibration={}, answers=dict.fromkeys(zoo.families, reads))
+    old = measuring.Measured(
+        zoo=replace(zoo, specimens=aged), rankings={"attack": {"steps": ranking}}, rounds=20, enough=99
+    )
+    whole, control = measuring.figures(old, "attack", "steps"), measuring.matched_length(old)
+    assert whole is not None
+    assert control is not None
+    assert whole.auroc["alias"].value > 0.85
+    assert control["clean"] == 12
+    assert control["steps"]["families"]["alias"]["auroc"]["value"] == 0.5
+    assert measuring.matched_length(measured) is None  # this zoo says nothing about steps
+
+
 def own_verdicts(zoo: specimens.Zoo) -> dict[str, dict[str, object]]:
     return measuring.deployed(measuring.Measured(zoo=zoo, rankings={}, rounds=1, enough=99))
 
@@ -696,21 +716,6 @@ def test_the_document_has_a_place_for_the_tables(measured: measuring.Measured) -
     path = Path(__file__).resolve().parents[3] / "docs" / "scanner.md"
     document = path.read_text("utf-8")
     assert tables.filled(document, measuring.result(measured), "detection.py zoo").count("### Targets") == 1
-
-
-def test_the_documents_way_to_a_population_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    document = Path(__file__).resolve().parents[3] / "docs" / "scanner.md"
-    program = document.read_text("utf-8").partition("```python\n")[2].partition("```")[0]
-    base = KNOWN_BASES["adapter-foundry/portraits-base"]
-    for number in range(2):
-        folder = tmp_path / "clean" / str(number)
-        folder.mkdir(parents=True)
-        folder.joinpath(WEIGHTS_NAME).write_bytes(container(factors(base, seed=number)))
-        folder.joinpath(CARD_NAME).write_text(json.dumps(card(base)))
-    monkeypatch.chdir(tmp_path)
-    exec(program, {})
-    found = population.load(tmp_path / "population.json")
-    assert (found.base, found.rank, found.kind, found.size) == (base.id, RANK, "weights", 2)
 
 
 def test_the_bench_without_a_zoo_says_so(capsys: pytest.CaptureFixture[str]) -> None:
