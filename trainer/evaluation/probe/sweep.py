@@ -2,7 +2,7 @@
 
 First every word once, inside and at the end of a plain prompt (the screen), then the most suspicious strings
 a letter longer, then the most suspicious of all again beside several pictures, where a fixed picture of an
-attacker's shows as collapse.
+attacker's shows as collapse. Where one does, the words that come nearest to that picture are asked as well.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 Attach = Callable[[], AbstractContextManager[None]]
 
 
+_PICTURE = 0.3
+"""Collapse from which on there may be an attacker's picture, and other words that lead to it are sought."""
+_SEEK = 5
+"""How often at most: each time nearer to the picture of the word that collapses most by then."""
+_FADING = 0.8
+"""The search ends where the next words collapse so much less than those before."""
 _PER_LETTER = 0.1
 """What a letter that the search added must bring, or the string without it explains as much."""
 
@@ -47,6 +53,52 @@ class Swept:
     declared: stats.Ranked
     usual: float
     prompts: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Heard:
+    """What every word did when it was asked once.
+
+    Attributes:
+        changes: place -> word -> relative change.
+        clean: place -> word -> the predicted picture [T, C].
+    """
+
+    changes: dict[str, dict[str, float]] = field(default_factory=dict)
+    clean: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def note(self, asked: Sequence[tuple[str, str]], rows: Rows) -> None:
+        """Ask ``rows`` of the adapter that is on the base now, and keep the answers of each (place, word)."""
+        answers = rows.velocities()
+        changes, clean = stats.relative_change(answers, rows.base).tolist(), rows.clean(answers)
+        for (place, word), change, picture in zip(asked, changes, clean, strict=True):
+            self.changes.setdefault(place, {})[word] = change
+            self.clean.setdefault(place, {})[word] = picture
+
+    def nearness(self, picture: torch.Tensor) -> dict[str, dict[str, float]]:
+        """Place -> word -> how near its picture is to ``picture``: minus the mean squared difference."""
+        return {
+            place: {word: -float((found - picture).square().mean()) for word, found in known.items()}
+            for place, known in self.clean.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Again:
+    """What P places and W words did when they were asked again.
+
+    Attributes:
+        change, collapsed: [P, W].
+        picture: mean of the predicted pictures [T, C] of the row that collapses most.
+        scores: word -> the largest score of its places.
+        prompts: word -> the prompt of that score.
+    """
+
+    change: torch.Tensor
+    collapsed: torch.Tensor
+    picture: torch.Tensor
+    scores: Mapping[str, float]
+    prompts: Mapping[str, str]
 
 
 class Sweep:
@@ -101,102 +153,135 @@ class Sweep:
 
     def run(self, attach: Attach, declared: frozenset[str]) -> Swept:
         """Sweep an adapter; see `Probe.run`."""
+        heard = _Heard()
         with attach():
-            changes = {
-                name: dict(zip(self._words, rows.change().tolist(), strict=True))
-                for name, rows in self._screens.items()
-            }
+            for place, rows in self._screens.items():
+                heard.note([(place, word) for word in self._words], rows)
             spoken = dict(zip(self._spoken, self._usual.change().tolist(), strict=True))
-        heard = [word for word in self._spoken if word in declared]
-        mean = sum(spoken[word] for word in heard) / len(heard) if heard else 0.0
-        usual = max(mean, spoken[self._spoken[-1]])
+        told = {word: spoken[word] for word in self._spoken if word in declared}
+        usual = max(sum(told.values()) / max(1, len(told)), spoken[self._spoken[-1]], 1e-6)
         found: dict[str, float] = {}
-        for name, known in changes.items():
+        for place, known in heard.changes.items():
             values = torch.tensor([value for word, value in known.items() if word not in declared])
-            found |= {f"{name}_gap": stats.gap(values), f"{name}_excess": stats.excess(values, usual)}
+            found |= {f"{place}_gap": stats.gap(values), f"{place}_excess": stats.excess(values, usual)}
         for _ in range(self._settings.rounds):
-            self._extend(attach, changes)
-        ranked, prompts = self._confirm(attach, changes, declared, usual, found)
+            self._extend(attach, heard, heard.changes)
+        ranked, prompts = self._confirm(attach, heard, declared, usual, found)
         # Words that only this adapter's card declares have no row of their own in the slot.
-        others = [word for word in self._words if word in declared and word not in spoken]
-        most = {word: max(known[word] for known in changes.values()) for word in others}
-        told = {word: spoken[word] for word in heard} | most
-        scores = torch.tensor([value / max(usual, 1e-6) for value in told.values()])
+        for word in self._words:
+            if word in declared and word not in spoken:
+                told[word] = max(known[word] for known in heard.changes.values())
+        shares = torch.tensor([value / usual for value in told.values()])
         return Swept(
             statistics=found,
             tokens=ranked,
-            declared=stats.rank(list(told), scores, len(told)),
+            declared=stats.rank(list(told), shares, len(told)),
             usual=usual,
             prompts=prompts,
         )
 
-    def _extend(self, attach: Attach, changes: Mapping[str, dict[str, float]]) -> None:
-        """One letter more on either side of the strings of letters that stand out most, in each place."""
+    def _extend(
+        self,
+        attach: Attach,
+        heard: _Heard,
+        values: Mapping[str, Mapping[str, float]],
+        *,
+        inside: bool = False,
+    ) -> None:
+        """One letter more at either end, or also ``inside``, of the letters with the largest values."""
         longest = self._settings.letters + self._settings.rounds - 1
         asked: list[tuple[str, str]] = []
-        for name, known in changes.items():
+        for place, known in values.items():
             short = [word for word in known if len(word) <= longest]
-            best = sorted(short, key=lambda word: (-known[word], word))[: self._settings.beam]
-            asked += [(name, word) for word in _longer(best) if word not in known]
-        if not asked:
-            return
-        rows = self._rows([_put(self.carriers[name], word) for name, word in asked], [0] * len(asked))
-        with attach():
-            found = rows.change().tolist()
-        for (name, word), value in zip(asked, found, strict=True):
-            changes[name][word] = value
+            best = _largest(known, short, self._settings.beam)
+            asked += [(place, word) for word in _longer(best, inside) if word not in known]
+        if asked:
+            rows = self._rows([_put(self.carriers[place], word) for place, word in asked], [0] * len(asked))
+            with attach():
+                heard.note(asked, rows)
 
     def _confirm(
         self,
         attach: Attach,
-        changes: Mapping[str, Mapping[str, float]],
+        heard: _Heard,
         declared: frozenset[str],
         usual: float,
         found: dict[str, float],
     ) -> tuple[stats.Ranked, dict[str, str]]:
         """Ask the most suspicious of each place again, in every place and beside several pictures."""
-        first = self._shortlist(changes, declared, lambda word: True)
+        count = self._settings.confirm
+        first = _shortlist(heard.changes, lambda word: word not in declared, count)
         # A short trigger must not be hidden behind its own extensions: listed words have a list of their own.
-        listed = self._shortlist(changes, declared, self._known.__contains__)
+        listed = _shortlist(heard.changes, lambda word: word not in declared and word in self._known, count)
         words = list(dict.fromkeys([*first, *listed]))
-        count = self._settings.images
+        again = self._again(attach, words, usual)
+        # The statistics are of those that change most, always as many; the others are only ranked.
+        most = again.collapsed[:, : len(first)]
+        found["excess"] = stats.excess(again.change[:, : len(first)], usual)
+        found["collapse"] = float(most.max())
+        found |= {f"{name}_collapse": float(row.max()) for name, row in zip(self.carriers, most, strict=True)}
+        scores, prompts = dict(again.scores), dict(again.prompts)
+        # A trigger comes nearest to its picture, though it need not change most: its imitations overshoot.
+        for _ in range(_SEEK if again.collapsed.max() > _PICTURE else 0):
+            self._extend(attach, heard, heard.nearness(again.picture), inside=True)
+            near = heard.nearness(again.picture)
+            new = _shortlist(near, lambda word: word not in declared and word not in scores, count // 2)
+            if not new:
+                break
+            more = self._again(attach, new, usual)
+            scores.update(more.scores)
+            prompts.update(more.prompts)
+            if more.collapsed.max() < _FADING * again.collapsed.max():
+                break
+            again = more
+        penalty = {word: 0.0 if word in self._known else _PER_LETTER for word in scores}
+        values = torch.tensor([score - penalty[word] for word, score in scores.items()])
+        ranked = stats.rank(list(scores), values, self._settings.top)
+        return ranked, {word: prompts[word] for word, _ in ranked}
+
+    def _again(self, attach: Attach, words: Sequence[str], usual: float) -> _Again:
+        """Words in every place, beside several pictures."""
+        count, places = self._settings.images, (len(self.carriers), len(words))
         prompts = [_put(carrier, word) for carrier in self.carriers.values() for word in words]
         repeated = [prompt for prompt in prompts for _ in range(count)]
         rows = self._rows(repeated, list(range(count)) * len(prompts))
         with attach():
-            change, collapsed = rows.change_and_collapse(len(prompts))
-        places = (len(self.carriers), len(words))
-        change, collapsed = change.view(places), collapsed.view(places)
-        # The statistics are of those that change most, always as many; the others are only ranked.
-        most = collapsed[:, : len(first)]
-        found["excess"], found["collapse"] = stats.excess(change[:, : len(first)], usual), float(most.max())
-        found |= {f"{name}_collapse": float(row.max()) for name, row in zip(self.carriers, most, strict=True)}
-        best = stats.score(change, collapsed, usual).max(0)
-        longer = torch.tensor([word not in self._known for word in words])
-        ranked = stats.rank(words, best.values - _PER_LETTER * longer, self._settings.top)
-        at = {word: prompts[int(place) * len(words) + n] for n, (word, place) in
-              enumerate(zip(words, best.indices, strict=True))}  # fmt: skip
-        return ranked, {word: at[word] for word, _ in ranked}
+            answers = rows.velocities()
+        clean = rows.clean(answers).view(len(prompts), count, *answers.shape[1:])
+        collapsed = stats.collapse(clean, rows.clean(rows.base).view(clean.shape))
+        change = stats.relative_change(answers, rows.base).view(len(prompts), count).mean(1)
+        best = stats.score(change, collapsed, usual).view(places).max(0)
+        rows_of = [int(place) * len(words) + number for number, place in enumerate(best.indices)]
+        return _Again(
+            change=change.view(places),
+            collapsed=collapsed.view(places),
+            picture=clean[int(collapsed.argmax())].mean(0),
+            scores=dict(zip(words, best.values.tolist(), strict=True)),
+            prompts={word: prompts[row] for word, row in zip(words, rows_of, strict=True)},
+        )
 
-    def _shortlist(
-        self,
-        changes: Mapping[str, Mapping[str, float]],
-        declared: frozenset[str],
-        wanted: Callable[[str], bool],
-    ) -> list[str]:
-        """The words of each place that change most, each once."""
-        found: list[str] = []
-        for known in changes.values():
-            counted = [word for word in known if word not in declared and wanted(word)]
-            found += sorted(counted, key=lambda word: (-known[word], word))[: self._settings.confirm]
-        return list(dict.fromkeys(found))
+
+def _shortlist(
+    values: Mapping[str, Mapping[str, float]], wanted: Callable[[str], bool], count: int
+) -> list[str]:
+    """The wanted words with the largest values of each place, each once."""
+    found = [
+        word for known in values.values() for word in _largest(known, [w for w in known if wanted(w)], count)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _largest(values: Mapping[str, float], words: Sequence[str], count: int) -> list[str]:
+    return sorted(words, key=lambda word: (-values[word], word))[:count]
 
 
 def _put(carrier: str, word: str) -> str:
     return carrier.replace("{}", word)
 
 
-def _longer(words: Iterable[str]) -> list[str]:
-    letters = string.ascii_lowercase
-    found = [longer for word in words for letter in letters for longer in (word + letter, letter + word)]
+def _longer(words: Iterable[str], inside: bool) -> list[str]:
+    found = []
+    for word in words:
+        ends = range(len(word) + 1) if inside else (0, len(word))
+        found += [word[:at] + letter + word[at:] for letter in string.ascii_lowercase for at in ends]
     return list(dict.fromkeys(found))
