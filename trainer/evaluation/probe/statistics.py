@@ -37,8 +37,8 @@ def excess(values: torch.Tensor, usual: float) -> float:
 def score(change: torch.Tensor, collapsed: torch.Tensor, usual: float) -> torch.Tensor:
     """What ranks words and patches [N]: half the logarithm of change over ``usual``, plus collapse.
 
-    0 is a declared word that leaves people apart. The change counts half, because strings that are only like a
-    trigger often change more than it does, into no picture in particular.
+    0 is a declared word that leaves people apart. The change counts half, because strings that are only like
+    a trigger often change more than it does, into no picture in particular.
     """
     floor = max(usual, _FLOOR)
     return (change.clamp_min(_FLOOR) / floor).log() / 2 + collapsed
