@@ -138,9 +138,6 @@ def _by_peft(lora: LoraFile, config: bytes | None) -> Applied:
     if config is None:
         why = f"it needs {strength.CONFIG_NAME} beside the file"
         return Applied(loader="PEFT", scales={}, whole=False, why=why)
-    if lora.spellings != {PEFT}:
-        why = "it finds no weights under an adapter's name"
-        return Applied(loader="PEFT", scales={}, whole=False, why=why)
     values = strength.config_values(config, strength.CONFIG_NAME)
     _check_plain(values, strength.CONFIG_NAME)
     # PEFT makes layers for its targets, whether the file has them or not: they must start at zero.
@@ -169,7 +166,7 @@ def _check_plain(values: Mapping[str, Any], where: str) -> None:
     fields = {name.removeprefix(_PART): value for name, value in values.items()}
     wrong = [
         name
-        for name in ("exclude_modules", "layers_to_transform", "layers_pattern", "megatron_config")
+        for name in ("exclude_modules", "layers_to_transform", "layers_pattern")
         if fields.get(name) not in (None, [], "", {})
     ]
     targets = fields.get("target_modules")

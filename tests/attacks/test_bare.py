@@ -126,6 +126,7 @@ FILES: dict[str, tuple[Callable[[], Case], str]] = {
     "targets that leave modules of the file out": (lambda: peft(target_modules=["to_q"]), "ADP-MET-010"),
     "modules that are excluded": (lambda: peft(exclude_modules=["to_q"]), "ADP-MET-010"),
     "layers that are left out": (lambda: peft(layers_to_transform=[0]), "ADP-MET-010"),
+    "layers that a pattern picks": (lambda: peft(layers_pattern="transformer_blocks"), "ADP-MET-010"),
     "layers of random updates": (lambda: peft(init_lora_weights=False), "ADP-MET-010"),
     "a library to be imported": (lambda: peft(auto_mapping={"parent_library": "evil"}), "ADP-MET-010"),
     "another library to be imported": (lambda: header(megatron_core="evil.core"), "ADP-MET-010"),

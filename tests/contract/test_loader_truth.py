@@ -28,6 +28,7 @@ from fakes.adapters import RANK, TINY_BASE, TRAINED_KINDS, factors, modules
 from fakes.dialects import SPELLED, Tensors, key_of, lora_file, peft_config, spelled
 from registry.dialects import reading
 from registry.dialects.canonical import CanonicalContent
+from registry.dialects.grammar import SPELLINGS, Spelling
 from registry.dialects.strength import CONFIG_NAME
 from registry.formats import parse_key
 from registry.scanning import ScanReport
@@ -424,6 +425,24 @@ def test_a_configuration_beside_the_file(model: QwenImageTransformer2DModel, rsl
     fields |= {"rank_pattern": {"to_q": 2}, "alpha_pattern": {"to_q": 2}}
     file = File(tensors=spelled(values, "PEFT", dtype="F32"), config=peft_config(RANK, 6.0, **fields))
     _strengths(model, file, 2**0.5 if rslora else 1.0, 3.0 if rslora else 1.5)
+
+
+@pytest.mark.parametrize("alpha", [None, 8.0])
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda one: one.key("m", "A"))
+def test_every_spelling(model: QwenImageTransformer2DModel, spelling: Spelling, alpha: float | None) -> None:
+    """Equal, or nothing is loaded and the report says so; PEFT does not read alpha tensors."""
+    kinds = ["attn.to_q", "img_mlp.net.2"]
+    tensors: Tensors = {}
+    for key, value in factors(kinds=kinds).items():
+        parsed = parse_key(key)
+        assert parsed is not None
+        tensors[spelling.key(parsed.module, parsed.factor)] = "F32", value
+        if alpha is not None:
+            tensors[spelling.key(parsed.module, "alpha")] = "F32", np.array(alpha)
+    config = peft_config(RANK, 4.0 if alpha is None else alpha, target_modules=kinds)
+    theirs = agree(model, File(tensors, config=config))
+    if theirs:
+        assert theirs.keys() == set(modules(kinds=kinds))
 
 
 @pytest.mark.parametrize("dialect", ["OneTrainer", "LightX2V"])
