@@ -24,6 +24,7 @@ from registry.dialects.grammar import (
     OLD_DIFFUSERS,
     PEFT,
     PIXELSMILE,
+    RENAMED_KINDS,
     DialectError,
 )
 from registry.dialects.reading import LoraFile
@@ -117,20 +118,19 @@ def _unread(lora: LoraFile) -> str:
 
 
 def _in_part(lora: LoraFile) -> Applied:
-    """PixelSmile's release: the first key decides how all keys are read."""
-    from registry.dialects.grammar import RENAMED_KINDS
-
-    kept = {
-        update.factors.module: 1.0
-        for update in lora.updates
-        if not update.factors.module.endswith(tuple("." + kind for kind in RENAMED_KINDS))
-    }
-    dropped = len(lora.updates) - len(kept)
+    """PixelSmile's release: the first key of the file decides how all keys are read."""
+    ends = tuple("." + kind for kind in RENAMED_KINDS)
+    modules = [update.factors.module for update in lora.updates]
+    first = min(lora.updates, key=lambda update: min(update.factors.a.start, update.factors.b.start)).factors
+    # With "lora_A" in its name nothing is converted; otherwise the keys of the old spelling are.
+    whole = first.module.endswith(ends) or first.b.start < first.a.start
+    kept = [module for module in modules if whole or not module.endswith(ends)]
+    lost = f"drops the image stream's attention ({len(modules) - len(kept)} modules) and "
     return Applied(
         loader="diffusers",
-        scales=kept,
-        whole=False,
-        why=f"it drops the image stream's attention ({dropped} modules) and applies the rest as alpha = rank",
+        scales=dict.fromkeys(kept, 1.0),
+        whole=whole,
+        why=f"it {'' if whole else lost}applies B @ A at alpha = rank, half of the training's strength",
     )
 
 

@@ -454,13 +454,22 @@ def test_dialects_that_diffusers_does_not_load(model: QwenImageTransformer2DMode
     assert "all modules" not in file.scanned().about["loader"]
 
 
-def test_the_release_of_pixelsmile_is_loaded_in_part(model: QwenImageTransformer2DModel) -> None:
-    file = File(tensors=spelled(factors(rank=64), "PixelSmile", dtype="F32"))
+@pytest.mark.parametrize(("backwards", "count"), [(False, 16), (True, 24)])
+def test_the_release_of_pixelsmile_is_loaded_in_part(
+    model: QwenImageTransformer2DModel, backwards: bool, count: int
+) -> None:
+    """Or whole at half its strength, where a key of the old spelling comes first."""
+    tensors = spelled(factors(rank=64), "PixelSmile", dtype="F32")
+    tensors = dict(
+        sorted(tensors.items(), key=lambda item: (".lora_A" in item[0], item[0]), reverse=not backwards)
+    )
+    file = File(tensors=tensors)
     report = file.scanned()
     assert [found.rule for found in report.findings if found.severity == "block"] == []
     assert "ADP-STR-021" in {found.rule for found in report.findings}
     theirs, ours = injected(model, file), judged(file)
-    assert len(theirs) == 16
+    assert len(theirs) == count
+    assert ("drops" in report.about["loader"]) is (count < 24)
     assert len(ours) == 24
     for module, update in theirs.items():
         torch.testing.assert_close(ours[module], 2 * update)
