@@ -98,6 +98,6 @@ def _encoded(values: F32, dtype: str) -> bytes:
         return values.astype("<f2" if dtype == "F16" else "<f4").tobytes()
     bits = np.ascontiguousarray(values, dtype="<f4").view(np.uint32)
     rounded = bits + 0x7FFF + ((bits >> 16) & 1)
+    # Rounding would carry the bits of NaN over; they come from bfloat16, so that none of them is cut off.
     halves = np.where(np.isfinite(values), rounded, bits) >> 16
-    # The bits of NaN that would be cut off may be the only ones that make it one.
-    return np.where(np.isnan(values), 0x7FC0, halves).astype("<u2").tobytes()
+    return halves.astype("<u2").tobytes()

@@ -166,8 +166,8 @@ FILES: dict[str, tuple[Callable[[], Case], str]] = {
         "ADP-MET-012",
     ),
     "alpha of a twentieth": (lambda: made(alpha=0.05), "ADP-MET-013"),
-    "one module forty times as strong as another": (
-        lambda: made(alpha=lambda module: 16.0 if module == Q else 0.4 if "img" in module else 4.0),
+    "one module thirty times as strong as another": (
+        lambda: made(values=factors(rank=8), alpha=lambda module: 32.0 if module == Q else 1.0),
         "ADP-MET-013",
     ),
     "kohya and ComfyUI": (lambda: moved("ComfyUI"), "ADP-STR-020"),
@@ -230,6 +230,14 @@ def test_metadata_of_strangers_is_no_finding_but_its_container_is() -> None:
     data = lora_file(made()[0])
     assert {found.rule for found in scan_bare(data + b"#!", bases=BASES).findings} == {"ADP-CON-009"}
     assert {found.rule for found in scan_bare(b"\x80\x02}q\0.", bases=BASES).findings} == {"ADP-CON-002"}
+
+
+def test_the_layers_behind_a_container_that_is_blocked_do_not_run() -> None:
+    data = lora_file(made()[0])
+    start = 8 + int.from_bytes(data[:8], "little")
+    report = scan_bare(data[:start] + b"PK\x03\x04\x14\0" + data[start + 6 :], bases=KNOWN)
+    assert {found.rule for found in report.findings} == {"ADP-CON-013"}
+    assert "tensors" not in report.facts
 
 
 def test_a_scanner_that_fails_blocks() -> None:
