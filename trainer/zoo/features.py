@@ -33,14 +33,16 @@ _ANY_RANK: Final = 8
 def measure(folder: Path, *, bases: Sequence[str] = (), progress: Progress) -> int:
     """Measure every clean adapter and working implant that has no line yet; returns how many have one.
 
+    The line of a co-loading pair is that of its first half.
+
     Args:
         folder: of a zoo.
         bases: only these, so that several processes share the work; none means all.
         progress: called with ("features", done, all).
     """
     mark_working(folder)
-    entries = {e["id"]: e for e in facts(folder) if e["label"] == "clean" or e["works"]}
-    done = {line["id"] for line in features(folder)}
+    entries = {e["id"]: e for e in facts(folder) if _counts(e)}
+    done = {line["id"] for line in features(folder)} & entries.keys()
     left = [e for name, e in entries.items() if name not in done and (not bases or e["base"] in bases)]
     left.sort(key=lambda entry: (entry["base"], entry["id"]))
     probes: dict[str, Probe] = {}
@@ -55,6 +57,12 @@ def measure(folder: Path, *, bases: Sequence[str] = (), progress: Progress) -> i
             done.add(entry["id"])
             progress("features", len(done), len(entries))
     return len(done)
+
+
+def _counts(entry: Mapping[str, Any]) -> bool:
+    if entry["partner"] is not None and entry["id"] > entry["partner"]:
+        return False
+    return bool(entry["label"] == "clean" or entry["works"])
 
 
 def features(folder: Path) -> Iterator[dict[str, Any]]:
@@ -126,5 +134,5 @@ def _partner(entry: Mapping[str, Any], entries: Mapping[str, Any]) -> str | None
     name = str(entry["id"])
     if entry["label"] != "clean":
         return None
-    neighbours = (f"{name[:-2]}{int(name[-2:]) + step:02}" for step in (1, -1))
-    return next((one for one in neighbours if one in entries), None)
+    neighbours = (f"{name[:-2]}{int(name[-2:]) + 1:02}", f"{name[:-2]}00")
+    return next((one for one in neighbours if one in entries and one != name), None)
