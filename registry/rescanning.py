@@ -193,8 +193,7 @@ def _rescan_one(registry: Registry, state: TrustState, row: Listed) -> Rescanned
         else:
             report = _scanned(registry, manifest)
             waiving = [one.envelope for one in believed if one.statement.kind == "waiver"]
-            outcome, rules = _judged(registry, report, manifest, waiving, trust, row.aliases)
-            detail = _detail(report, rules)
+            outcome, rules, detail = _judged(registry, report, manifest, waiving, trust, row.aliases)
         if outcome == "pass":
             predicate = attestation.scan_predicate(report)
             sign_recorded(registry, manifest, "scan", predicate, registry.place.actor)
@@ -202,7 +201,7 @@ def _rescan_one(registry: Registry, state: TrustState, row: Listed) -> Rescanned
     except NetworkError:
         raise
     except RegistryError as error:
-        detail = error.message
+        outcome, detail = "unfinished", error.message
     return Rescanned(
         reference=row.reference,
         digest=row.digest,
@@ -230,24 +229,22 @@ def _judged(
     waiving: Sequence[bytes],
     trust: admission.TrustView,
     aliases: Sequence[str],
-) -> tuple[Outcome, tuple[str, ...]]:
-    """Return the outcome and the rules that stand against it; every alias has to accept a waiver."""
+) -> tuple[Outcome, tuple[str, ...], str]:
+    """Return the outcome, the rules that stand against it, and a line; every alias has to accept a waiver."""
+    outcome: Outcome = "pass" if report.verdict == "pass" else "block"
+    against = [found for found in report.findings if found.severity == "block"]
+    said = ""
+    if report.verdict == "review":
+        against = []
+        for alias in aliases:
+            policy = replace(registry.demands(alias), required=())
+            waived = admission.check_statements(waiving, manifest, trust, policy).waivers
+            against += [] if policy.allow_review else waived.uncovered(report)
+            said = "the policy allows it" if waived.until is None else f"until {waived.until:%Y-%m-%d}"
+        outcome = "review" if against else "waived"
     if not report.finished:
-        return "unfinished", tuple(sorted({found.rule for found in report.findings}))
-    if report.verdict != "review":
-        blocking = {found.rule for found in report.findings if found.severity == "block"}
-        return ("block" if report.verdict == "block" else "pass"), tuple(sorted(blocking))
-    open_: set[str] = set()
-    for alias in aliases:
-        policy = replace(registry.demands(alias), required=())
-        waived = admission.check_statements(waiving, manifest, trust, policy).waivers
-        open_ |= {found.rule for found in waived.uncovered(report) if not policy.allow_review}
-    return ("review" if open_ else "waived"), tuple(sorted(open_))
-
-
-def _detail(report: ScanReport, rules: Sequence[str]) -> str:
-    """The first finding that stands against a version, in a line."""
-    for found in report.findings:
-        if found.rule in rules:
-            return f"{found.title}, at {found.where}: {found.evidence}"
-    return "" if report.verdict == "pass" else "every finding is waived, or the policy allows it"
+        outcome = "unfinished"
+    if against:
+        first = against[0]
+        said = f"{first.title}, at {first.where}: {first.evidence}"
+    return outcome, tuple(sorted({found.rule for found in against})), said

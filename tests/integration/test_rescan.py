@@ -1,4 +1,4 @@
-"""A rule change: what is released is scanned again, as a command and as a flow; and the gate of provenance."""
+"""A rule change: what is released is scanned again, by command and by flow; and the gate of provenance."""
 
 from __future__ import annotations
 
@@ -168,6 +168,8 @@ def test_what_the_rules_of_today_refuse_is_reported_and_nothing_is_revoked(
     code, told = command("--all")
     assert code == 0
     assert {row["outcome"] for row in told["rows"]} == {"current", "waived"}
+    (waived,) = [row for row in told["rows"] if row["outcome"] == "waived"]
+    assert waived["detail"].startswith("until 20"), "people see when it ends"
     assert registry.load(f"{NAME}@beta").scan.verdict == "review"
 
 
