@@ -150,6 +150,10 @@ def test_a_link_in_place_of_the_weights_is_not_followed(tmp_path: Path) -> None:
     (folder / "lora").symlink_to(elsewhere, target_is_directory=True)
     with pytest.raises(RegistryError, match="there is no adapter"):
         scan_target(str(folder), Options())
+    lay(folder, dict(clean_adapter(BASE)))
+    found = scan_target(str(folder), Options()).subjects[0].report
+    assert found is not None
+    assert [(one.rule, one.where) for one in found.findings] == [("ADP-CON-020", "lora")]
 
 
 def test_a_pickle_under_any_name_beside_several_adapters_blocks_them(tmp_path: Path) -> None:
