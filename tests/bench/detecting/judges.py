@@ -2,11 +2,10 @@
 
 Every unsupervised score is a distance from clean adapters of the same base (`registry.scanning.detector`,
 the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same targets
-and rank, else of the same rank, else all. It is centred on the median and divided by the upper spread of the
-clean ones' own distances, so that adapters of different bases stand on one scale. A threshold is the
-conformal quantile of the clean calibration adapters' scores, each judged by the others. No attack is known
-to any of it, so leaving one out changes nothing; the supervised baseline is fitted anew without the attack
-that is asked for.
+and rank, else of the same rank, else all. It is in robust standard deviations of those, so that adapters of
+different bases stand on one scale. A threshold is the conformal quantile of the clean calibration adapters'
+scores, each judged by the others. No attack is known to any of it, so leaving one out changes nothing; the
+supervised baseline is fitted anew without the attack that is asked for.
 
 Without its recipe: an adapter is compared with clean ones of all other recipes, and the threshold comes from
 calibration adapters that were compared without theirs too.
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from bench.detecting import rates
 from bench.detecting.baselines import DISPERSION, NORM, WSD
 from bench.detecting.specimens import Row, Specimen, Zoo
-from registry.scanning.detector import distances, judge
+from registry.scanning.detector import judge
 from registry.scanning.population import Population
 
 F64 = NDArray[np.float64]
@@ -33,7 +32,7 @@ RATE = 0.01
 ENOUGH = 99
 """As many clean adapters as a conformal p-value of 0.01 needs."""
 _FOLDS = 5
-_TAIL = 95
+_TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +70,6 @@ class Measure(Protocol):
         """Of one adapter from clean ones that it is not among."""
         ...
 
-    def own(self, clean: Sequence[Row]) -> F64:
-        """Of each clean adapter from the others."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Conformal:
@@ -86,10 +81,6 @@ class Conformal:
         """See `Measure`."""
         found = judge(row, self.population(clean), threshold=0.5).distance
         return float("nan") if found is None else found
-
-    def own(self, clean: Sequence[Row]) -> F64:
-        """See `Measure`."""
-        return distances(self.population(clean))
 
     def population(self, clean: Sequence[Row]) -> Population:
         """The population of some clean adapters' statistics."""
@@ -104,17 +95,10 @@ class Larger:
 
     def distance(self, row: Row, clean: Sequence[Row]) -> float:
         """See `Measure`."""
-        return float(self._standardised([row], clean)[0])
-
-    def own(self, clean: Sequence[Row]) -> F64:
-        """See `Measure`."""
-        return self._standardised(clean, clean)
-
-    def _standardised(self, rows: Sequence[Row], clean: Sequence[Row]) -> F64:
-        values = np.log([max(row[self.statistic], 1e-12) for row in clean])
+        values = np.log([max(other[self.statistic], _TINY) for other in clean])
         centre = np.median(values)
         spread = max(1.4826 * float(np.median(np.abs(values - centre))), 1e-9)
-        return np.asarray((np.log([max(row[self.statistic], 1e-12) for row in rows]) - centre) / spread)
+        return float((np.log(max(row[self.statistic], _TINY)) - centre) / spread)
 
 
 class Yardstick:
@@ -130,20 +114,17 @@ class Yardstick:
     def __init__(self, clean: Sequence[Specimen], kind: str, measure: Measure, enough: int = ENOUGH) -> None:
         self._clean = tuple(clean)
         self._kind, self._measure, self._enough = kind, measure, enough
-        self._scale = cache(self._scale_of)
 
     def score(self, one: Specimen, without: frozenset[str] = frozenset()) -> float:
         """Return how far an adapter is from clean ones whose recipe is not in ``without``.
 
         NaN if there are fewer than two of its base.
         """
-        group = self.pool(one, without)
-        others = [other for other in group if other.id != one.id]
+        others = [other for other in self.pool(one, without) if other.id != one.id]
         if len(others) < 2:
             return float("nan")
-        middle, tail = self._scale(tuple(other.id for other in group))
-        distance = self._measure.distance(one.statistics[self._kind], self._rows(others))
-        return (distance - middle) / (tail - middle)
+        rows = [other.statistics[self._kind] for other in others]
+        return self._measure.distance(one.statistics[self._kind], rows)
 
     def pool(self, one: Specimen, without: frozenset[str] = frozenset()) -> list[Specimen]:
         """The clean adapters with which an adapter is compared, maybe with itself among them."""
@@ -152,16 +133,6 @@ class Yardstick:
         rank = [other for other in same if other.rank == one.rank]
         targets = [other for other in rank if other.targets == one.targets]
         return next((group for group in (recipe, targets, rank) if len(group) >= self._enough), same)
-
-    def _rows(self, group: Iterable[Specimen]) -> list[Row]:
-        return [other.statistics[self._kind] for other in group]
-
-    def _scale_of(self, ids: tuple[str, ...]) -> tuple[float, float]:
-        """Median and upper tail of the distances of a pool's adapters, each from the others."""
-        members = set(ids)
-        own = self._measure.own(self._rows(other for other in self._clean if other.id in members))
-        middle, tail = np.percentile(own, [50, _TAIL])
-        return float(middle), float(max(tail, middle + 1e-9))
 
 
 Scorer = Callable[[Specimen, frozenset[str]], float]
