@@ -31,15 +31,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--html", type=Path, help="write a page with curves")
     parser.add_argument("--fill", type=Path, help="put the tables between the marks of a document")
     parser.add_argument("--seen", default="", help="ids looked at in development: no part of the test")
+    parser.add_argument("--strict", action="store_true", help="Tukey's fence for the implants' clean error")
     parser.add_argument("--enough", type=int, default=judges.ENOUGH, help="clean adapters that make a pool")
     parser.add_argument("--rounds", type=int, default=rates.ROUNDS, help="of every bootstrap")
     asked = parser.parse_args(arguments)
     if asked.zoo is None:
         print(json.dumps({"bench": "detection", "skipped": "name a zoo; `trainer zoo build` makes one"}))
         return
-    zoo = specimens.load(asked.zoo, asked.seen)
+    zoo = specimens.load(asked.zoo, asked.seen, strict=asked.strict)
     measured = measuring.measure(zoo, enough=asked.enough, rounds=asked.rounds)
-    found = measuring.result(measured)
+    found = measuring.result(measured) | {"strict": asked.strict}
     if asked.table:
         print(tables.tables(found), file=sys.stderr)
     if asked.fill:
