@@ -44,9 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.table:
         print(tables.tables(found), file=sys.stderr)
     if asked.fill:
-        command = f"detection.py zoo --rounds {asked.rounds}" + (
-            f" --seen '{asked.seen}'" if asked.seen else ""
-        )
+        words = ["detection.py zoo"]
+        words += [f"--seen '{asked.seen}'"] * bool(asked.seen) + ["--strict"] * asked.strict
+        command = " ".join(words)
         asked.fill.write_text(tables.filled(asked.fill.read_text("utf-8"), found, command), "utf-8")
     if asked.html:
         asked.html.write_text(page.page(measured, found), encoding="utf-8")

@@ -157,8 +157,8 @@ def gate(facts: Mapping[str, Mapping[str, Any]], *, strict: bool = False) -> dic
 
     Args:
         facts: adapter -> its zoo.json.
-        strict: the spread ends at Tukey's fence. Few clean adapters learn two tasks and have larger errors, so
-            that the 97.5th percentile lies beyond the fence.
+        strict: the spread ends at Tukey's fence. Few clean adapters learn two tasks and have larger errors,
+            so that the 97.5th percentile lies beyond the fence.
     """
     errors: dict[str, list[float]] = {}
     for found in facts.values():
