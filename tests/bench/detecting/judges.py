@@ -2,13 +2,14 @@
 
 Every unsupervised score is a distance from clean adapters of the same base (`registry.scanning.detector`,
 the code of the scanner): of the same recipe too where there are `ENOUGH` of them, else of the same targets
-and rank, else of the same rank, else all. It is in robust standard deviations of those, so that adapters of
-different bases stand on one scale. A threshold is the conformal quantile of the clean calibration adapters'
-scores, each judged by the others. No attack is known to any of it, so leaving one out changes nothing; the
-supervised baseline is fitted anew without the attack that is asked for.
+and rank, else of the same rank, else all. Bases differ in how far out their clean adapters are, so the score
+is the distance less the median of the clean ones' own distances, over their upper spread (median to 95th
+percentile). A threshold is the conformal quantile of the clean calibration adapters' scores, each judged by
+the others. No attack is known to any of it, so leaving one out changes nothing; the supervised baseline is
+fitted anew without the attack that is asked for.
 
 Without its recipe: an adapter is compared with clean ones of all other recipes, and the threshold comes from
-calibration adapters that were compared without theirs too.
+those, as if nobody had ever calibrated that recipe.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from bench.detecting import rates
 from bench.detecting.baselines import DISPERSION, NORM, WSD
 from bench.detecting.specimens import Row, Specimen, Zoo
-from registry.scanning.detector import judge
+from registry.scanning.detector import distances, judge
 from registry.scanning.population import Population
 
 F64 = NDArray[np.float64]
@@ -32,6 +33,7 @@ RATE = 0.01
 ENOUGH = 99
 """As many clean adapters as a conformal p-value of 0.01 needs."""
 _FOLDS = 5
+_TAIL = 95
 _TINY = 1e-12
 
 
@@ -70,6 +72,10 @@ class Measure(Protocol):
         """Of one adapter from clean ones that it is not among."""
         ...
 
+    def own(self, clean: Sequence[Row]) -> F64:
+        """Of each clean adapter from the others."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Conformal:
@@ -81,6 +87,10 @@ class Conformal:
         """See `Measure`."""
         found = judge(row, self.population(clean), threshold=0.5).distance
         return float("nan") if found is None else found
+
+    def own(self, clean: Sequence[Row]) -> F64:
+        """See `Measure`."""
+        return distances(self.population(clean))
 
     def population(self, clean: Sequence[Row]) -> Population:
         """The population of some clean adapters' statistics."""
@@ -95,10 +105,17 @@ class Larger:
 
     def distance(self, row: Row, clean: Sequence[Row]) -> float:
         """See `Measure`."""
-        values = np.log([max(other[self.statistic], _TINY) for other in clean])
+        return float(self._standardised([row], clean)[0])
+
+    def own(self, clean: Sequence[Row]) -> F64:
+        """See `Measure`."""
+        return self._standardised(clean, clean)
+
+    def _standardised(self, rows: Sequence[Row], clean: Sequence[Row]) -> F64:
+        values, mine = (np.log([max(one[self.statistic], _TINY) for one in group]) for group in (clean, rows))
         centre = np.median(values)
         spread = max(1.4826 * float(np.median(np.abs(values - centre))), 1e-9)
-        return float((np.log(max(row[self.statistic], _TINY)) - centre) / spread)
+        return np.asarray((mine - centre) / spread)
 
 
 class Yardstick:
@@ -114,17 +131,20 @@ class Yardstick:
     def __init__(self, clean: Sequence[Specimen], kind: str, measure: Measure, enough: int = ENOUGH) -> None:
         self._clean = tuple(clean)
         self._kind, self._measure, self._enough = kind, measure, enough
+        self._scale = cache(self._scale_of)
 
     def score(self, one: Specimen, without: frozenset[str] = frozenset()) -> float:
         """Return how far an adapter is from clean ones whose recipe is not in ``without``.
 
         NaN if there are fewer than two of its base.
         """
-        others = [other for other in self.pool(one, without) if other.id != one.id]
+        group = self.pool(one, without)
+        others = [other for other in group if other.id != one.id]
         if len(others) < 2:
             return float("nan")
-        rows = [other.statistics[self._kind] for other in others]
-        return self._measure.distance(one.statistics[self._kind], rows)
+        middle, tail = self._scale(tuple(other.id for other in group))
+        distance = self._measure.distance(one.statistics[self._kind], self._rows(others))
+        return (distance - middle) / (tail - middle)
 
     def pool(self, one: Specimen, without: frozenset[str] = frozenset()) -> list[Specimen]:
         """The clean adapters with which an adapter is compared, maybe with itself among them."""
@@ -133,6 +153,16 @@ class Yardstick:
         rank = [other for other in same if other.rank == one.rank]
         targets = [other for other in rank if other.targets == one.targets]
         return next((group for group in (recipe, targets, rank) if len(group) >= self._enough), same)
+
+    def _rows(self, group: Iterable[Specimen]) -> list[Row]:
+        return [other.statistics[self._kind] for other in group]
+
+    def _scale_of(self, ids: tuple[str, ...]) -> tuple[float, float]:
+        """Median and upper tail of the distances of a pool's adapters, each from the others."""
+        members = set(ids)
+        own = self._measure.own(self._rows(other for other in self._clean if other.id in members))
+        middle, tail = np.percentile(own, [50, _TAIL])
+        return float(middle), float(max(tail, middle + 1e-9))
 
 
 Scorer = Callable[[Specimen, frozenset[str]], float]
@@ -164,14 +194,13 @@ def _halves(zoo: Zoo, yardstick: Yardstick) -> Scorer:
     return cache(score)
 
 
-def both(zoo: Zoo, parts: Sequence[Scorer], by_recipe: bool) -> Scorer:
+def both(zoo: Zoo, parts: Sequence[Scorer]) -> Scorer:
     """The larger of several detectors' scores, each on the scale of how rare it is among clean adapters."""
+    nothing: frozenset[str] = frozenset()
     references: dict[bool, list[F64]] = {}
     for pairs in (False, True):
         clean = zoo.clean("calibration", pairs=pairs)
-        references[pairs] = [
-            _known(part(one, one.recipes if by_recipe else frozenset()) for one in clean) for part in parts
-        ]
+        references[pairs] = [_known(part(one, nothing) for one in clean) for part in parts]
 
     def score(one: Specimen, without: frozenset[str]) -> float:
         scores = [part(one, without) for part in parts]
@@ -205,7 +234,7 @@ def rank(name: str, zoo: Zoo, scorer: Scorer, *, by_recipe: bool) -> Ranking:
     answers: dict[bool, dict[str, Scored]] = {}
     for pairs in (False, True):
         clean = zoo.clean("calibration", pairs=pairs)
-        calibration |= {one.id: scorer(one, one.recipes if by_recipe else frozenset()) for one in clean}
+        calibration |= {one.id: scorer(one, frozenset()) for one in clean}
         families = [family for family in zoo.families if (family in zoo.paired) == pairs]
         judged = zoo.clean("test", pairs=pairs) + [one for f in families for one in zoo.implanted(f)]
         limits: dict[frozenset[str], float] = {}
@@ -213,7 +242,7 @@ def rank(name: str, zoo: Zoo, scorer: Scorer, *, by_recipe: bool) -> Ranking:
         for one in judged:
             without = one.recipes if by_recipe else frozenset()
             if without not in limits:
-                limits[without] = _limit(clean, scorer, without, by_recipe)
+                limits[without] = _limit(clean, scorer, without)
             score = scorer(one, without)
             if not np.isnan(score):
                 answers[pairs][one.id] = Scored(score=score, flagged=score > limits[without])
@@ -224,9 +253,9 @@ def rank(name: str, zoo: Zoo, scorer: Scorer, *, by_recipe: bool) -> Ranking:
     )
 
 
-def _limit(clean: Sequence[Specimen], scorer: Scorer, without: frozenset[str], by_recipe: bool) -> float:
+def _limit(clean: Sequence[Specimen], scorer: Scorer, without: frozenset[str]) -> float:
     left = [one for one in clean if not one.recipes & without]
-    scores = (scorer(one, without | one.recipes if by_recipe else without) for one in left)
+    scores = (scorer(one, without) for one in left)
     return rates.threshold(_known(scores), RATE)
 
 
@@ -238,8 +267,8 @@ class Supervised:
     """The baseline of arXiv 2602.15195: a logistic regression on 20 statistics, one for each base.
 
     For an attack it is fitted to the clean calibration adapters and to the working implants of all *other*
-    attacks. Its thresholds come from the clean calibration adapters by cross-fitting: in five parts, or
-    recipe by recipe. Pairs are no part of the fit; a pair gets the score of its worse half.
+    attacks. Its thresholds come from the clean calibration adapters by cross-fitting in five
+    parts. Pairs are no part of the fit; a pair gets the score of its worse half.
     """
 
     def __init__(self, zoo: Zoo, *, by_recipe: bool) -> None:
@@ -251,8 +280,6 @@ class Supervised:
         }
         clean = zoo.clean("calibration")
         self._fold = {one.id: str(at % _FOLDS) for at, one in enumerate(clean)}
-        if by_recipe:
-            self._fold = {one.id: "+".join(sorted(one.recipes)) for one in clean}
         self._fit = cache(self._fit_to)
 
     def rank(self) -> Ranking:

@@ -46,7 +46,7 @@ def measure(zoo: Zoo, *, enough: int = judges.ENOUGH, rounds: int = rates.ROUNDS
         scorers = judges.scorers(zoo, enough)
         if {"weights", "behaviour"} <= scorers.keys():
             parts = [scorers["weights"], scorers["behaviour"]]
-            scorers["both"] = judges.both(zoo, parts, by_recipe)
+            scorers["both"] = judges.both(zoo, parts)
         order = ("weights", "behaviour", "both", "norm dispersion", "total norm")
         found = [
             judges.rank(name, zoo, scorers[name], by_recipe=by_recipe) for name in order if name in scorers
@@ -56,35 +56,37 @@ def measure(zoo: Zoo, *, enough: int = judges.ENOUGH, rounds: int = rates.ROUNDS
     return Measured(zoo=zoo, rankings=rankings, rounds=rounds, enough=enough)
 
 
-def cases(zoo: Zoo, ranking: Ranking) -> dict[str, tuple[Cases, Cases]]:
+def cases(zoo: Zoo, ranking: Ranking, by_recipe: bool = False) -> dict[str, tuple[Cases, Cases]]:
     """Attack family -> its cases and the clean ones; families without a score are left out."""
     shared: dict[int, Cases] = {}
     found = {}
     for family, answers in ranking.answers.items():
-        implants = _cases([one for one in zoo.implanted(family) if one.id in answers], answers)
+        implants = _cases([one for one in zoo.implanted(family) if one.id in answers], answers, by_recipe)
         if id(answers) not in shared:
             clean = zoo.clean("test", pairs=family in zoo.paired)
-            shared[id(answers)] = _cases([one for one in clean if one.id in answers], answers)
+            shared[id(answers)] = _cases([one for one in clean if one.id in answers], answers, by_recipe)
         if len(implants.scores) and len(shared[id(answers)].scores):
             found[family] = (implants, shared[id(answers)])
     return found
 
 
-def _cases(found: Sequence[Specimen], answers: Mapping[str, Scored]) -> Cases:
+def _cases(found: Sequence[Specimen], answers: Mapping[str, Scored], by_recipe: bool = False) -> Cases:
     return Cases(
         scores=np.array([answers[one.id].score for one in found], dtype=float),
         flagged=np.array([answers[one.id].flagged for one in found], dtype=bool),
         strata=tuple(one.base for one in found),
+        kin=tuple("+".join(sorted(one.recipes)) if by_recipe else "" for one in found),
     )
 
 
 def figures(measured: Measured, protocol: str, detector: str, base: str | None = None) -> Figures | None:
     """A detector's figures, on one base or on all; None where there is nothing to measure."""
-    found = cases(measured.zoo, measured.rankings[protocol][detector])
+    found = cases(measured.zoo, measured.rankings[protocol][detector], protocol == "recipe")
     if base is not None:
         clean = {id(pair[1]): pair[1].of(base) for pair in found.values()}
         found = {name: (pair[0].of(base), clean[id(pair[1])]) for name, pair in found.items()}
         found = {name: pair for name, pair in found.items() if len(pair[0].scores) and len(pair[1].scores)}
+    found = {name: pair for name, pair in found.items() if rates.comparable(*pair)}
     return rates.figures(found, rounds=measured.rounds) if found else None
 
 
@@ -237,7 +239,7 @@ def matched_length(measured: Measured) -> dict[str, Any] | None:
                 _cases([one for one in group if one.id in answers], answers)
                 for group in (zoo.implanted(family), clean)
             )
-            if len(bad.scores) and len(good.scores):
+            if rates.comparable(bad, good):
                 pairs[family] = (bad, good)
         found[name] = rates.figures(pairs, rounds=measured.rounds).to_json() if pairs else None
     return found

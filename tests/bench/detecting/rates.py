@@ -107,18 +107,27 @@ class Cases:
     Attributes:
         scores: [cases].
         flagged: whether each is above the threshold that holds for it.
-        strata: the base of each; the bootstrap keeps how many there are of each base.
+        strata: the base of each; the bootstrap keeps how many there are of each base and kin.
+        kin: what cases must share besides the base to be compared, such as a recipe; empty is nothing.
     """
 
     scores: F64
     flagged: NDArray[np.bool_]
     strata: tuple[str, ...]
+    kin: tuple[str, ...] = ()
 
     def of(self, stratum: str) -> Cases:
         """The cases of one base."""
         at = np.array([name == stratum for name in self.strata], dtype=bool)
         names = tuple(name for name in self.strata if name == stratum)
-        return Cases(scores=self.scores[at], flagged=self.flagged[at], strata=names)
+        kin = tuple(name for name, here in zip(self.kin, at, strict=True) if here) if self.kin else ()
+        return Cases(scores=self.scores[at], flagged=self.flagged[at], strata=names, kin=kin)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Base and kin of each case."""
+        kin = self.kin or ("",) * len(self.strata)
+        return tuple(f"{base} {more}" for base, more in zip(self.strata, kin, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +156,16 @@ class Figures:
         }
 
 
+def comparable(bad: Cases, clean: Cases) -> bool:
+    """Whether a bad case has a clean one of its base and kin to be compared with."""
+    return bool(set(bad.groups) & set(clean.groups))
+
+
 def figures(families: Mapping[str, tuple[Cases, Cases]], *, seed: int = 0, rounds: int = ROUNDS) -> Figures:
     """Return the figures of a detector.
+
+    An AUROC compares an implant with clean adapters of its own base (and kin) only; it is the mean over the
+    implants, those without any left out.
 
     Args:
         families: attack family -> its cases, and the clean ones that it is compared with. Families that are
@@ -157,7 +174,7 @@ def figures(families: Mapping[str, tuple[Cases, Cases]], *, seed: int = 0, round
         rounds: of the bootstrap. Thresholds stay as they are in it.
 
     Raises:
-        ValueError: there is no family, or one has no cases.
+        ValueError: there is no family, or one has no cases, or no clean ones of the same base.
     """
     if not families or any(not len(p.scores) or not len(n.scores) for p, n in families.values()):
         raise ValueError("every family needs cases, and clean ones to compare them with")
@@ -166,12 +183,18 @@ def figures(families: Mapping[str, tuple[Cases, Cases]], *, seed: int = 0, round
     areas, rates, area_draws, rate_draws = {}, {}, [], []
     for name, (bad, clean) in families.items():
         if id(clean) not in drawn:
-            drawn[id(clean)] = resamples(clean.strata, rng, rounds)
-        counts = resamples(bad.strata, rng, rounds)
-        table = wins(bad.scores, clean.scores)
-        area = np.einsum("ri,ri->r", counts @ table, drawn[id(clean)]) / table.size
+            drawn[id(clean)] = resamples(clean.groups, rng, rounds)
+        counts = resamples(bad.groups, rng, rounds)
+        same = np.equal.outer(np.array(bad.groups), np.array(clean.groups))
+        if not comparable(bad, clean):
+            raise ValueError("every family needs cases, and clean ones of the same base")
+        # The mean over the implants that have somebody to be compared with, each against all of its own.
+        each = np.maximum(same.sum(axis=1, keepdims=True), 1)
+        table = wins(bad.scores, clean.scores) * same / each / same.any(axis=1).sum()
+        # Twelve digits: sums of many small parts are not exactly 1 or 1/2.
+        area = np.round(np.einsum("ri,ri->r", counts @ table, drawn[id(clean)]), 12)
         rate = counts @ bad.flagged / len(bad.scores)
-        areas[name] = interval(float(table.mean()), area, len(bad.scores))
+        areas[name] = interval(round(float(table.sum()), 12), area, len(bad.scores))
         rates[name] = interval(float(bad.flagged.mean()), rate, len(bad.scores))
         area_draws.append(area)
         rate_draws.append(rate)

@@ -123,6 +123,34 @@ def test_an_inverted_attack_is_reported_as_it_is_and_is_the_worst() -> None:
     assert (found.macro_auroc.low, found.macro_auroc.high) == (0.5, 0.5)
 
 
+def test_an_auroc_compares_within_a_base() -> None:
+    """One base's scores lie higher, clean and implanted ones alike: that says nothing about backdoors."""
+    two = ("high",) * 10 + ("low",) * 30
+    values = np.concatenate([np.full(10, 9.0), np.full(30, 1.0)])
+    flat = np.zeros(40, dtype=bool)
+    clean = rates.Cases(scores=values, flagged=flat, strata=two)
+    bad = rates.Cases(scores=values[:20] + 0.5, flagged=flat[:20], strata=two[:20])
+    found = rates.figures({"attack": (bad, clean)}).auroc["attack"]
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert rates.auroc(bad.scores, clean.scores) < 1
+    with pytest.raises(ValueError, match="of the same base"):
+        rates.figures({"attack": (bad.of("high"), clean.of("low"))})
+
+
+def test_an_auroc_compares_within_a_recipe_where_each_has_a_yardstick_of_its_own() -> None:
+    def kind(values: list[float], kin: list[str]) -> rates.Cases:
+        count = len(values)
+        flagged = np.zeros(count, dtype=bool)
+        return rates.Cases(scores=np.array(values), flagged=flagged, strata=("one",) * count, kin=tuple(kin))
+
+    clean = kind([1.0, 1.0, 1.0, 9.0], ["a", "a", "a", "b"])
+    bad = kind([2.0, 8.0, 5.0], ["a", "b", "c"])
+    found = rates.figures({"attack": (bad, clean)}).auroc["attack"]
+    assert found.value == 0.5  # above all of a, below the only one of b, and nobody is like c
+    alone = rates.figures({"attack": (bad.of("one"), clean.of("one"))}).auroc["attack"]
+    assert alone.value == 0.5
+
+
 @pytest.mark.parametrize("families", [{}, {"a": (cases(np.array([])), cases(np.ones(2)))}])
 def test_figures_of_nothing_are_refused(families: dict[str, tuple[rates.Cases, rates.Cases]]) -> None:
     with pytest.raises(ValueError, match="needs cases"):
@@ -377,8 +405,9 @@ def test_an_adapter_is_never_compared_with_itself() -> None:
     clean = [specimen("x" * n) for n in range(1, 30)]
     values = [one.statistics["weights"] for one in clean]
     own = distances(judges.Conformal("weights").population(values))
+    middle, tail = np.percentile(own, [50, 95])
     yardstick = judges.Yardstick(clean, "weights", judges.Conformal("weights"))
-    assert [yardstick.score(one) for one in clean] == pytest.approx(own)
+    assert [yardstick.score(one) for one in clean] == pytest.approx((own - middle) / (tail - middle))
 
 
 def test_nothing_to_compare_with_is_no_number() -> None:
@@ -396,8 +425,8 @@ def test_what_one_layer_cannot_compare_has_no_score_of_both(plain: specimens.Zoo
 
     one = plain.clean("test")[0]
     for parts in ([unknown, known], [known, unknown]):
-        assert math.isnan(judges.both(plain, parts, False)(one, frozenset()))
-    assert judges.both(plain, [known, known], False)(one, frozenset()) == 0.0
+        assert math.isnan(judges.both(plain, parts)(one, frozenset()))
+    assert judges.both(plain, [known, known])(one, frozenset()) == 0.0
 
 
 @given(scores, st.floats(-9, 9), st.floats(-9, 9))
@@ -482,17 +511,20 @@ def test_the_baselines_threshold_comes_from_adapters_that_it_was_not_fitted_to(t
     assert sum(flagged) <= 1  # scores of its own fit as calibration would flag 3 of 67
 
 
-def test_a_threshold_for_new_recipes_comes_from_adapters_without_their_recipe(wide: specimens.Zoo) -> None:
-    """A detector to which every recipe that it does not know is odd: only such adapters may set the limit."""
+def test_a_threshold_for_a_new_recipe_comes_from_the_others(wide: specimens.Zoo) -> None:
+    """A recipe that scores high sets the limit of every recipe but its own."""
 
     def score(one: specimens.Specimen, without: frozenset[str]) -> float:
         if one.split == "test":
-            return 1.0 if one.clean else 3.0
-        return 5.0 if one.recipes <= without else 0.0
+            return 3.0
+        return 5.0 if "style-word" in one.recipes else 0.0
 
-    for by_recipe, flagged in ((False, True), (True, False)):
+    for by_recipe, flagged in ((False, False), (True, True)):
         found = judges.rank("odd", wide, score, by_recipe=by_recipe).answers["alias"]
-        assert {found[one.id].flagged for one in wide.implanted("alias")} == {flagged}
+        own = [one for one in wide.clean("test") if "style-word" in one.recipes]
+        others = [one for one in wide.clean("test") if "style-word" not in one.recipes]
+        assert {found[one.id].flagged for one in own} == {flagged}
+        assert {found[one.id].flagged for one in others} == {False}
 
 
 def test_a_pair_has_the_worse_halfs_weights(plain: specimens.Zoo) -> None:
