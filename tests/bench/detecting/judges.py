@@ -32,6 +32,8 @@ F64 = NDArray[np.float64]
 RATE = 0.01
 ENOUGH = 99
 """As many clean adapters as a conformal p-value of 0.01 needs."""
+ALIKE = 40
+"""So many of the same base, rank and targets make the weights comparable: about two for each statistic."""
 _FOLDS = 5
 _TAIL = 95
 _TINY = 1e-12
@@ -126,10 +128,19 @@ class Yardstick:
         kind: of the statistics.
         measure: from clean ones.
         enough: how many clean adapters of a recipe, or of a rank, make a pool of their own.
+        alike: if not 0, only clean adapters of the same rank and targets are compared with, and with fewer
+            than these nothing is judged: the score is -inf.
     """
 
-    def __init__(self, clean: Sequence[Specimen], kind: str, measure: Measure, enough: int = ENOUGH) -> None:
-        self._clean = tuple(clean)
+    def __init__(
+        self,
+        clean: Sequence[Specimen],
+        kind: str,
+        measure: Measure,
+        enough: int = ENOUGH,
+        alike: int = 0,
+    ) -> None:
+        self._clean, self._alike = tuple(clean), alike
         self._kind, self._measure, self._enough = kind, measure, enough
         self._scale = cache(self._scale_of)
 
@@ -140,6 +151,8 @@ class Yardstick:
         """
         group = self.pool(one, without)
         others = [other for other in group if other.id != one.id]
+        if self._alike and len(others) < self._alike:
+            return float("-inf")
         if len(others) < 2:
             return float("nan")
         middle, tail = self._scale(tuple(other.id for other in group))
@@ -152,6 +165,8 @@ class Yardstick:
         recipe = [other for other in same if other.recipes == one.recipes]
         rank = [other for other in same if other.rank == one.rank]
         targets = [other for other in rank if other.targets == one.targets]
+        if self._alike:
+            return targets
         return next((group for group in (recipe, targets, rank) if len(group) >= self._enough), same)
 
     def _rows(self, group: Iterable[Specimen]) -> list[Row]:
@@ -192,6 +207,13 @@ def _halves(zoo: Zoo, yardstick: Yardstick) -> Scorer:
         return max(yardstick.score(half, without) for half in halves)
 
     return cache(score)
+
+
+def layers(zoo: Zoo) -> list[Scorer]:
+    """Weight space and behaviour as the scanner uses them together: weights count only beside their like."""
+    adapters = zoo.clean("calibration")
+    weights = Yardstick(adapters, "weights", Conformal("weights"), alike=ALIKE)
+    return [_halves(zoo, weights), scorers(zoo)["behaviour"]]
 
 
 def both(zoo: Zoo, parts: Sequence[Scorer]) -> Scorer:
@@ -260,7 +282,7 @@ def _limit(clean: Sequence[Specimen], scorer: Scorer, without: frozenset[str]) -
 
 
 def _known(scores: Iterable[float]) -> F64:
-    return np.array([score for score in scores if not np.isnan(score)], dtype=float)
+    return np.array([score for score in scores if np.isfinite(score)], dtype=float)
 
 
 class Supervised:

@@ -45,8 +45,7 @@ def measure(zoo: Zoo, *, enough: int = judges.ENOUGH, rounds: int = rates.ROUNDS
         by_recipe = protocol == "recipe"
         scorers = judges.scorers(zoo, enough)
         if {"weights", "behaviour"} <= scorers.keys():
-            parts = [scorers["weights"], scorers["behaviour"]]
-            scorers["both"] = judges.both(zoo, parts)
+            scorers["both"] = judges.both(zoo, judges.layers(zoo))
         order = ("weights", "behaviour", "both", "norm dispersion", "total norm")
         found = [
             judges.rank(name, zoo, scorers[name], by_recipe=by_recipe) for name in order if name in scorers

@@ -429,6 +429,14 @@ def test_what_one_layer_cannot_compare_has_no_score_of_both(plain: specimens.Zoo
     assert judges.both(plain, [known, known])(one, frozenset()) == 0.0
 
 
+def test_weights_count_together_with_behaviour_only_beside_their_like(wide: specimens.Zoo) -> None:
+    weights, _ = judges.layers(wide)
+    odd = replace(wide.clean("test")[0], rank=4)
+    assert weights(odd, frozenset()) == -math.inf
+    assert judges.rarity(-math.inf, np.arange(5.0)) == 0.0
+    assert all(math.isfinite(weights(one, frozenset())) for one in wide.clean("test"))
+
+
 @given(scores, st.floats(-9, 9), st.floats(-9, 9))
 def test_rarer_is_never_less_suspicious(clean: np.ndarray, one: float, other: float) -> None:
     low, high = sorted((one, other))
