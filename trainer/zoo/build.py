@@ -179,9 +179,13 @@ def _write_all(
 def _stacks(trained: Sequence[Specimen]) -> Iterator[list[Specimen]]:
     """Groups that are trained together: the short ones, all of them clean, before the long ones."""
     for long in (False, True):
-        group = [one for one in trained if (one.recipe.steps > _SHORT) == long]
+        group = [one for one in trained if _is_long(one) == long]
         for at in range(0, len(group), STACK):
             yield group[at : at + STACK]
+
+
+def _is_long(one: Specimen) -> bool:
+    return one.family != "clean" or one.recipe.steps > _SHORT
 
 
 def merged(parts: Sequence[Factors], specimen: Specimen) -> Factors:

@@ -253,7 +253,7 @@ def test_a_folder_is_probed_with_its_partner(adapter_folder: Path, pipeline, tmp
         adapter_folder, pipeline=pipeline, partners=[adapter_folder], out=tmp_path, settings=TINY,
         words=["zwx", "dog", "<b>"],
     )  # fmt: skip
-    assert found.exit_code == 17
+    assert found.exit_code == 0
     written = json.loads((tmp_path / RESULT_NAME).read_text())
     weights = digest_bytes((adapter_folder / WEIGHTS_NAME).read_bytes())
     assert "sha256:" + written["weights"]["sha256"] == weights
@@ -274,7 +274,7 @@ def test_what_is_no_adapter_folder_is_explained(tmp_path: Path, pipeline) -> Non
         probe_folder(tmp_path, pipeline=pipeline)
 
 
-def test_the_command_prints_a_table_and_asks_for_a_person(
+def test_the_command_prints_a_table_and_judges_beside_the_shipped_population(
     adapter_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = tmp_path / "words.txt"
@@ -282,7 +282,7 @@ def test_the_command_prints_a_table_and_asks_for_a_person(
     with pytest.raises(SystemExit) as caught:
         main(["probe", str(adapter_folder), "--words", str(words)])
     out = capsys.readouterr().out
-    assert caught.value.code == 17
-    assert out.startswith("behaviour: not judged")
+    assert caught.value.code == 0
+    assert out.startswith("behaviour: pass (p ")
     assert "collapse" in out
     assert out.isascii()
