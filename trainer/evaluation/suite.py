@@ -121,16 +121,20 @@ def evaluate(
     return report
 
 
-def candidate(folder: Path) -> tuple[VerifiedAdapter, Digest]:
+def candidate(folder: Path, *, allow_review: bool = False) -> tuple[VerifiedAdapter, Digest]:
     """The unsigned adapter in a folder, scanned and licence-checked, and the digest of its weights file.
 
     Production engines refuse it; the digest is the one that a manifest will give the file.
+
+    Args:
+        folder: of the adapter.
+        allow_review: a scan that asks for a person is no reason to refuse it here.
 
     Raises:
         DataError: a file is missing.
         RegistryError: refused by the scan or the licence policy.
     """
-    from registry.admission import admit_candidate
+    from registry.admission import Policy, admit_candidate
 
     try:
         files = {name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)}
@@ -139,7 +143,7 @@ def candidate(folder: Path) -> tuple[VerifiedAdapter, Digest]:
             f"{folder} is no adapter folder: {error.filename} cannot be read",
             f"give a folder with {WEIGHTS_NAME} and {CARD_NAME}, as training writes it",
         ) from None
-    return admit_candidate(files), digest_bytes(files[WEIGHTS_NAME])
+    return admit_candidate(files, Policy(allow_review=allow_review)), digest_bytes(files[WEIGHTS_NAME])
 
 
 def folder_digest(folder: Path) -> Digest:

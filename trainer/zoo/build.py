@@ -112,16 +112,18 @@ def mark_working(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def load(path: Path) -> Factors:
-    """Return the update of an adapter folder that `build` wrote."""
-    from safetensors.torch import load_file
+    """Return the update of an adapter folder, admitted like any other that was not signed.
 
-    tensors = load_file(path / WEIGHTS_NAME)
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for key, a in tensors.items():
-        if key.endswith(".lora_A.weight"):
-            module = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
-            found[module] = (a.float(), tensors[key.replace("lora_A", "lora_B")].float())
-    return found
+    Raises:
+        DataError: a file is missing.
+        RegistryError: the scan blocks it.
+    """
+    from trainer.evaluation.probe.deltas import deltas_of
+    from trainer.evaluation.suite import candidate
+
+    adapter, _ = candidate(path, allow_review=True)
+    found = deltas_of(adapter, adapter.card.base.family)
+    return {module: (a.float(), b.float()) for module, (a, b) in found.items()}
 
 
 def _waves(everything: Sequence[Specimen]) -> Iterator[tuple[str, list[Specimen]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from registry.errors import ScanRefused
 from registry.families import KNOWN_BASES
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
 from registry.scanning import scan
@@ -121,6 +122,12 @@ def test_a_build_goes_on_where_it_was_and_its_files_pass_the_scanner(
         assert load(path)
         if entry["family"] == "co-load":
             assert entries[entry["partner"]]["partner"] == name
+    victim = folder / "adapters" / "small-2.w00.cal00" / WEIGHTS_NAME
+    honest = victim.read_bytes()
+    victim.write_bytes(honest[:-2] + b"\x00\x7e")
+    with pytest.raises(ScanRefused, match="ADP-NUM-001"):
+        load(victim.parent)
+    victim.write_bytes(honest)
     before = {name: (folder / "adapters" / name / FACTS_NAME).stat().st_mtime_ns for name in entries}
     build(folder, progress=silent)
     assert {n: (folder / "adapters" / n / FACTS_NAME).stat().st_mtime_ns for n in entries} == before

@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from registry.digest import Digest, digest_bytes
+from registry.digest import Digest
 from registry.errors import shown
-from registry.manifest import CARD_NAME, WEIGHTS_NAME
-from trainer.errors import DataError
 from trainer.evaluation.probe.core import TEMPLATE, Probe
 from trainer.evaluation.probe.deltas import deltas_of
 from trainer.evaluation.probe.judging import PAIRED, judged, population_for
@@ -60,19 +58,10 @@ class Candidate:
             DataError: a file is missing.
             RegistryError: the scan or the licence policy refuses it.
         """
-        from registry.admission import Policy, admit_candidate
+        from trainer.evaluation.suite import candidate
 
-        try:
-            files = {name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)}
-        except OSError as error:
-            raise DataError(
-                f"{folder} is no adapter folder: {error.filename} cannot be read",
-                f"give a folder with {WEIGHTS_NAME} and {CARD_NAME}, as training writes it",
-            ) from None
-        return cls(
-            adapter=admit_candidate(files, Policy(allow_review=True)),
-            weights=digest_bytes(files[WEIGHTS_NAME]),
-        )
+        adapter, weights = candidate(folder, allow_review=True)
+        return cls(adapter=adapter, weights=weights)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
