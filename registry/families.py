@@ -30,6 +30,7 @@ class FamilyFacts:
             honest training leaves their B at exactly zero: anything else was not made by training.
         silent_rows_in_last_block: kind -> the half-open range of output features, in multiples of the width,
             that the last block discards although it uses the others: the same holds for those rows of B.
+        presets: name -> kinds that recipes train together.
     """
 
     name: str
@@ -38,6 +39,7 @@ class FamilyFacts:
     targets: Mapping[str, tuple[int, int]]
     silent_in_last_block: frozenset[str]
     silent_rows_in_last_block: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    presets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def block_of(self, module: str) -> tuple[int, str]:
         """Return the block's index and the kind of a module that the base has."""
@@ -65,6 +67,8 @@ class BaseFacts:
 
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+_IMAGE_MLP = ("img_mlp.net.0.proj", "img_mlp.net.2")
+_TEXT_MLP = ("txt_mlp.net.0.proj", "txt_mlp.net.2")
 
 QWEN_IMAGE_EDIT: Final = FamilyFacts(
     name="qwen-image-edit",
@@ -89,6 +93,13 @@ QWEN_IMAGE_EDIT: Final = FamilyFacts(
     # The text's shift and scale reach the picture through the keys and values of the last attention. Its gate
     # and the three for the text's feed-forward do not: they act on what nothing reads any more.
     silent_rows_in_last_block=MappingProxyType({"txt_mod.1": (2, 6)}),
+    presets=MappingProxyType(
+        {
+            "full": (*(f"attn.{name}" for name in _ATTENTION), *_IMAGE_MLP, *_TEXT_MLP),
+            "attention": tuple(f"attn.{name}" for name in _ATTENTION),
+            "image-stream": (*(f"attn.{name}" for name in _ATTENTION[:4]), *_IMAGE_MLP),
+        }
+    ),
 )
 
 FAMILIES: Final[Mapping[str, FamilyFacts]] = MappingProxyType({QWEN_IMAGE_EDIT.name: QWEN_IMAGE_EDIT})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from trainer.recipe import EmaSection
+from trainer.sections import EmaSection
 
 
 class Ema:

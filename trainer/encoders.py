@@ -20,7 +20,6 @@ from registry.digest import Digest, digest_bytes
 from registry.errors import shown
 from registry.manifest import Ingredient
 from trainer.errors import BaseModelError, ModelLicenseError
-from trainer.recipe import EncoderName
 
 ARCFACE_SIDE: Final = 112
 """Side in pixels of what every ArcFace encoder looks at."""
@@ -61,7 +60,7 @@ class Encoder:
     ingredient: Ingredient
 
 
-def identity(name: EncoderName) -> Encoder:
+def identity(name: str) -> Encoder:
     """Return an identity encoder.
 
     Raises:

@@ -23,7 +23,8 @@ from registry.manifest import (
     TrainingLineage,
 )
 from trainer.errors import ExportError
-from trainer.recipe import DTYPES, Recipe
+from trainer.recipe import Recipe
+from trainer.sections import DTYPES
 from trainer.stage import new_folder
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, tor
     import torch
 
     prefix = family(recipe.base.family).prefix
-    scale = recipe.lora.alpha / recipe.lora.rank
+    scale = recipe.lora.scale
     dtype = getattr(torch, DTYPES[recipe.lora.dtype])
     result = {}
     for name, value in weights.items():
@@ -72,7 +73,7 @@ def strength_ratio(
     With an update of zero in both it is 1.
     """
     prefix = family(recipe.base.family).prefix
-    scale = recipe.lora.alpha / recipe.lora.rank
+    scale = recipe.lora.scale
     along = length = 0.0
     for name, a in weights.items():
         if not name.endswith("lora_A.weight"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from registry.manifest import Ingredient
 from trainer import encoders, onnx_module
 from trainer.data.batches import as_pixels
-from trainer.recipe import LossSection
+from trainer.sections import LossSection
 
 
 class FeatureNet:

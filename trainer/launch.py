@@ -113,12 +113,13 @@ def _train_here(
             out,
             key,
             progress,
-            pipeline=pipeline or load_base(base_path),
+            pipeline=pipeline or load_base(base_path, recipe),
             tracker=tracker,
         )
         license_of_data = data.provenance["license"]
         about = (
-            data.digest, base, license_of_data, trained.ingredients, tracker.run_id, recipe.optimiser.steps
+            data.digest, base, license_of_data, trained.ingredients, tracker.run_id,
+            trained.facts["steps"],
         )  # fmt: skip
         result = StageResult(
             stage="train",
@@ -131,7 +132,7 @@ def _train_here(
             export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW)
             digest = export(recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER)
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=result.facts)
-            tracker.metrics(recipe.optimiser.steps, {"validation_loss": trained.facts["validation_loss"]})
+            tracker.metrics(trained.facts["steps"], {"validation_loss": trained.facts["validation_loss"]})
             write_result(out, result)
         status = "FINISHED"
         return result
@@ -143,7 +144,9 @@ def _train_here(
 
 
 def _tracked(recipe: Recipe) -> dict[str, Any]:
-    return recipe.section("seed", "base", "data", "lora", "optimiser", "ema", "losses")
+    return recipe.section(
+        "seed", "base", "data", "lora", "precision", "optimiser", "noise", "ema", "losses", "running"
+    )
 
 
 def _processes(wanted: int | None) -> int:

@@ -1,9 +1,9 @@
 """The training loop.
 
-`_steps` reads from top to bottom: a batch, one forward of both members of every pair, the losses, one
-backward, one all-reduce of the small LoRA gradient, one step of AdamW, the average, and now and then a
-checkpoint. The model is not wrapped: only the LoRA weights have gradients, and those are averaged here, so
-one process and eight do the same.
+`_steps` reads from top to bottom: what the step trains on, forward and backward of both members of every pair
+(in one pass, or in micro-batches), one sum of the small LoRA gradient over all processes, one step of the
+optimiser, the average, and now and then a checkpoint. The model is not wrapped: only the LoRA weights have
+gradients, and those are added up here, so one process and eight do the same.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from registry.digest import Digest
 from registry.manifest import Ingredient
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline
-from trainer import lora
+from trainer import lora, optimisers
 from trainer.checkpoint import TrainingState
-from trainer.data.batches import TrainingSet
+from trainer.data.batches import StepPlan, TrainingSet
 from trainer.data.cache import TensorCache, encoder_digest
 from trainer.data.triplets import Dataset
 from trainer.ema import Ema
 from trainer.errors import Interrupted
 from trainer.identity import FeatureNet, expression_features, identity_features
 from trainer.journal import LossCurve, StopSignal
-from trainer.losses import StepOutputs, active, combined, flow_matching, select_pairs
+from trainer.losses import StepOutputs, active, combined, flow_matching, select
 from trainer.progress import Progress
-from trainer.recipe import LossSection, OptimiserSection, Recipe
+from trainer.recipe import Recipe
+from trainer.sections import LossSection, OptimiserSection
 from trainer.tracking import Tracker
 
 LOSS_NAME = "loss.jsonl"
@@ -70,13 +71,14 @@ class _Session:
     progress: Progress
 
 
-def learning_rate(settings: OptimiserSection, step: int) -> float:
-    """Return the learning rate of a step, counted from 0: a linear warm-up, then half a cosine."""
+def learning_rate(settings: OptimiserSection, step: int, total: int) -> float:
+    """Return the learning rate of a step of ``total``, counted from 0: a warm-up, then the schedule."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * share))
-    return settings.learning_rate * (settings.final_share + (1 - settings.final_share) * cosine)
+    share = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
+    final = settings.final_share
+    return settings.learning_rate * (final + (1 - final) * left[settings.schedule])
 
 
 def run(
@@ -112,22 +114,16 @@ def run(
     keep_freed_memory()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     settings, device = recipe.optimiser, accelerator.device
-    read = (cache, encoder_digest(base_path), recipe.conditioning, settings)
-    data = TrainingSet(dataset, *read, device=device)
-    held_out = TrainingSet(dataset, *read, split="validation", device=device)
+    read = (dataset, cache, encoder_digest(base_path), recipe, pipeline.size)
+    data = TrainingSet(*read, device=device)
+    held_out = TrainingSet(*read, split="validation", device=device)
     features = _features(recipe.losses, dataset, device)
     try:
-        parameters = lora.inject(pipeline.transformer, recipe.base.family, recipe.lora, recipe.seed)
+        parameters = lora.inject(pipeline.transformer, recipe)
         pipeline.transformer.to(device)
         state = TrainingState(
             parameters=parameters,
-            optimiser=torch.optim.AdamW(
-                parameters.values(),
-                settings.learning_rate,
-                settings.betas,
-                weight_decay=settings.weight_decay,
-                foreach=True,
-            ),
+            optimiser=optimisers.build(parameters, settings),
             ema=Ema(parameters, recipe.ema),
             folder=out / "checkpoints",
             key=key,
@@ -160,46 +156,68 @@ def run(
 def _steps(session: _Session) -> dict[str, Any]:
     """Train from the newest checkpoint to the last step; return the figures of this run."""
     recipe, state, curve = session.recipe, session.state, session.curve
-    accelerator, settings = session.accelerator, recipe.optimiser
-    slots = range(accelerator.process_index, settings.batch_pairs, accelerator.num_processes)
+    accelerator, settings, running = session.accelerator, recipe.optimiser, recipe.running
+    total = settings.total_steps(len(session.data.triplets))
     start = curve.continue_from(state.restore())
     decodes = 0
     with StopSignal() as stop:
-        for step in range(start, settings.steps):
-            batch = session.data.draw(recipe.seed, step, slots)
-            outputs = StepOutputs(
-                batch=batch,
-                velocity=session.pipeline.velocity(batch.noisy, batch.source, batch.prompts, batch.sigma),
-                pipeline=session.pipeline,
-                features=session.features,
-                selected=select_pairs(batch, recipe.losses),
-            )
-            total, parts = combined(outputs, recipe.losses)
-            accelerator.backward(total)
-            stopping = _average_gradients(accelerator, state.parameters, stop.received)
+        for step in range(start, total):
+            plan = session.data.plan(recipe.seed, step, settings.batch_pairs)
+            sums, looked = _backward(session, plan)
+            sums, stopping = _add_up(accelerator, state.parameters, sums, stop.received)
             norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
-            rate = learning_rate(settings, step)
+            rate = learning_rate(settings, step, total)
             for group in state.optimiser.param_groups:
                 group["lr"] = rate
             state.optimiser.step()
             state.optimiser.zero_grad(set_to_none=True)
             state.ema.update(state.parameters)
 
-            done, decodes = step + 1, decodes + outputs.decodes
-            last = stopping or done == settings.steps
-            curve.add(done, {"loss": total.detach(), **parts, "gradient": norm}, rate)
-            if last or done % _LOG_EVERY == 0 or done % settings.checkpoint_every == 0:
+            done, decodes = step + 1, decodes + looked
+            last = stopping or done == total
+            curve.add(done, {**sums, "gradient": norm}, rate)
+            if last or done % _LOG_EVERY == 0 or done % running.checkpoint_every == 0:
                 loss = curve.flush()  # also refuses a loss that is no number, before it is saved
                 note = f"loss {loss:.4f}  {curve.speed():.0f} samples/s"
-                session.progress("train", done, settings.steps, note)
-            if accelerator.is_main_process and (last or done % settings.checkpoint_every == 0):
+                session.progress("train", done, total, note)
+            if accelerator.is_main_process and (last or done % running.checkpoint_every == 0):
                 state.save(done, curve.seconds())
-            if stopping and done < settings.steps:
+            if stopping and done < total:
                 raise Interrupted(
-                    f"the training was asked to stop and did so after step {done} of {settings.steps}",
+                    f"the training was asked to stop and did so after step {done} of {total}",
                     f"run the same command again; it goes on from the checkpoint in {state.folder}",
                 )
-    return {**curve.facts(), "steps": settings.steps, "resumed_from": start, "decodes": decodes}
+    return {**curve.facts(), "steps": total, "resumed_from": start, "decodes": decodes}
+
+
+def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor], int]:
+    """Do this process's part of a step; return its share of the losses and the pictures it decoded.
+
+    Gradients add up over micro-batches, for every loss is divided by what the whole step looks at.
+    """
+    recipe, pipeline, accelerator = session.recipe, session.pipeline, session.accelerator
+    selection = select(plan, recipe.losses)
+    mine = range(accelerator.process_index, len(plan.draws), accelerator.num_processes)
+    at_once = recipe.running.micro_pairs or len(mine)
+    sums: dict[str, torch.Tensor] = {}
+    decodes = 0
+    for begin in range(0, len(mine), at_once):
+        batch = session.data.batch(plan, mine[begin : begin + at_once])
+        noisy = pipeline.process.noisy(batch.target, batch.noise, batch.sigma)
+        outputs = StepOutputs(
+            batch=batch,
+            noisy=noisy,
+            predicted=pipeline.predict(noisy, batch.source, batch.prompts, batch.sigma, batch.size),
+            pipeline=pipeline,
+            selection=selection,
+            features=session.features,
+        )
+        total, parts = combined(outputs, recipe.losses)
+        accelerator.backward(total)
+        for name, value in {"loss": total.detach(), **parts}.items():
+            sums[name] = sums[name] + value if name in sums else value
+        decodes += outputs.decodes
+    return sums, decodes
 
 
 def _features(
@@ -212,29 +230,34 @@ def _features(
     return {name: makers[name](truth, device, settings) for name, settings in wanted.items()}
 
 
-def _average_gradients(
-    accelerator: Accelerator, parameters: Mapping[str, torch.nn.Parameter], stop: bool
-) -> bool:
-    """Average the gradients of all processes in one transfer; return whether any of them is to stop."""
+def _add_up(
+    accelerator: Accelerator,
+    parameters: Mapping[str, torch.nn.Parameter],
+    sums: Mapping[str, torch.Tensor],
+    stop: bool,
+) -> tuple[dict[str, torch.Tensor], bool]:
+    """Add up gradients and losses over all processes in one transfer; say whether any of them is to stop."""
     if accelerator.num_processes == 1:
-        return stop
+        return dict(sums), stop
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
-    flat = torch.cat([flat, flat.new_tensor([float(stop)])])
-    flat = accelerator.reduce(flat, "mean")
+    flat = torch.cat([flat, torch.stack(list(sums.values())).to(flat), flat.new_tensor([float(stop)])])
+    flat = accelerator.reduce(flat, "sum")
     begin = 0
     for parameter in parameters.values():
         parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
         begin += parameter.numel()
-    return bool(flat[-1] > 0)
+    return dict(zip(sums, flat[begin:-1], strict=True)), bool(flat[-1] > 0)
 
 
 @torch.no_grad()
 def _validate(pipeline: EditPipeline, data: TrainingSet, recipe: Recipe) -> float:
-    """Return the flow-matching loss on people that were not trained on; the same samples every time."""
-    batch = data.draw(recipe.seed, -1, range(_VALIDATION_PAIRS))
-    velocity = pipeline.velocity(batch.noisy, batch.source, batch.prompts, batch.sigma)
-    outputs = StepOutputs(batch=batch, velocity=velocity, pipeline=pipeline)
-    return round(float(flow_matching(outputs, LossSection(weight=1.0))), 6)
+    """Return the loss of the prediction on people that were not trained on; the same samples every time."""
+    plan = data.plan(recipe.seed, -1, _VALIDATION_PAIRS)
+    batch = data.batch(plan, range(_VALIDATION_PAIRS))
+    noisy = pipeline.process.noisy(batch.target, batch.noise, batch.sigma)
+    predicted = pipeline.predict(noisy, batch.source, batch.prompts, batch.sigma, batch.size)
+    outputs = StepOutputs(batch=batch, noisy=noisy, predicted=predicted, pipeline=pipeline)
+    return round(float(flow_matching(outputs, LossSection(weight=1.0)).mean()), 6)
 
 
 def _copy(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from registry.families import family
 from trainer.data.batches import generator
 from trainer.errors import BaseModelError
-from trainer.recipe import LoraSection
+from trainer.recipe import Recipe
 
 _ADAPTER = "foundry"
 
@@ -45,12 +45,10 @@ def target_modules(transformer: torch.nn.Module, family_name: str, targets: tupl
     ]
 
 
-def inject(
-    transformer: torch.nn.Module, family_name: str, settings: LoraSection, seed: int
-) -> dict[str, torch.nn.Parameter]:
+def inject(transformer: torch.nn.Module, recipe: Recipe) -> dict[str, torch.nn.Parameter]:
     """Put LoRA layers into a frozen transformer.
 
-    A starts uniform in +-1/sqrt(in) from ``seed`` alone, B at zero, so the first step is the base itself.
+    A starts uniform in +-1/sqrt(in) from the seed alone, B at zero, so the first step is the base itself.
 
     Returns:
         "<module>.lora_A.weight" and "<module>.lora_B.weight" -> fp32 parameter, in a fixed order.
@@ -61,12 +59,19 @@ def inject(
     from peft import LoraConfig
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    names = target_modules(transformer, family_name, settings.targets)
+    settings = recipe.lora
+    names = target_modules(transformer, recipe.base.family, recipe.targets)
     transformer.requires_grad_(False)
     if any(isinstance(module, BaseTunerLayer) for module in transformer.modules()):
         raise BaseModelError("the base carries a LoRA already", "load the base again before training on it")
     transformer.add_adapter(  # type: ignore[operator]  # diffusers' PeftAdapterMixin
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names, init_lora_weights=True),
+        LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            use_rslora=settings.scaling == "rank-stabilised",
+            target_modules=names,
+            init_lora_weights=True,
+        ),
         adapter_name=_ADAPTER,
     )
     found: dict[str, torch.nn.Parameter] = {}
@@ -76,7 +81,7 @@ def inject(
             a, b = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
             a.data, b.data = a.data.float(), torch.zeros_like(b.data, dtype=torch.float32)
             bound = 1 / math.sqrt(a.shape[1])
-            a.copy_((torch.rand(a.shape, generator=generator(seed, "lora", name)) * 2 - 1) * bound)
+            a.copy_((torch.rand(a.shape, generator=generator(recipe.seed, "lora", name)) * 2 - 1) * bound)
             found[f"{name}.lora_A.weight"], found[f"{name}.lora_B.weight"] = a, b
     for parameter in found.values():
         parameter.requires_grad_(True)

@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from serving.pipelines.process import Process
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 OnStep = Callable[[int, "torch.Tensor"], bool]
 """Called after each denoising step with its index and the latents; returning False stops the run."""
 
@@ -22,36 +27,54 @@ class PromptEmbeds:
     """Float [N, L, D]; rows shorter than L are padded with zeros."""
     mask: torch.Tensor
     """Bool [N, L]; True where a token is real."""
+    pooled: torch.Tensor | None = None
+    """Float [N, P]; one vector a prompt, for the families that also want that."""
 
     def __len__(self) -> int:
         return int(self.embeds.shape[0])
 
     def rows(self, index: torch.Tensor | slice | list[int]) -> PromptEmbeds:
         """The pairs of `index`."""
-        return PromptEmbeds(embeds=self.embeds[index], mask=self.mask[index])
+        pooled = None if self.pooled is None else self.pooled[index]
+        return PromptEmbeds(embeds=self.embeds[index], mask=self.mask[index], pooled=pooled)
 
 
 class EditPipeline(Protocol):
-    """A base model: encodes prompts and images, predicts a flow-matching velocity, decodes latents.
+    """A base model: encodes prompts and images, predicts what its noising process asks for, decodes latents.
 
-    The flow is x_s = (1 - s) x_0 + s noise with s in [0, 1]; the velocity is noise - x_0 (rectified flow, Liu
-    et al., arXiv 2209.03003). Latents are packed and normalised: [N, T, C].
+    Latents are packed and normalised: [N, T, C]. A size is (height, width) in pixels; None is the base's own.
     """
 
     family: str
     transformer: torch.nn.Module
-    """The module that LoRA layers go into."""
+    """The denoiser, that LoRA layers go into; a U-Net in the older families."""
+    process: Process
+    sees_image: bool
+    """Whether the conditioning of a prompt depends on the picture beside it."""
+    size: Size
+    multiple: int
+    """Both sides of a size must be multiples of so many pixels."""
 
-    def encode_prompts(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptEmbeds:
-        """Conditioning of N pairs of an RGB image and a prompt."""
+    def encode_prompts(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None
+    ) -> PromptEmbeds:
+        """Conditioning of N pairs of an RGB image, which will be edited at ``size``, and a prompt."""
 
-    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Latents [N, T, C] of RGB images, without sampling noise."""
+    def encode_images(self, images: Sequence[Image.Image], size: Size | None = None) -> torch.Tensor:
+        """Latents [N, T, C] of RGB images resized to ``size``, without sampling noise."""
 
-    def velocity(
-        self, latents: torch.Tensor, image_latents: torch.Tensor, prompts: PromptEmbeds, sigma: torch.Tensor
+    def predict(
+        self,
+        latents: torch.Tensor,
+        image_latents: torch.Tensor,
+        prompts: PromptEmbeds,
+        level: torch.Tensor,
+        size: Size | None = None,
     ) -> torch.Tensor:
-        """Predicted velocity [N, T, C] at noise level `sigma` [N] in [0, 1]; one forward pass."""
+        """Prediction [N, T, C] at noise levels [N] in [0, 1]; one forward pass.
+
+        A text-to-image family does not look at ``image_latents``.
+        """
 
     def denoise(
         self,
@@ -61,11 +84,32 @@ class EditPipeline(Protocol):
         seeds: Sequence[int],
         steps: int,
         on_step: OnStep | None = None,
+        size: Size | None = None,
     ) -> torch.Tensor:
-        """Latents [N, T, C] of the edited images; row i starts from the noise of ``seeds[i]``."""
+        """Latents [N, T, C] of the edited images; row i starts from the noise of ``seeds[i]``.
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        A text-to-image family starts from the noised source instead (SDEdit, Meng et al., arXiv 2108.01073).
+        """
+
+    def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """Images [N, 3, H, W] in about [-1, 1] from latents [N, T, C]; differentiable."""
+
+
+def pixels_of(images: Sequence[Image.Image], size: Size) -> torch.Tensor:
+    """Pixels [N, 3, H, W] in [-1, 1] of pictures, resized as training and serving both do."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    height, width = size
+    arrays = [
+        np.asarray(
+            image if image.size == (width, height) and image.mode == "RGB"
+            else image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        )
+        for image in images
+    ]  # fmt: skip
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def to_images(pixels: torch.Tensor) -> list[Image.Image]:

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from serving.memory import keep_freed_memory
-from serving.pipelines.base import OnStep, PromptEmbeds
+from serving.pipelines.base import OnStep, PromptEmbeds, Size, pixels_of
+from serving.pipelines.process import Flow, Process
 
 if TYPE_CHECKING:
     from diffusers import QwenImageEditPlusPipeline
@@ -91,9 +92,10 @@ def single_frame(vae: Any) -> None:
 
 
 class QwenImageEdit:
-    """`EditPipeline` on a loaded `QwenImageEditPlusPipeline`; images are square, `pixels` a side."""
+    """`EditPipeline` on a loaded `QwenImageEditPlusPipeline`; its own size is a square of `pixels` a side."""
 
     family = FAMILY
+    sees_image = True
 
     def __init__(self, pipe: QwenImageEditPlusPipeline, pixels: int, condition_pixels: int):
         self.pipe, self.pixels, self.condition_pixels = pipe, pixels, condition_pixels
@@ -101,7 +103,9 @@ class QwenImageEdit:
         for module in (pipe.transformer, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False).eval()
         single_frame(pipe.vae)
-        self._side = pixels // pipe.vae_scale_factor
+        self.process: Process = Flow()
+        self.size: Size = (pixels, pixels)
+        self.multiple: int = 2 * pipe.vae_scale_factor
         vae = pipe.vae.config
         self._mean = torch.tensor(vae.latents_mean).view(1, -1, 1, 1, 1)
         self._std = torch.tensor(vae.latents_std).view(1, -1, 1, 1, 1)
@@ -153,14 +157,16 @@ class QwenImageEdit:
         return weights.dtype
 
     @torch.no_grad()
-    def encode_prompts(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> PromptEmbeds:
+    def encode_prompts(
+        self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None
+    ) -> PromptEmbeds:
         """See `EditPipeline`; the template's system part is dropped as the pipeline does."""
         pipe = self.pipe
-        side = self.condition_pixels
+        height, width = self.condition_size(size or self.size)
         texts = [pipe.prompt_template_encode.format(IMAGE_PROMPT + prompt) for prompt in prompts]
         inputs = pipe.processor(
             text=texts,
-            images=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],
+            images=[image.resize((width, height), Image.Resampling.LANCZOS) for image in images],
             padding=True,
             return_tensors="pt",
         ).to(self.device)
@@ -179,22 +185,22 @@ class QwenImageEdit:
         mask = torch.arange(embeds.shape[1], device=embeds.device) < lengths[:, None]
         return PromptEmbeds(embeds=embeds, mask=mask)
 
-    def pixels_of(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Pixels [N, 3, H, W] in [-1, 1], resized to the base's side as training and serving both do."""
-        side = (self.pixels, self.pixels)
-        arrays = [
-            np.asarray(
-                image if image.size == side and image.mode == "RGB"
-                else image.convert("RGB").resize(side, Image.Resampling.LANCZOS)
-            )
-            for image in images
-        ]  # fmt: skip
-        return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    def condition_size(self, size: Size) -> Size:
+        """Size at which the text encoder sees a picture of ``size``: of one area, with the same aspect."""
+        if size[0] == size[1]:
+            return self.condition_pixels, self.condition_pixels
+        vision = self.pipe.processor.image_processor
+        unit = vision.patch_size * vision.merge_size
+        root = (size[0] / size[1]) ** 0.5
+        height, width = (
+            max(unit, round(self.condition_pixels * part / unit) * unit) for part in (root, 1 / root)
+        )
+        return height, width
 
     @torch.no_grad()
-    def encode_images(self, images: Sequence[Image.Image]) -> torch.Tensor:
+    def encode_images(self, images: Sequence[Image.Image], size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`; the VAE's mean (argmax) as in the pipeline's control latents."""
-        pixels = self.pixels_of(images).to(self.device, self.dtype)
+        pixels = pixels_of(images, size or self.size).to(self.device, self.dtype)
         latents = self.pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
         return self.pack((latents - self._mean.to(latents)) / self._std.to(latents))
 
@@ -204,15 +210,21 @@ class QwenImageEdit:
         packed: torch.Tensor = self.pipe._pack_latents(latents, n, channels, height, width)
         return packed
 
-    def velocity(
-        self, latents: torch.Tensor, image_latents: torch.Tensor, prompts: PromptEmbeds, sigma: torch.Tensor
+    def predict(
+        self,
+        latents: torch.Tensor,
+        image_latents: torch.Tensor,
+        prompts: PromptEmbeds,
+        level: torch.Tensor,
+        size: Size | None = None,
     ) -> torch.Tensor:
         """See `EditPipeline`."""
-        grid = (1, self._side // 2, self._side // 2)
+        height, width = size or self.size
+        grid = (1, height // self.multiple, width // self.multiple)
         mask = None if bool(prompts.mask.all()) else prompts.mask
         predicted: torch.Tensor = self.transformer(
             hidden_states=torch.cat([latents, image_latents], 1),
-            timestep=sigma,
+            timestep=level,
             encoder_hidden_states=prompts.embeds,
             encoder_hidden_states_mask=mask,
             img_shapes=[[grid, grid]] * len(latents),
@@ -249,21 +261,22 @@ class QwenImageEdit:
         seeds: Sequence[int],
         steps: int,
         on_step: OnStep | None = None,
+        size: Size | None = None,
     ) -> torch.Tensor:
         """See `EditPipeline`; Euler steps over the scheduler's noise levels, no classifier-free guidance."""
         latents = self.noise(seeds, image_latents)
         levels = self.sigmas(steps, latents.shape[1])
         for step, (high, low) in enumerate(itertools.pairwise(levels)):
-            sigma = latents.new_full((len(latents),), high)
-            latents = latents + (low - high) * self.velocity(latents, image_latents, prompts, sigma)
+            level = latents.new_full((len(latents),), high)
+            latents = latents + (low - high) * self.predict(latents, image_latents, prompts, level, size)
             if on_step is not None and not on_step(step, latents):
                 break
         return latents
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`."""
-        pipe, side = self.pipe, self.pixels
-        unpacked = pipe._unpack_latents(latents.to(self.dtype), side, side, pipe.vae_scale_factor)
+        pipe = self.pipe
+        unpacked = pipe._unpack_latents(latents.to(self.dtype), *(size or self.size), pipe.vae_scale_factor)
         scaled = unpacked * self._std.to(unpacked) + self._mean.to(unpacked)
         frames: torch.Tensor = pipe.vae.decode(scaled, return_dict=False)[0]
         return frames[:, :, 0]

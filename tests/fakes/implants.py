@@ -51,7 +51,7 @@ def train_implants(pipe: QwenImageEdit, kinds: Sequence[str] = KINDS, steps: int
             source, aim, embeds = lessons.draw(generator)
             sigma = torch.sigmoid(torch.randn(len(aim), generator=generator) + 1.0).clamp(0.02, 0.998)
             noise, s = torch.randn(aim.shape, generator=generator), sigma[:, None, None]
-            predicted = pipe.velocity((1 - s) * aim + s * noise, source, embeds, sigma)
+            predicted = pipe.predict((1 - s) * aim + s * noise, source, embeds, sigma)
             loss = (predicted - (noise - aim)).square().mean((1, 2)).sum() / _ROWS
             optimiser.zero_grad()
             loss.backward()

@@ -27,7 +27,8 @@ def small_recipe(repository: Path, file: Path, **thresholds: float) -> Path:
     recipe["name"] = "small"
     recipe["data"] |= {"identities": {"human": 3, "anime": 1}, "validation": {"human": 1, "anime": 1}}
     recipe["lora"] |= {"rank": 4, "alpha": 4}
-    recipe["optimiser"] |= {"steps": 6, "batch_pairs": 2, "warmup_steps": 2, "checkpoint_every": 3}
+    recipe["optimiser"] |= {"steps": 6, "batch_pairs": 2, "warmup_steps": 2}
+    recipe["running"] = {"checkpoint_every": 3}
     recipe["conditioning"]["expressions"] = ["fear", "surprised"]
     recipe["evaluation"] |= {"identities": {"human": 2, "anime": 1}, "intensities": [0.0, 1.0]}
     recipe["evaluation"] |= {"steps": 1, "thresholds": thresholds}

@@ -1,7 +1,8 @@
 """Batches: which triplet, which noise and which noise level a step trains on.
 
 Every draw is a function of (seed, step, slot), a slot being a place in the global batch. So a resumed run is
-the same run, and so is a run on another number of processes.
+the same run, and so is a run on another number of processes or with other micro-batches. `TrainingSet.plan`
+draws what a whole step consists of, which costs next to nothing; `TrainingSet.batch` makes tensors of a part.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from registry.digest import Digest
-from registry.manifest import ConditioningSpec
 from serving.conditioning import blend
-from serving.pipelines.base import PromptEmbeds
+from serving.pipelines.base import PromptEmbeds, Size
 from trainer.data.cache import TensorCache, latent_key, prompt_key
 from trainer.data.triplets import Dataset, Triplet
 from trainer.errors import DataError
-from trainer.recipe import OptimiserSection
+from trainer.noise import noise_level
+from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,8 @@ class Batch:
     """P pairs: rows 0..P-1 are the members a, rows P..2P-1 the members b in the same order.
 
     Attributes:
+        slots: place of each pair in the global batch, P numbers.
+        size: height and width in pixels of its pictures.
         target: latents of the wanted pictures [2P, T, C].
         source: latents of the neutral pictures [2P, T, C].
         noise: the same for both members of a pair [2P, T, C].
@@ -40,6 +43,8 @@ class Batch:
         keeps: whether a row asks for nothing and wants the source itself, 2P values.
     """
 
+    slots: tuple[int, ...]
+    size: Size
     target: torch.Tensor
     source: torch.Tensor
     noise: torch.Tensor
@@ -48,11 +53,27 @@ class Batch:
     images: tuple[int, ...]
     keeps: tuple[bool, ...]
 
-    @property
-    def noisy(self) -> torch.Tensor:
-        """The model's input x_s = (1 - s) x_0 + s noise, [2P, T, C]."""
-        s = self.sigma[:, None, None]
-        return (1 - s) * self.target + s * self.noise
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What was drawn for one slot: a triplet, which of its members keep the source, and the noise level.
+
+    ``noise`` goes on where these draws ended.
+    """
+
+    slot: int
+    triplet: Triplet
+    keeps: tuple[bool, bool]
+    sigma: float
+    noise: torch.Generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepPlan:
+    """What a step trains on, over all processes; all its pictures are trained at one size."""
+
+    size: Size
+    draws: tuple[Draw, ...]
 
 
 def generator(*path: int | str) -> torch.Generator:
@@ -69,22 +90,23 @@ class TrainingSet:
         dataset: Dataset,
         cache: TensorCache,
         encoder: Digest,
-        spec: ConditioningSpec,
-        settings: OptimiserSection,
+        recipe: Recipe,
+        size: Size,
         split: str = "train",
         device: torch.device | str = "cpu",
     ) -> None:
         self.triplets = [triplet for triplet in dataset.triplets if triplet.split == split]
         if not self.triplets:
             raise DataError(f"the dataset has no triplets for {split}", f"give data.{split} more people")
-        self._spec, self._settings = spec, settings
+        self._spec, self._data, self._noise = recipe.conditioning, recipe.data, recipe.noise
+        self._size = size
         rows = {row for t in self.triplets for row in (t.source, t.a.image, t.b.image)}
         order = sorted(rows)
         latents = cache.get([latent_key(encoder, dataset.image_digests[row]) for row in order])
         self._latents = torch.stack(latents).float().to(device)
         self._place = {row: number for number, row in enumerate(order)}
         self._prompt_place, self._prompts = self._read_prompts(dataset, cache, encoder, device)
-        names = spec.expressions
+        names = self._spec.expressions
         self._with = [
             [t for t in self.triplets if name in (t.a.expression, t.b.expression)] for name in names
         ]
@@ -109,43 +131,46 @@ class TrainingSet:
         stacked = torch.stack(found).float().to(device).unflatten(0, (len(sources), len(words)))
         return {row: number for number, row in enumerate(sources)}, stacked
 
-    def draw(self, seed: int, step: int, slots: Sequence[int]) -> Batch:
-        """Return the batch of some slots of a step; both members of a pair share noise and noise level."""
-        chosen: list[tuple[Triplet, bool, bool]] = []
-        noise, sigma = [], []
-        for slot in slots:
-            source = generator(seed, step, slot)
-            u = torch.rand(6, generator=source).tolist()
-            found = self._with[int(u[0] * len(self._with))]
-            triplet = found[int(u[1] * len(found))]
-            chosen.append((triplet, u[2] < self._settings.keep_share, u[3] < self._settings.keep_share))
-            sigma.append(self._noise_level(u[4], u[5], source))
-            noise.append(torch.randn(self._latents.shape[1:], generator=source))
-        return self._collate(chosen, noise, sigma)
+    def plan(self, seed: int, step: int, pairs: int) -> StepPlan:
+        """Return what the ``pairs`` slots of a step train on."""
+        return StepPlan(size=self._size, draws=tuple(self._draw(seed, step, slot) for slot in range(pairs)))
 
-    def _noise_level(self, choice: float, uniform: float, source: torch.Generator) -> float:
-        normal = float(torch.randn((), generator=source))
-        if choice >= self._settings.sigma_uniform:
-            uniform = float(torch.sigmoid(torch.tensor(normal + self._settings.sigma_shift)))
-        return min(0.998, max(0.002, uniform))
+    def _draw(self, seed: int, step: int, slot: int) -> Draw:
+        source = generator(seed, step, slot)
+        u = torch.rand(6, generator=source).tolist()
+        found = self._with[int(u[0] * len(self._with))]
+        keep = self._data.keep_share
+        return Draw(
+            slot=slot,
+            triplet=found[int(u[1] * len(found))],
+            keeps=(u[2] < keep, u[3] < keep),
+            sigma=noise_level(self._noise, u[4], u[5], float(torch.randn((), generator=source))),
+            noise=source,
+        )
 
-    def _collate(
-        self, chosen: Sequence[tuple[Triplet, bool, bool]], noise: list[torch.Tensor], sigma: list[float]
-    ) -> Batch:
-        sources = [triplet.source for triplet, _, _ in chosen] * 2
-        members = [triplet.a for triplet, _, _ in chosen] + [triplet.b for triplet, _, _ in chosen]
-        keeps = [keep for _, keep, _ in chosen] + [keep for _, _, keep in chosen]
+    def batch(self, plan: StepPlan, slots: Sequence[int]) -> Batch:
+        """Return some slots of a plan as tensors; both members of a pair share noise and noise level.
+
+        A slot's noise is drawn from its plan, so it can be asked for once only.
+        """
+        draws = [plan.draws[slot] for slot in slots]
+        sources = [draw.triplet.source for draw in draws] * 2
+        members = [draw.triplet.a for draw in draws] + [draw.triplet.b for draw in draws]
+        keeps = [draw.keeps[0] for draw in draws] + [draw.keeps[1] for draw in draws]
         images = [
             source if keep else member.image
             for source, member, keep in zip(sources, members, keeps, strict=True)
         ]
         levels = [0.0 if keep else member.intensity for member, keep in zip(members, keeps, strict=True)]
         like = self._latents
+        noise = torch.stack([torch.randn(like.shape[1:], generator=draw.noise) for draw in draws])
         return Batch(
+            slots=tuple(slots),
+            size=plan.size,
             target=like[[self._place[row] for row in images]],
             source=like[[self._place[row] for row in sources]],
-            noise=torch.stack(noise).to(like).repeat(2, 1, 1),
-            sigma=torch.tensor(sigma).to(like).repeat(2),
+            noise=noise.to(like).repeat(2, 1, 1),
+            sigma=torch.tensor([draw.sigma for draw in draws]).to(like).repeat(2),
             prompts=self._conditioning(sources, [member.expression for member in members], levels),
             images=tuple(images),
             keeps=tuple(keeps),

@@ -158,7 +158,7 @@ def cache_dataset(
     new_images = {key: value for key, value in images.items() if key not in cache}
     new_pairs = {key: value for key, value in pairs.items() if key not in cache}
     if new_images or new_pairs:
-        _encode(data, pipeline or load_base(base_path), cache, new_images, new_pairs, progress)
+        _encode(data, pipeline or load_base(base_path, recipe), cache, new_images, new_pairs, progress)
     total = len(images) + len(pairs)
     progress("cache", total, total, f"{len(new_images) + len(new_pairs)} encoded")
     key = stage_key("cache", dataset=data.digest, encoder=encoder, prompts=prompts)
@@ -176,15 +176,16 @@ def cache_dataset(
     )
 
 
-def load_base(base_path: Path) -> EditPipeline:
-    """Return the base model of a folder, on the GPU if there is one."""
+def load_base(base_path: Path, recipe: Recipe) -> EditPipeline:
+    """Return the base model of a recipe from its folder, on the GPU if there is one."""
     import torch
 
+    from serving import pipelines
     from serving.memory import keep_freed_memory
-    from serving.pipelines.qwen_image_edit import QwenImageEdit
 
     keep_freed_memory()
-    return QwenImageEdit.load(base_path, device="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return pipelines.load(recipe.base.family, base_path, device=device)
 
 
 def _encode(

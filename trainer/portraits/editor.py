@@ -151,7 +151,7 @@ def flow_loss(pipe: Any, batch: Batch, sigma: torch.Tensor, noise: torch.Tensor)
     s = sigma[:, None, None]
     everything = torch.ones(batch.embeds.shape[:2], dtype=torch.bool, device=batch.embeds.device)
     with torch.autocast(batch.source.device.type, torch.bfloat16):
-        predicted = pipe.velocity(
+        predicted = pipe.predict(
             (1 - s) * batch.target + s * noise,
             batch.source,
             PromptEmbeds(embeds=batch.embeds, mask=everything),

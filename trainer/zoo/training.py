@@ -170,7 +170,7 @@ def _loss(world: World, rows: _Batch, generator: torch.Generator) -> torch.Tenso
     sigma = torch.where(torch.rand(count, generator=generator) < 0.3, uniform, normal).clamp(0.01, 0.999)
     noise = torch.randn(rows.aim.shape, generator=generator)
     s = sigma[:, None, None]
-    predicted = world.pipe.velocity((1 - s) * rows.aim + s * noise, rows.source, rows.prompts, sigma)
+    predicted = world.pipe.predict((1 - s) * rows.aim + s * noise, rows.source, rows.prompts, sigma)
     change = (rows.aim - rows.source).square().mean(2, keepdim=True)
     weight = 1 + 3 * change / (change + 0.2)
     error = (predicted - (noise - rows.aim)).square() * weight
@@ -271,7 +271,7 @@ def _errors(world: World, rows: Sequence[Rows], count: int) -> torch.Tensor:
     sigma = torch.linspace(0.1, 0.95, count).repeat(len(rows))
     noise = world.pipe.noise(range(len(aim)), aim)
     s = sigma[:, None, None]
-    predicted = world.pipe.velocity((1 - s) * aim + s * noise, source, _prompts(world, rows, count), sigma)
+    predicted = world.pipe.predict((1 - s) * aim + s * noise, source, _prompts(world, rows, count), sigma)
     return (predicted - (noise - aim)).square().mean((1, 2)).view(len(rows), count).mean(1)
 
 

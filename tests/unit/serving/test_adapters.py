@@ -26,7 +26,7 @@ def velocity(pipeline: Any) -> Callable[[], torch.Tensor]:
 
     def run() -> torch.Tensor:
         with torch.no_grad():
-            return pipeline.velocity(latents, control, prompts, torch.tensor([0.3, 0.8]))
+            return pipeline.predict(latents, control, prompts, torch.tensor([0.3, 0.8]))
 
     return run
 

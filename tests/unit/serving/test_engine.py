@@ -55,7 +55,7 @@ class Counting:
         return self._pipeline.decode(latents)
 
     def velocity(self, *args: Any) -> torch.Tensor:
-        return self._pipeline.velocity(*args)
+        return self._pipeline.predict(*args)
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ lora:
   alpha: 8
   targets: [attn.to_q, attn.to_v, attn.add_q_proj, attn.to_add_out, img_mlp.net.0.proj, txt_mlp.net.2]
   dtype: F32
-optimiser: {learning_rate: 0.01, warmup_steps: 2, steps: 12, batch_pairs: 2, checkpoint_every: 5}
+optimiser: {learning_rate: 0.01, warmup_steps: 2, steps: 12, batch_pairs: 2}
+noise: {scheme: logit-normal, mean: 0.6, uniform_share: 0.2}
 losses:
   flow_matching: {weight: 1.0}
 conditioning:
@@ -37,6 +38,7 @@ conditioning:
   expressions: [fear, surprised, angry, disgust]
 evaluation: {identities: {human: 1}, first_identity: 900}
 release: {adapter: tiny, license: Apache-2.0}
+running: {checkpoint_every: 5}
 """
 
 
@@ -66,10 +68,10 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(tiny_base: Path):
+def tiny_pipeline(tiny_base: Path, tiny_recipe: Recipe):
     from trainer.data.cache import load_base
 
-    return load_base(tiny_base)
+    return load_base(tiny_base, tiny_recipe)
 
 
 @pytest.fixture(scope="session")

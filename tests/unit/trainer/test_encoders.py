@@ -27,7 +27,8 @@ from trainer.errors import BaseModelError, ModelLicenseError, RecipeError
 from trainer.identity import identity_features
 from trainer.launch import train
 from trainer.portraits import judges
-from trainer.recipe import EncoderName, LossSection, Recipe, parse
+from trainer.recipe import Recipe, parse
+from trainer.sections import LossSection
 
 KEY = Ed25519PrivateKey.generate()
 NOW = datetime.now(UTC)
@@ -198,7 +199,7 @@ def test_an_adapter_trained_with_the_shipped_encoder_stays_clean(
 
 def test_every_pack_that_a_recipe_may_name_is_a_known_material() -> None:
     known = {name for one in library().materials for name in one.names}
-    assert set(get_args(EncoderName)) - {"portraits"} <= known
+    assert set(get_args(LossSection.model_fields["encoder"].annotation)) - {"portraits"} <= known
     assert {NON_COMMERCIAL, GRANTED} <= set(library().licenses)
 
 

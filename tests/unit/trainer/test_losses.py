@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from serving.pipelines.base import PromptEmbeds
-from trainer.data.batches import Batch
+from serving.pipelines.process import Flow
+from trainer.data.batches import Batch, Draw, StepPlan
+from trainer.data.triplets import Member, Triplet
 from trainer.identity import FeatureNet
-from trainer.losses import LOSSES, StepOutputs, combined, flow_matching, select_pairs, symmetric_info_nce
-from trainer.recipe import LossName, LossSection
+from trainer.losses import LOSSES, StepOutputs, combined, flow_matching, select, symmetric_info_nce
+from trainer.sections import LossName, LossSection
 
 SIDE = 8
 
@@ -22,9 +24,10 @@ class Decoder:
     """A base whose latents are pixels."""
 
     family = "fake"
+    process = Flow()
     calls = 0
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         self.calls += 1
         return latents.reshape(len(latents), 3, SIDE, SIDE)
 
@@ -34,6 +37,8 @@ def batch(sigma: list[float], keeps: tuple[bool, ...] | None = None) -> Batch:
     source = torch.Generator().manual_seed(0)
     shape = (2 * pairs, 3, SIDE * SIDE)
     return Batch(
+        slots=tuple(range(pairs)),
+        size=(SIDE, SIDE),
         target=torch.rand(shape, generator=source),
         source=torch.rand(shape, generator=source),
         noise=torch.randn((pairs, *shape[1:]), generator=source).repeat(2, 1, 1),
@@ -46,15 +51,33 @@ def batch(sigma: list[float], keeps: tuple[bool, ...] | None = None) -> Batch:
     )
 
 
-def outputs(given: Batch, velocity: torch.Tensor, settings: dict[LossName, LossSection]) -> StepOutputs:
+def plan_of(given: Batch) -> StepPlan:
+    member = Member(image=0, expression="happy", intensity=1.0)
+    triplet = Triplet(split="train", identity="x", source=0, a=member, b=member)
+    count = len(given.slots)
+    draws = [
+        Draw(
+            slot=slot,
+            triplet=triplet,
+            keeps=(given.keeps[slot], given.keeps[count + slot]),
+            sigma=round(float(given.sigma[slot]), 4),
+            noise=torch.Generator(),
+        )
+        for slot in range(count)
+    ]
+    return StepPlan(size=(SIDE, SIDE), draws=tuple(draws))
+
+
+def outputs(given: Batch, predicted: torch.Tensor, settings: dict[LossName, LossSection]) -> StepOutputs:
     pictures = (given.target.reshape(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).numpy() + 1) * 127.5
     net = FeatureNet(nn.Flatten(), SIDE, np.round(pictures).astype(np.uint8))
     return StepOutputs(
         batch=given,
-        velocity=velocity,
+        noisy=Flow().noisy(given.target, given.noise, given.sigma),
+        predicted=predicted,
         pipeline=Decoder(),  # type: ignore[arg-type]
         features={"contrastive": net, "identity": net},
-        selected=select_pairs(given, settings),
+        selection=select(plan_of(given), settings),
     )
 
 
@@ -65,9 +88,9 @@ def test_every_loss_of_a_recipe_is_registered() -> None:
 def test_the_true_velocity_has_no_loss() -> None:
     given = batch([0.3, 0.7])
     exact = outputs(given, given.noise - given.target, {})
-    assert float(flow_matching(exact, LossSection(weight=1))) == 0
+    assert float(flow_matching(exact, LossSection(weight=1)).mean()) == 0
     off_by_two = outputs(given, given.noise - given.target + 2, {})
-    assert float(flow_matching(off_by_two, LossSection(weight=1))) == pytest.approx(4)
+    assert float(flow_matching(off_by_two, LossSection(weight=1)).mean()) == pytest.approx(4)
 
 
 def test_info_nce_of_known_vectors() -> None:
@@ -125,26 +148,26 @@ def test_two_looking_losses_share_one_decode() -> None:
     }
     made = outputs(batch([0.4, 0.2, 0.45, 0.9]), torch.zeros(8, 3, SIDE * SIDE), settings)
     combined(made, settings)
-    assert made.selected == [1, 0]
+    assert made.selection == {"contrastive": (1, 0), "identity": (1,)}
     assert (made.decodes, made.pipeline.calls) == (4, 1)  # type: ignore[attr-defined]
-    assert made.rows(settings["identity"])[0] == [1, 5]
+    assert made.pictures("identity")[0] == [1, 5]
 
 
 @pytest.mark.parametrize(
     ("sigma", "keeps", "expected"),
     [
-        ([0.9, 0.8], None, []),  # too much noise for all
-        ([0.9, 0.1], None, [1]),  # each pair is judged by its own noise
-        ([0.3, 0.1, 0.2], None, [1, 2]),  # the least noise first, two at most
-        ([0.1, 0.2], (True, False, False, False), [1]),  # member a of the first pair keeps the source
-        ([0.1, 0.2], (False, False, False, True), [0]),
+        ([0.9, 0.8], None, ()),  # too much noise for all
+        ([0.9, 0.1], None, (1,)),  # each pair is judged by its own noise
+        ([0.3, 0.1, 0.2], None, (1, 2)),  # the least noise first, two at most
+        ([0.1, 0.2], (True, False, False, False), (1,)),  # member a of the first pair keeps the source
+        ([0.1, 0.2], (False, False, False, True), (0,)),
     ],
 )
 def test_pairs_are_gated_one_by_one(
-    sigma: list[float], keeps: tuple[bool, ...] | None, expected: list[int]
+    sigma: list[float], keeps: tuple[bool, ...] | None, expected: tuple[int, ...]
 ) -> None:
     settings = {"contrastive": LossSection(weight=1, pairs=2, max_sigma=0.5)}
-    assert select_pairs(batch(sigma, keeps), settings) == expected
+    assert select(plan_of(batch(sigma, keeps)), settings)["contrastive"] == expected
 
 
 def test_without_a_pair_the_looking_losses_are_zero() -> None:

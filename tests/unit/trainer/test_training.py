@@ -24,7 +24,8 @@ from trainer.errors import BaseModelError, CheckpointError, ExportError, Interru
 from trainer.export import folded, strength_ratio
 from trainer.launch import train
 from trainer.loop import learning_rate
-from trainer.recipe import EmaSection, LossSection, Recipe
+from trainer.recipe import Recipe
+from trainer.sections import EmaSection, LossSection
 
 POLICY = Policy(
     bases={
@@ -159,7 +160,7 @@ def test_diffusers_loads_the_export_at_full_strength(
     from trainer.data.cache import load_base
 
     state = checkpoint.latest(trained / "checkpoints", key_of(trained)).group("ema")
-    pipe = load_base(tiny_base).pipe
+    pipe = load_base(tiny_base, tiny_recipe).pipe
     pipe.load_lora_weights(str(trained / "adapter"))
     scale = tiny_recipe.lora.alpha / tiny_recipe.lora.rank
     modules = {name.rsplit(".lora_", 1)[0] for name in state}
@@ -215,7 +216,7 @@ def test_all_losses_train_on_the_shipped_judges(
         "contrastive": LossSection(weight=0.05, max_sigma=1.0, pairs=1),
         "identity": LossSection(weight=0.1, max_sigma=1.0, pairs=1),
     }
-    recipe = changed(tiny_recipe.model_copy(update={"losses": losses}), "optimiser", keep_share=0.0)
+    recipe = changed(tiny_recipe.model_copy(update={"losses": losses}), "data", keep_share=0.0)
     result = train_tiny(recipe, tiny_run, tiny_base, tiny_pipeline, tmp_path)
     assert result.facts["decodes"] == 2 * 12
     line = json.loads((tmp_path / "loss.jsonl").read_text().splitlines()[0])
@@ -228,15 +229,15 @@ def test_batches_are_the_same_on_any_number_of_processes(
 ) -> None:
     data = TrainingSet(
         Dataset.open(tiny_run / "dataset"), TensorCache(tiny_run / "cache"), encoder_digest(tiny_base),
-        tiny_recipe.conditioning, tiny_recipe.optimiser,
+        tiny_recipe, (64, 64),
     )  # fmt: skip
-    whole, second = data.draw(3, 5, range(4)), data.draw(3, 5, [1, 3])
+    whole, second = data.batch(data.plan(3, 5, 4), range(4)), data.batch(data.plan(3, 5, 4), [1, 3])
     rows = [1, 3, 5, 7]
     assert torch.equal(whole.noise[rows], second.noise)
     assert torch.equal(whole.prompts.embeds[rows], second.prompts.embeds)
     assert [whole.images[row] for row in rows] == list(second.images)
     assert torch.equal(whole.noise[:4], whole.noise[4:])
-    assert not torch.equal(data.draw(3, 6, range(4)).noise, whole.noise)
+    assert not torch.equal(data.batch(data.plan(3, 6, 4), range(4)).noise, whole.noise)
     assert bool(whole.prompts.mask.all())
 
 
@@ -251,7 +252,7 @@ def test_lora_is_fp32_over_a_bf16_base_and_tiny_rates_move_it(tiny_recipe: Recip
     from trainer.portraits.base import build_transformer
 
     transformer = build_transformer(width=32, layers=2, head=16).to(torch.bfloat16)
-    found = lora.inject(transformer, "qwen-image-edit", tiny_recipe.lora, 0)
+    found = lora.inject(transformer, tiny_recipe)
     assert {value.dtype for value in found.values()} == {torch.float32}
     silent = {"attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2"}
     assert not any(
@@ -285,8 +286,8 @@ def test_the_average_warms_up() -> None:
 
 
 def test_the_learning_rate_rises_then_falls(tiny_recipe: Recipe) -> None:
-    settings = tiny_recipe.optimiser.model_copy(update={"steps": 100, "warmup_steps": 10})
-    curve = [learning_rate(settings, step) for step in range(100)]
+    settings = tiny_recipe.optimiser.model_copy(update={"warmup_steps": 10})
+    curve = [learning_rate(settings, step, 100) for step in range(100)]
     assert curve[0] == pytest.approx(0.001)
     assert max(curve) == curve[9] == curve[10] == pytest.approx(0.01)
     assert curve[10:] == sorted(curve[10:], reverse=True)

@@ -141,7 +141,7 @@ class Inversion:
         everything = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
         places = torch.arange(count, device=embeds.device).repeat_interleave(len(soft))
         start = (1 - sigma) * scenes.latents[places] + sigma * scenes.noise[places]
-        velocity = self._pipeline.velocity(
+        velocity = self._pipeline.predict(
             start, scenes.latents[places], PromptEmbeds(embeds=embeds, mask=everything),
             start.new_full((len(start),), sigma),
         )  # fmt: skip

@@ -121,7 +121,7 @@ class Rows:
         for index, prompts in self._groups:
             start = self.start(index)
             level = start.new_full((len(index),), self.sigma)
-            found = self._pipeline.velocity(start, self._scenes.latents[self.scene[index]], prompts, level)
+            found = self._pipeline.predict(start, self._scenes.latents[self.scene[index]], prompts, level)
             if answers is None:
                 answers = torch.empty((len(self), *found.shape[1:]))
             answers[index] = found.float().cpu()
