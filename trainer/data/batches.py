@@ -176,6 +176,19 @@ class TrainingSet:
             keeps=tuple(keeps),
         )
 
+    def ask(
+        self, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
+    ) -> tuple[torch.Tensor, PromptEmbeds]:
+        """Return latents [N, T, C] and conditioning of N edits, for looking at what the model does.
+
+        Args:
+            sources: rows of neutral pictures of this split, N.
+            expressions: N names.
+            intensities: N values.
+        """
+        latents = self._latents[[self._place[row] for row in sources]]
+        return latents, self._conditioning(sources, expressions, intensities)
+
     def _conditioning(
         self, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
     ) -> PromptEmbeds:
