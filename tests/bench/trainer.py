@@ -1,0 +1,230 @@
+"""Our training loop against the published one of PixelSmile: same base, data, losses, samples and noise.
+
+    PYTHONPATH=tests python tests/bench/trainer.py [--steps 300] [--pairs 8] [--table] [--json FILE]
+
+Prints one JSON line. First both train ``--steps`` steps: samples a second, and the loss on held-out people
+afterwards. Then both get the same time, with a schedule that ends with it, and the portraits suite judges
+what came out. ``bench.training.reference`` says what the published loop does. Ours is measured as shipped (at
+most ``pairs`` pairs of a step are decoded), and again with every pair that the gates let through.
+
+The published adapters are bf16. Few CPUs multiply bf16 fast, so the peer's speed is the better of bf16 and
+fp32, and its adapter the better of both as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+from bench.training.reference import Eyes, ReferenceLoop
+from registry.digest import digest_bytes
+from serving.bases import fingerprint
+from serving.memory import keep_freed_memory
+from trainer import encoders, lora, onnx_module, recipe as recipes
+from trainer.data import Dataset, build_triplets, cache_dataset
+from trainer.data.batches import TrainingSet
+from trainer.data.cache import TensorCache, encoder_digest, load_base
+from trainer.evaluation import evaluate
+from trainer.export import card, export
+from trainer.launch import train
+from trainer.loop import learning_rate, validation_loss
+from trainer.portraits import base_path
+from trainer.progress import ConsoleProgress
+from trainer.recipe import Recipe
+from trainer.scoring import score
+from trainer.synthesis import synthesise
+
+JUDGED = ("top1_accuracy", "structural_confusion", "control_linearity", "identity_ratio", "paired_psnr")
+
+
+class Bench:
+    """The same base and data for every training."""
+
+    def __init__(self, pairs: int, folder: Path) -> None:
+        whole = recipes.load("pixelsmile-portraits")
+        self.recipe = changed(whole, "optimiser", batch_pairs=pairs)
+        self.folder, self.progress = folder, ConsoleProgress()
+        synthesise(whole, folder / "images", self.progress)
+        score(whole, folder / "images", folder / "scored", self.progress)
+        build_triplets(whole, folder / "images", folder / "scored", folder / "dataset", self.progress)
+        self.pipeline = load_base(base_path(), whole)
+        cache_dataset(
+            whole, folder / "dataset", base_path(), folder / "cache", self.progress, pipeline=self.pipeline
+        )
+        self.dataset = Dataset.open(folder / "dataset")
+
+    def ours(self, name: str, steps: int, pairs: int | None = None) -> dict[str, Any]:
+        """Train by our loop; ``pairs`` overrides how many pairs of a step are decoded."""
+        wanted = changed(self.recipe, "optimiser", steps=steps)
+        if pairs is not None:
+            losses = {
+                loss: settings.model_copy(update={"pairs": pairs}) for loss, settings in wanted.losses.items()
+            }
+            wanted = wanted.model_copy(update={"losses": losses})
+        out, place = self.folder / name, self.folder
+        started = time.monotonic()
+        result = train(
+            wanted, place / "dataset", place / "cache", base_path(), out, self.progress,
+            pipeline=self.pipeline, track=False,
+        )  # fmt: skip
+        return {
+            "seconds": time.monotonic() - started,
+            "samples_per_s": result.facts["samples_per_second"],
+            "validation_loss": result.facts["validation_loss"],
+            "decodes": result.facts["decodes"],
+            "adapter": out / "adapter",
+        }
+
+    def theirs(self, name: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
+        """Train by the published loop and export what it has, at full strength."""
+        wanted = changed(self.recipe, "optimiser", steps=steps)
+        read = (self.dataset, TensorCache(self.folder / "cache"), encoder_digest(base_path()), wanted)
+        data = TrainingSet(*read, self.pipeline.size)
+        with injected(self.pipeline.transformer, wanted) as parameters:
+            loop = ReferenceLoop(
+                self.pipeline, parameters, eyes(), wanted.losses, dtype, wanted.optimiser.betas
+            )
+            started = time.monotonic()
+            for step in range(steps):
+                plan = data.plan(wanted.seed, step, wanted.optimiser.batch_pairs)
+                batch = data.batch(plan, range(wanted.optimiser.batch_pairs))
+                loss = loop.step(batch, learning_rate(wanted.optimiser, step, steps))
+                if step % 10 == 9:
+                    self.progress(name, step + 1, steps, f"loss {loss:.4f}")
+            seconds = time.monotonic() - started
+            held_out = TrainingSet(*read, self.pipeline.size, split="validation")
+            validation = validation_loss(self.pipeline, held_out, wanted)
+            weights = {key: value.detach().float().clone() for key, value in parameters.items()}
+        base = fingerprint(base_path())
+        about = card(wanted, weights, self.dataset.digest, base, "Apache-2.0", (), None, steps)
+        export(wanted, weights, about, self.folder / name)
+        return {
+            "seconds": seconds,
+            "samples_per_s": round(2 * wanted.optimiser.batch_pairs * steps / seconds, 1),
+            "validation_loss": validation,
+            "decodes": loop.decodes,
+            "adapter": self.folder / name,
+        }
+
+    def judged(self, trained: dict[str, Any]) -> dict[str, float]:
+        """Return the suite's figures of an adapter."""
+        name = digest_bytes(str(trained["adapter"]).encode()).hex[:12]
+        report = evaluate(
+            self.recipe, trained["adapter"], base_path(), self.folder / f"judged-{name}", progress=self.progress
+        )
+        found = report.scalars()
+        return {metric: round(found[metric], 4) for metric in JUDGED}
+
+
+@contextmanager
+def injected(transformer: torch.nn.Module, recipe: Recipe) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """Put LoRA layers in and take them out again."""
+    try:
+        yield lora.inject(transformer, recipe)
+    finally:
+        lora.remove(transformer)
+
+
+def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
+    """Return a recipe with other values in a section."""
+    part = getattr(recipe, section).model_copy(update=values)
+    return recipe.model_copy(update={section: part})
+
+
+def eyes() -> Eyes:
+    """Return the networks that our own losses look through."""
+    expression, face = encoders.expression(), encoders.identity("portraits")
+    return Eyes(
+        expression=onnx_module.load(expression.file, penultimate=True),
+        face=onnx_module.load(face.file),
+        expression_side=expression.side,
+        face_side=face.side,
+    )
+
+
+def measure(bench: Bench, steps: int) -> dict[str, Any]:
+    """Return everything that the line says."""
+    peers = {
+        "bf16": bench.theirs("peer-bf16", steps, torch.bfloat16),
+        "fp32": bench.theirs("peer-fp32", steps, torch.float32),
+    }
+    speed = {
+        "shipped": bench.ours("ours", steps),
+        "every_pair": bench.ours("ours-every", steps, pairs=bench.recipe.optimiser.batch_pairs),
+    }
+    peer = max(peers.values(), key=lambda one: one["samples_per_s"])
+    budget = peer["seconds"]
+    in_time = max(40, int(steps * budget / speed["shipped"]["seconds"]))
+    equal = bench.ours("ours-equal-time", in_time)
+    figures = {
+        "peer_bf16": bench.judged(peers["bf16"]),
+        "peer_fp32": bench.judged(peers["fp32"]),
+        "ours_equal_steps": bench.judged(speed["shipped"]),
+        "ours_equal_time": bench.judged(equal),
+    }
+    shown = {**{f"peer_{name}": one for name, one in peers.items()}, **speed, "equal_time": equal}
+    return {
+        "bench": "trainer",
+        "steps": steps,
+        "pairs": bench.recipe.optimiser.batch_pairs,
+        "ratio": round(speed["shipped"]["samples_per_s"] / peer["samples_per_s"], 2),
+        "ratio_every_pair": round(speed["every_pair"]["samples_per_s"] / peer["samples_per_s"], 2),
+        "runs": {
+            name: {
+                "samples_per_s": one["samples_per_s"],
+                "seconds": round(one["seconds"], 1),
+                "validation_loss": one["validation_loss"],
+                "decodes": one["decodes"],
+            }
+            for name, one in shown.items()
+        },
+        "equal_time_steps": in_time,
+        "judged": figures,
+    }
+
+
+def table(line: dict[str, Any]) -> str:
+    """Return the figures as Markdown."""
+    rows = ["| | samples/s | held-out loss | pictures decoded |", "| --- | --- | --- | --- |"]
+    rows += [
+        f"| {name} | {one['samples_per_s']} | {one['validation_loss']:.4f} | {one['decodes']} |"
+        for name, one in line["runs"].items()
+    ]
+    rows += ["", "| | " + " | ".join(JUDGED) + " |", "| --- |" + " --- |" * len(JUDGED)]
+    rows += [
+        f"| {name} | " + " | ".join(f"{one[metric]:.3f}" for metric in JUDGED) + " |"
+        for name, one in line["judged"].items()
+    ]
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print the line."""
+    parser = argparse.ArgumentParser(description="Our training loop against the published one.")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--pairs", type=int, default=8, help="pairs in a step")
+    parser.add_argument("--table", action="store_true", help="write tables to stderr")
+    parser.add_argument("--keep", type=Path, help="folder for data and adapters; a temporary one by default")
+    asked = parser.parse_args(arguments)
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as temporary:
+        line = measure(Bench(asked.pairs, asked.keep or Path(temporary)), asked.steps)
+    if asked.table:
+        print(table(line), file=sys.stderr)
+    print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()
