@@ -1,0 +1,140 @@
+"""What the tiny bases share: tokenizers made in code, text encoders, a VAE, and writing a folder.
+
+Every word of the portrait world is one token of the CLIP and T5 tokenizers; other text is spelled in letters.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.portraits.prompts import base_prompts, expression_prompts
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DiffusionPipeline
+    from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+PIXELS = 64
+PROMPT_TOKENS = 32
+CLIP_LENGTH = 77
+TEXT_WIDTH = 32
+
+
+def words() -> list[str]:
+    """The words of all portrait prompts, sorted."""
+    return sorted({word for prompt in base_prompts() + expression_prompts() for word in prompt.split()})
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """A byte-level BPE tokenizer with CLIP's splitting rule; each portrait word is merged into one token."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: index for index, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
+    merges: list[tuple[str, str]] = []
+    for word in words():
+        left = word[0] if len(word) > 1 else f"{word}</w>"
+        for place, letter in enumerate(word[1:], 2):
+            right = letter if place < len(word) else f"{letter}</w>"
+            if (left, right) not in merges:
+                merges.append((left, right))
+            left += right
+            vocab.setdefault(left, len(vocab))
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocab[special] = len(vocab)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
+
+
+def t5_tokenizer(length: int = PROMPT_TOKENS) -> T5Tokenizer:
+    """A unigram tokenizer of the portrait words and of single characters.
+
+    Args:
+        length: the most tokens of a prompt.
+    """
+    from transformers import T5Tokenizer
+
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(chr(code), -8.0) for code in range(0x21, 0x7F)]
+    pieces = [("▁", -8.0), *((f"▁{word}", -1.0) for word in words())]
+    return T5Tokenizer(vocab=[*special, *pieces, *letters], extra_ids=0, model_max_length=length)
+
+
+def clip_text_config(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, projection: int | None = None) -> Any:
+    """The config of a two-layer CLIP text model."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=projection or width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=CLIP_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def clip_text_model(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextModel:
+    """A random CLIP text model with large word vectors, so that words stay apart after two layers."""
+    import torch
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel(clip_text_config(tokenizer, width)).eval()
+    with torch.no_grad():
+        encoder.get_input_embeddings().weight.mul_(25.0)
+    return encoder
+
+
+def t5_encoder(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> T5EncoderModel:
+    """A random two-layer T5 (v1.1) encoder."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 4,
+        num_heads=4,
+        d_ff=2 * width,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+    )
+    return T5EncoderModel(config).eval()
+
+
+def vae(latent_channels: int = 16, **config: Any) -> AutoencoderKL:
+    """An 8x VAE of small width; ``config`` are further values of its config, such as ``scaling_factor``."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        **{
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "block_out_channels": (8, 8, 16, 16),
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "latent_channels": latent_channels,
+            "sample_size": PIXELS,
+            **config,
+        }
+    ).eval()
+
+
+def save(pipe: DiffusionPipeline, folder: Path, **resolution: int) -> Path:
+    """Write ``pipe`` to ``folder`` with float16 weights, and ``resolution.json`` beside it."""
+    from safetensors.torch import load_file, save_file
+
+    pipe.save_pretrained(folder)
+    for file in folder.rglob("*.safetensors"):
+        halves = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in load_file(file).items()
+        }
+        save_file(halves, file, metadata={"format": "pt"})
+    (folder / "resolution.json").write_text(json.dumps(resolution) + "\n")
+    return folder
