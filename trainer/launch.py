@@ -101,8 +101,20 @@ def _train_here(
     from trainer.tracking import Tracker, parameters
 
     main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
-    tags = {"recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base}
-    tracker = Tracker(recipe.name, {**parameters(_tracked(recipe)), **tags}, enabled=track and main)
+    tags = {
+        "recipe.digest": recipe.digest,
+        "dataset.digest": data.digest,
+        "base.digest": base,
+        "code": code_version(),
+    }
+    tracker = Tracker(
+        recipe.name,
+        {**parameters(_tracked(recipe)), **tags},
+        out=out,
+        recipe=recipe.model_dump(mode="json"),
+        enabled=track and main,
+        tensorboard=recipe.running.tensorboard and main,
+    )
     status = "FAILED"
     try:
         trained = run(
@@ -132,7 +144,8 @@ def _train_here(
             export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW)
             digest = export(recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER)
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=result.facts)
-            tracker.metrics(trained.facts["steps"], {"validation_loss": trained.facts["validation_loss"]})
+            losses = {name: trained.facts[name] for name in ("validation_loss", "validation_loss_ema")}
+            tracker.metrics(trained.facts["steps"], losses)
             write_result(out, result)
         status = "FINISHED"
         return result

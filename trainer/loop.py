@@ -30,15 +30,15 @@ from trainer.ema import Ema
 from trainer.errors import Interrupted
 from trainer.identity import FeatureNet, expression_features, identity_features
 from trainer.journal import LossCurve, StopSignal
-from trainer.losses import StepOutputs, active, combined, flow_matching, select
+from trainer.losses import StepOutputs, active, combined, select
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.sections import LossSection, OptimiserSection
 from trainer.tracking import Tracker
+from trainer.validation import Validation
 
 LOSS_NAME = "loss.jsonl"
 _LOG_EVERY = 10
-_VALIDATION_PAIRS = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +67,7 @@ class _Session:
     data: TrainingSet
     features: Mapping[str, FeatureNet]
     state: TrainingState
+    validation: Validation
     curve: LossCurve
     progress: Progress
 
@@ -116,7 +117,14 @@ def run(
     settings, device = recipe.optimiser, accelerator.device
     read = (dataset, cache, encoder_digest(base_path), recipe, pipeline.size)
     data = TrainingSet(*read, device=device)
-    held_out = TrainingSet(*read, split="validation", device=device)
+    validation = Validation(
+        pipeline=pipeline,
+        data=TrainingSet(*read, split="validation", device=device),
+        recipe=recipe,
+        folder=out / "validation",
+        tracker=tracker,
+        writes=accelerator.is_main_process,
+    )
     features = _features(recipe.losses, dataset, device)
     try:
         parameters = lora.inject(pipeline.transformer, recipe)
@@ -136,6 +144,7 @@ def run(
                 data=data,
                 features=features,
                 state=state,
+                validation=validation,
                 curve=LossCurve(
                     out / LOSS_NAME,
                     tracker,
@@ -145,7 +154,7 @@ def run(
                 progress=progress,
             )
         )
-        facts["validation_loss"] = _validate(pipeline, held_out, recipe)
+        facts |= validation.losses(parameters, state.ema.values)
         # From the networks themselves, not from the recipe: what was looked through is what is named.
         seen = tuple(net.ingredient for net in features.values() if net.ingredient is not None)
         return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen)
@@ -182,6 +191,8 @@ def _steps(session: _Session) -> dict[str, Any]:
                 session.progress("train", done, total, note)
             if accelerator.is_main_process and (last or done % running.checkpoint_every == 0):
                 state.save(done, curve.seconds())
+            if running.validate_every and (done % running.validate_every == 0 or done == total):
+                session.validation.look(done, state.parameters, state.ema.values)
             if stopping and done < total:
                 raise Interrupted(
                     f"the training was asked to stop and did so after step {done} of {total}",
@@ -247,17 +258,6 @@ def _add_up(
         parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
         begin += parameter.numel()
     return dict(zip(sums, flat[begin:-1], strict=True)), bool(flat[-1] > 0)
-
-
-@torch.no_grad()
-def _validate(pipeline: EditPipeline, data: TrainingSet, recipe: Recipe) -> float:
-    """Return the loss of the prediction on people that were not trained on; the same samples every time."""
-    plan = data.plan(recipe.seed, -1, _VALIDATION_PAIRS)
-    batch = data.batch(plan, range(_VALIDATION_PAIRS))
-    noisy = pipeline.process.noisy(batch.target, batch.noise, batch.sigma)
-    predicted = pipeline.predict(noisy, batch.source, batch.prompts, batch.sigma, batch.size)
-    outputs = StepOutputs(batch=batch, noisy=noisy, predicted=predicted, pipeline=pipeline)
-    return round(float(flow_matching(outputs, LossSection(weight=1.0)).mean()), 6)
 
 
 def _copy(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,63 +1,179 @@
-"""One MLflow run for a training: its parameters, loss curves and digests, in the registry's own database."""
+"""Where the figures and pictures of a training go: an MLflow run, and TensorBoard's files for who wants them.
+
+The run lies in the registry's own database, or wherever MLFLOW_TRACKING_URI points. A training that was
+stopped goes on in the same run.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainer.errors import TrainerError
+from trainer.stage import write_atomically
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _EXPERIMENT = "adapter-foundry"
+_RUN_NAME = "mlflow-run.txt"
+
+
+class Sink(Protocol):
+    """Takes figures and pictures by step."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None: ...
+
+    def close(self, status: str) -> None: ...
 
 
 class Tracker:
-    """Collects metrics and writes them in batches; with ``enabled=False`` it does nothing."""
+    """Hands everything to each of its sinks; without any it does nothing.
 
-    def __init__(self, name: str, parameters: Mapping[str, Any], *, enabled: bool = True) -> None:
+    Args:
+        name: of the training.
+        parameters: plain values by dotted name, digests among them.
+        out: folder of the training; remembers there which MLflow run is its own.
+        recipe: kept beside the run as ``recipe.json``.
+        enabled: whether this process tracks at all.
+        tensorboard: write event files into ``out/tensorboard``, too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        parameters: Mapping[str, Any],
+        *,
+        out: Path,
+        recipe: Mapping[str, Any],
+        enabled: bool = True,
+        tensorboard: bool = False,
+    ) -> None:
         self.run_id: str | None = None
-        self._waiting: list[Any] = []
-        if not enabled:
-            return
+        self._sinks: list[Sink] = []
+        if enabled:
+            run = _MlflowRun(name, parameters, out / _RUN_NAME, recipe)
+            self.run_id = run.run_id
+            self._sinks.append(run)
+        if tensorboard:
+            self._sinks.append(_EventFiles(out / "tensorboard"))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the metrics of a step; values that are not finite are left out."""
+        finite = {key: value for key, value in values.items() if math.isfinite(value)}
+        for sink in self._sinks:
+            sink.metrics(step, finite)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """Take a picture that was made after ``step`` steps."""
+        for sink in self._sinks:
+            sink.picture(step, name, image)
+
+    def close(self, status: str = "FINISHED") -> None:
+        """End the run: "FINISHED", "KILLED" (it will go on from a checkpoint) or "FAILED"."""
+        for sink in self._sinks:
+            sink.close(status)
+
+
+class _MlflowRun:
+    """The MLflow run of a training; metrics are written in batches."""
+
+    def __init__(
+        self, name: str, parameters: Mapping[str, Any], memory: Path, recipe: Mapping[str, Any]
+    ) -> None:
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
         from registry.settings import layout
 
         place = layout()
-        if place.tracking_uri.startswith("sqlite:///"):
-            place.home.joinpath("registry").mkdir(parents=True, exist_ok=True)
+        folder = place.home / "registry"
+        local = place.tracking_uri.startswith("sqlite:///")
+        if local:
+            folder.mkdir(parents=True, exist_ok=True)
         self._client = MlflowClient(place.tracking_uri)
+        self._waiting: list[Any] = []
+        before = self._before(memory)
+        if before is not None:
+            self.run_id = before
+            self._client.set_terminated(before, "RUNNING")
+            return
         found = self._client.get_experiment_by_name(_EXPERIMENT)
-        experiment = found.experiment_id if found else self._client.create_experiment(_EXPERIMENT)
+        # Without a location MLflow puts the pictures into the folder that this process happens to run in.
+        pictures = (folder / "mlruns").as_uri() if local else None
+        experiment = (
+            found.experiment_id
+            if found
+            else self._client.create_experiment(_EXPERIMENT, artifact_location=pictures)
+        )
         self.run_id = self._client.create_run(experiment, run_name=name).info.run_id
         self._client.log_batch(
             self.run_id, params=[Param(key, str(value)) for key, value in parameters.items()]
         )
+        self._client.log_dict(self.run_id, dict(recipe), "recipe.json")
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memory, self.run_id.encode())
+
+    def _before(self, memory: Path) -> str | None:
+        """Return the run that an earlier part of this training began, if it is still there."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self._client.get_run(memory.read_text("utf-8").strip())
+        except (OSError, MlflowException):
+            return None
+        return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Take the metrics of a step; values that are not finite are left out."""
-        if self.run_id is None:
-            return
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._waiting += [
-            Metric(key, value, now, step) for key, value in values.items() if math.isfinite(value)
-        ]
+        self._waiting += [Metric(key, value, now, step) for key, value in values.items()]
         if len(self._waiting) > 500:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """Write what waits."""
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        self._client.log_image(self.run_id, image, artifact_file=f"{name}/step-{step:06d}.png")
+
+    def close(self, status: str) -> None:
+        self._flush()
+        self._client.set_terminated(self.run_id, status)
+
+    def _flush(self) -> None:
         for start in range(0, len(self._waiting), 1000):
             self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
         self._waiting = []
 
-    def close(self, status: str = "FINISHED") -> None:
-        """End the run: "FINISHED", "KILLED" (it will go on from a checkpoint) or "FAILED"."""
-        if self.run_id is not None:
-            self.flush()
-            self._client.set_terminated(self.run_id, status)
+
+class _EventFiles:
+    """TensorBoard's event files."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainerError(
+                f"running.tensorboard needs the package tensorboard: {error}",
+                "pip install 'adapter-foundry[large]', or leave running.tensorboard out: MLflow has the same",
+            ) from None
+        self._writer = SummaryWriter(str(folder))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        import numpy as np
+
+        self._writer.add_image(name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self, status: str) -> None:
+        self._writer.close()
 
 
 def parameters(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

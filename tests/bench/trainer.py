@@ -32,19 +32,21 @@ from bench.training.reference import Eyes, ReferenceLoop
 from registry.digest import digest_bytes
 from serving.bases import fingerprint
 from serving.memory import keep_freed_memory
-from trainer import encoders, lora, onnx_module, recipe as recipes
+from trainer import encoders, lora, onnx_module
+from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.batches import TrainingSet
 from trainer.data.cache import TensorCache, encoder_digest, load_base
 from trainer.evaluation import evaluate
 from trainer.export import card, export
 from trainer.launch import train
-from trainer.loop import learning_rate, validation_loss
+from trainer.loop import learning_rate
 from trainer.portraits import base_path
 from trainer.progress import ConsoleProgress
 from trainer.recipe import Recipe
 from trainer.scoring import score
 from trainer.synthesis import synthesise
+from trainer.validation import validation_loss
 
 JUDGED = ("top1_accuracy", "structural_confusion", "control_linearity", "identity_ratio", "paired_psnr")
 
@@ -122,7 +124,11 @@ class Bench:
         """Return the suite's figures of an adapter."""
         name = digest_bytes(str(trained["adapter"]).encode()).hex[:12]
         report = evaluate(
-            self.recipe, trained["adapter"], base_path(), self.folder / f"judged-{name}", progress=self.progress
+            self.recipe,
+            trained["adapter"],
+            base_path(),
+            self.folder / f"judged-{name}",
+            progress=self.progress,
         )
         found = report.scalars()
         return {metric: round(found[metric], 4) for metric in JUDGED}

@@ -178,16 +178,16 @@ class TrainingSet:
 
     def ask(
         self, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
-    ) -> tuple[torch.Tensor, PromptEmbeds]:
-        """Return latents [N, T, C] and conditioning of N edits, for looking at what the model does.
+    ) -> tuple[Size, torch.Tensor, PromptEmbeds]:
+        """Return size, latents [N, T, C] and conditioning of N edits, for looking at what the model does.
 
         Args:
-            sources: rows of neutral pictures of this split, N.
+            sources: rows of neutral pictures of this split, N, all of one size.
             expressions: N names.
             intensities: N values.
         """
         latents = self._latents[[self._place[row] for row in sources]]
-        return latents, self._conditioning(sources, expressions, intensities)
+        return self._size, latents, self._conditioning(sources, expressions, intensities)
 
     def _conditioning(
         self, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
