@@ -29,7 +29,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from bench.training.reference import Eyes, ReferenceLoop
-from registry.digest import digest_bytes
 from serving.bases import fingerprint
 from serving.memory import keep_freed_memory
 from trainer import encoders, lora, onnx_module
@@ -120,16 +119,10 @@ class Bench:
             "adapter": self.folder / name,
         }
 
-    def judged(self, trained: dict[str, Any]) -> dict[str, float]:
+    def judged(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
         """Return the suite's figures of an adapter."""
-        name = digest_bytes(str(trained["adapter"]).encode()).hex[:12]
-        report = evaluate(
-            self.recipe,
-            trained["adapter"],
-            base_path(),
-            self.folder / f"judged-{name}",
-            progress=self.progress,
-        )
+        out = self.folder / f"judged-{name}"
+        report = evaluate(self.recipe, trained["adapter"], base_path(), out, progress=self.progress)
         found = report.scalars()
         return {metric: round(found[metric], 4) for metric in JUDGED}
 
@@ -175,10 +168,10 @@ def measure(bench: Bench, steps: int) -> dict[str, Any]:
     in_time = max(40, int(steps * budget / speed["shipped"]["seconds"]))
     equal = bench.ours("ours-equal-time", in_time)
     figures = {
-        "peer_bf16": bench.judged(peers["bf16"]),
-        "peer_fp32": bench.judged(peers["fp32"]),
-        "ours_equal_steps": bench.judged(speed["shipped"]),
-        "ours_equal_time": bench.judged(equal),
+        "peer_bf16": bench.judged("peer-bf16", peers["bf16"]),
+        "peer_fp32": bench.judged("peer-fp32", peers["fp32"]),
+        "ours_equal_steps": bench.judged("equal-steps", speed["shipped"]),
+        "ours_equal_time": bench.judged("equal-time", equal),
     }
     shown = {**{f"peer_{name}": one for name, one in peers.items()}, **speed, "equal_time": equal}
     return {

@@ -10,9 +10,9 @@ It does per step what that loop does, where the two ways of training differ:
 - weights, gradients and moments of the LoRA have the dtype that is asked for, bf16 as published;
 - numbers are read back from the device for the log in every step; there is no average of the weights.
 
-As published it cannot finish a step (facts of its source: a reshape that raises, arguments that its library no
-longer takes, a progress report to a tracker called "None"). Those four places are repaired here. Samples, noise,
-noise levels, learning rates and loss weights are those of our own loop, so that only the loop differs.
+As published it cannot finish a step: a reshape raises, its library no longer takes some of its arguments, and
+it reports to a tracker called "None". That is repaired here. Samples, noise, noise levels, learning rates and
+loss weights are those of our own loop, so that only the loop differs.
 """
 
 from __future__ import annotations
