@@ -20,6 +20,9 @@ BUILDERS: Final[Mapping[str, str]] = MappingProxyType(
         "flux": "trainer.portraits.bases.flux:build",
         "flux-kontext": "trainer.portraits.bases.flux_kontext:build",
         "flux2-klein": "trainer.portraits.bases.flux2_klein:build",
+        "sd3": "trainer.portraits.bases.sd3:build",
+        "sdxl": "trainer.portraits.bases.sdxl:build",
+        "sd15": "trainer.portraits.bases.sd15:build",
     }
 )
 

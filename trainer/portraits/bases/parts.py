@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trainer.portraits.prompts import base_prompts, expression_prompts
 
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 PIXELS = 64
 PROMPT_TOKENS = 32
-CLIP_LENGTH = 77
-TEXT_WIDTH = 32
+_CLIP_LENGTH = 77
 
 
 def words() -> list[str]:
@@ -26,8 +25,12 @@ def words() -> list[str]:
     return sorted({word for prompt in base_prompts() + expression_prompts() for word in prompt.split()})
 
 
-def clip_tokenizer() -> CLIPTokenizer:
-    """A byte-level BPE tokenizer with CLIP's splitting rule; each portrait word is merged into one token."""
+def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """A byte-level BPE tokenizer with CLIP's splitting rule; each portrait word is merged into one token.
+
+    Args:
+        pad: the token that fills a prompt up; "!" in the second tokenizers of SDXL and SD 3.
+    """
     from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
@@ -35,7 +38,7 @@ def clip_tokenizer() -> CLIPTokenizer:
     vocab = {token: index for index, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
     merges: list[tuple[str, str]] = []
     for word in words():
-        left = word[0] if len(word) > 1 else f"{word}</w>"
+        left = word[0]
         for place, letter in enumerate(word[1:], 2):
             right = letter if place < len(word) else f"{letter}</w>"
             if (left, right) not in merges:
@@ -44,7 +47,7 @@ def clip_tokenizer() -> CLIPTokenizer:
             vocab.setdefault(left, len(vocab))
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CLIP_LENGTH)
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=_CLIP_LENGTH)
 
 
 def t5_tokenizer(length: int = PROMPT_TOKENS) -> T5Tokenizer:
@@ -61,36 +64,34 @@ def t5_tokenizer(length: int = PROMPT_TOKENS) -> T5Tokenizer:
     return T5Tokenizer(vocab=[*special, *pieces, *letters], extra_ids=0, model_max_length=length)
 
 
-def clip_text_config(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH, projection: int | None = None) -> Any:
-    """The config of a two-layer CLIP text model."""
-    from transformers import CLIPTextConfig
+def clip_text(tokenizer: CLIPTokenizer, width: int, *, projection: bool) -> CLIPTextModel:
+    """A random two-layer CLIP text model with large word vectors, so that words stay apart.
 
-    return CLIPTextConfig(
+    Args:
+        projection: whether it is a `CLIPTextModelWithProjection`, to ``width`` numbers.
+    """
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=2 * width,
-        projection_dim=projection or width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=CLIP_LENGTH,
+        max_position_embeddings=_CLIP_LENGTH,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-
-
-def clip_text_model(tokenizer: CLIPTokenizer, width: int = TEXT_WIDTH) -> CLIPTextModel:
-    """A random CLIP text model with large word vectors, so that words stay apart after two layers."""
-    import torch
-    from transformers import CLIPTextModel
-
-    encoder = CLIPTextModel(clip_text_config(tokenizer, width)).eval()
+    encoder = (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
     with torch.no_grad():
         encoder.get_input_embeddings().weight.mul_(25.0)
     return encoder
 
 
-def t5_encoder(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> T5EncoderModel:
+def t5(tokenizer: T5Tokenizer, width: int) -> T5EncoderModel:
     """A random two-layer T5 (v1.1) encoder."""
     from transformers import T5Config, T5EncoderModel
 
@@ -107,26 +108,33 @@ def t5_encoder(tokenizer: T5Tokenizer, width: int = TEXT_WIDTH) -> T5EncoderMode
     return T5EncoderModel(config).eval()
 
 
-def vae(latent_channels: int = 16, **config: Any) -> AutoencoderKL:
-    """An 8x VAE of small width; ``config`` are further values of its config, such as ``scaling_factor``."""
+def vae(
+    channels: int, *, scaling: float, shift: float | None = None, quant_conv: bool = True
+) -> AutoencoderKL:
+    """An 8x VAE of small width with ``channels`` latent channels."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        **{
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "block_out_channels": (8, 8, 16, 16),
-            "layers_per_block": 1,
-            "norm_num_groups": 4,
-            "latent_channels": latent_channels,
-            "sample_size": PIXELS,
-            **config,
-        }
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=channels,
+        sample_size=PIXELS,
+        scaling_factor=scaling,
+        shift_factor=shift,
+        use_quant_conv=quant_conv,
+        use_post_quant_conv=quant_conv,
     ).eval()
 
 
 def save(pipe: DiffusionPipeline, folder: Path, **resolution: int) -> Path:
-    """Write ``pipe`` to ``folder`` with float16 weights, and ``resolution.json`` beside it."""
+    """Write ``pipe`` to ``folder`` with float16 weights, and ``resolution.json`` beside it.
+
+    Args:
+        resolution: what it says beside ``pixels``.
+    """
     from safetensors.torch import load_file, save_file
 
     pipe.save_pretrained(folder)
@@ -136,5 +144,5 @@ def save(pipe: DiffusionPipeline, folder: Path, **resolution: int) -> Path:
             for name, value in load_file(file).items()
         }
         save_file(halves, file, metadata={"format": "pt"})
-    (folder / "resolution.json").write_text(json.dumps(resolution) + "\n")
+    (folder / "resolution.json").write_text(json.dumps({"pixels": PIXELS, **resolution}) + "\n")
     return folder
