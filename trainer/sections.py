@@ -263,6 +263,7 @@ class RunningSection(Section):
         offload_blocks: that many transformer blocks wait in the machine's memory for their turn.
         shard: distribute the frozen base over the processes (FSDP2).
         checkpoint_every, validate_every: in optimiser steps; 0 validates only at the end.
+        log_every: steps between two lines of progress.
         keep_checkpoints: the newest so many stay.
         tensorboard: write event files beside the loss curve.
     """
@@ -276,6 +277,7 @@ class RunningSection(Section):
     shard: bool = False
     checkpoint_every: Positive = 100
     validate_every: Count = 0
+    log_every: Positive = 10
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
     tensorboard: bool = False
 

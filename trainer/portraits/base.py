@@ -74,7 +74,9 @@ def build_tokenizer(template: str) -> Qwen2Tokenizer:
     )
 
 
-def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+def build_text_encoder(
+    tokenizer: Qwen2Tokenizer, width: int = TEXT_WIDTH
+) -> Qwen2_5_VLForConditionalGeneration:
     """A random two-layer Qwen2.5-VL with large word vectors, so that words stay apart after two layers."""
     import torch
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -82,16 +84,16 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGen
     ids = tokenizer.convert_tokens_to_ids
     config = Qwen2_5_VLConfig(
         text_config={
-            "vocab_size": len(tokenizer), "hidden_size": TEXT_WIDTH, "intermediate_size": 2 * TEXT_WIDTH,
+            "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "max_position_embeddings": 2048, "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 1e6},
+            "rope_parameters": {"rope_type": "default", "mrope_section": _sections(width // 4), "rope_theta": 1e6},
             "bos_token_id": ids("<|endoftext|>"), "eos_token_id": ids("<|im_end|>"),
             "pad_token_id": ids("<|endoftext|>"),
         },
         vision_config={
             "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size":
-            TEXT_WIDTH, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size":
+            width, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, "window_size":
             112, "fullatt_block_indexes": [1], "in_channels": 3,
         },
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
@@ -102,6 +104,12 @@ def build_text_encoder(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLForConditionalGen
     with torch.no_grad():
         encoder.get_input_embeddings().weight.mul_(25.0)
     return encoder
+
+
+def _sections(head: int) -> list[int]:
+    """Return how a head's rotary pairs are shared by time, height and width."""
+    side = head // 2 * 3 // 8
+    return [head // 2 - 2 * side, side, side]
 
 
 def build_vae() -> AutoencoderKLQwenImage:
