@@ -1,0 +1,197 @@
+"""The module trees of base models on the meta device, and what one sample of a training step gives them.
+
+The shapes come from a base's own folder, or for the bases of `registry.families.KNOWN_BASES` from
+``configs/*.json``, the values of the published config files with their source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from registry.families import family
+from trainer.errors import BaseModelError
+from trainer.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+
+Size = tuple[int, int]
+
+_CLIP_TOKENS, _T5_TOKENS, _SD3_T5_TOKENS = 77, 512, 256
+_QWEN_WORDS, _QWEN_PATCH, _QWEN_CONDITION = 24, 28, 384
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Base:
+    """A base model without weights.
+
+    Attributes:
+        family: its family.
+        parts: component of the pipeline ("transformer", "vae", "text_encoder" …) -> values of its config file
+            with ``_class_name``.
+        pixels: side of the square that it was made for.
+        condition_pixels: side at which a text encoder that sees pictures sees them.
+    """
+
+    family: str
+    parts: Mapping[str, Mapping[str, Any]]
+    pixels: int
+    condition_pixels: int = _QWEN_CONDITION
+
+    @property
+    def denoiser(self) -> str:
+        """Name of the component that carries the LoRA."""
+        return family(self.family).prefix
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the text encoders."""
+        return tuple(name for name in self.parts if name.startswith("text_encoder"))
+
+    @property
+    def downscale(self) -> int:
+        """Pixels of one side that become one latent."""
+        vae = self.parts["vae"]
+        steps = vae.get("temperal_downsample", vae.get("block_out_channels", ())[1:])
+        return int(2 ** len(steps))
+
+    def build(self, part: str) -> torch.nn.Module:
+        """Return a component on the meta device: shapes without weights.
+
+        Raises:
+            BaseModelError: neither diffusers nor transformers knows its class.
+        """
+        import diffusers
+        import torch
+        import transformers
+
+        values = dict(self.parts[part])
+        name = str(values.pop("_class_name"))
+        with torch.device("meta"):
+            if hasattr(diffusers, name):
+                found: torch.nn.Module = getattr(diffusers, name).from_config(values)
+            elif hasattr(transformers, name):
+                kind = getattr(transformers, name)
+                found = kind(kind.config_class(**values))
+            else:
+                raise BaseModelError(
+                    f"neither diffusers nor transformers has the class {name} of the base's {part}",
+                    "update them, or give another base",
+                )
+        return found.requires_grad_(False).eval()
+
+
+def load(recipe: Recipe, folder: Path | None) -> Base:
+    """Return the base of ``recipe``: of ``folder``, or of the published configuration of that name.
+
+    Raises:
+        BaseModelError: there is no folder and no published configuration, or the folder is no pipeline.
+    """
+    if folder is not None:
+        return _from_folder(recipe.base.family, folder)
+    shipped = resources.files("trainer.plan") / "configs" / f"{recipe.base.id.rpartition('/')[2]}.json"
+    if shipped.is_file():
+        value = json.loads(shipped.read_text("utf-8"))
+        if value["base"] == recipe.base.id:
+            return Base(family=recipe.base.family, parts=value["parts"], pixels=value["pixels"])
+    raise BaseModelError(
+        f"the shapes of {recipe.base.id} are not known here", "give the folder of the base with --base"
+    )
+
+
+def _from_folder(family_name: str, folder: Path) -> Base:
+    parts: dict[str, dict[str, Any]] = {}
+    try:
+        index = json.loads((folder / "model_index.json").read_text("utf-8"))
+        for name, entry in index.items():
+            config = folder / name / "config.json"
+            if isinstance(entry, list) and entry[1] and config.is_file():
+                parts[name] = {**json.loads(config.read_text("utf-8")), "_class_name": entry[1]}
+        local = folder / "resolution.json"
+        sides = json.loads(local.read_text("utf-8")) if local.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise BaseModelError(f"{folder} is no base model: {error}", "give a folder in diffusers layout") from None
+    missing = {family(family_name).prefix, "vae"} - set(parts)
+    if missing:
+        raise BaseModelError(
+            f"the base in {folder} has no {', '.join(sorted(missing))}", "give a folder in diffusers layout"
+        )
+    return Base(
+        family=family_name,
+        parts=parts,
+        pixels=sides.get("pixels", 512),
+        condition_pixels=sides.get("condition_pixels", _QWEN_CONDITION),
+    )
+
+
+def sample(base: Base, size: Size, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what the denoiser of ``base`` is called with for one sample, on the meta device.
+
+    Args:
+        base: the base.
+        size: height and width in pixels.
+        dtype: of the latents and embeddings.
+    """
+    import torch
+
+    config = base.parts[base.denoiser]
+    high, wide = (side // base.downscale for side in size)
+
+    def floats(*shape: int) -> torch.Tensor:
+        return torch.empty(1, *shape, device="meta", dtype=dtype)
+
+    level = torch.empty(1, device="meta", dtype=dtype)
+    text = text_tokens(base)
+    if base.family in ("sd15", "sdxl"):
+        given = {"sample": floats(config["in_channels"], high, wide), "timestep": level,
+                 "encoder_hidden_states": floats(text, config["cross_attention_dim"])}  # fmt: skip
+        if config.get("addition_embed_type") == "text_time":
+            times = 6 * config["addition_time_embed_dim"]
+            pooled = config["projection_class_embeddings_input_dim"] - times
+            given["added_cond_kwargs"] = {"text_embeds": floats(pooled), "time_ids": floats(6)}
+        return given
+    prompt = {"timestep": level, "encoder_hidden_states": floats(text, config["joint_attention_dim"])}
+    if base.family == "sd3":
+        pooled = floats(config["pooled_projection_dim"])
+        return {**prompt, "hidden_states": floats(config["in_channels"], high, wide),
+                "pooled_projections": pooled}  # fmt: skip
+    pictures = 2 if family(base.family).edits else 1
+    tokens = high // 2 * (wide // 2) * pictures
+    given = {**prompt, "hidden_states": floats(tokens, config["in_channels"])}
+    if base.family == "qwen-image-edit":
+        return {**given, "img_shapes": [[(1, high // 2, wide // 2)] * pictures]}
+    axes = len(config.get("axes_dims_rope", (0, 0, 0)))
+    given["img_ids"] = torch.empty(tokens, axes, device="meta")
+    given["txt_ids"] = torch.empty(text, axes, device="meta")
+    if config.get("guidance_embeds"):
+        given["guidance"] = level
+    if "pooled_projection_dim" in config:
+        given["pooled_projections"] = floats(config["pooled_projection_dim"])
+    return given
+
+
+def text_tokens(base: Base) -> int:
+    """Return how many text tokens a prompt has.
+
+    Qwen's are the words (about 24) and the picture's merged patches; the others pad to a fixed length.
+    """
+    if base.family == "qwen-image-edit":
+        return _QWEN_WORDS + max(1, round(base.condition_pixels / _QWEN_PATCH)) ** 2
+    if base.family in ("sd15", "sdxl"):
+        return _CLIP_TOKENS
+    return _CLIP_TOKENS + _SD3_T5_TOKENS if base.family == "sd3" else _T5_TOKENS
+
+
+def latents(base: Base, size: Size, dtype: torch.dtype) -> torch.Tensor:
+    """Return one picture's latents as the VAE decodes them, on the meta device."""
+    import torch
+
+    vae = base.parts["vae"]
+    high, wide = (side // base.downscale for side in size)
+    shape = (vae["z_dim"], 1, high, wide) if "z_dim" in vae else (vae["latent_channels"], high, wide)
+    return torch.empty(1, *shape, device="meta", dtype=dtype)
