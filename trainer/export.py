@@ -49,7 +49,6 @@ def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, tor
     """
     import torch
 
-    prefix = family(recipe.base.family).prefix
     scale = recipe.lora.scale
     dtype = getattr(torch, DTYPES[recipe.lora.dtype])
     result = {}
@@ -61,8 +60,27 @@ def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, tor
                 f"{name} has values that {recipe.lora.dtype} cannot hold",
                 "export as BF16 or F32 (lora.dtype), or train with a lower learning rate",
             )
-        result[f"{prefix}.{name}"] = tensor
+        result[key(recipe, name)] = tensor
     return result
+
+
+def key(recipe: Recipe, name: str) -> str:
+    """Return what a trained tensor is called in the file."""
+    return f"{family(recipe.base.family).prefix}.{name}"
+
+
+def tags(recipe: Recipe, dataset: Digest) -> dict[str, str]:
+    """Return what the header of the file tells people about it."""
+    return {
+        "format": "pt",
+        "base": f"{recipe.base.id}@{recipe.base.revision}",
+        "recipe": str(recipe.digest),
+        "dataset": str(dataset),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{recipe.base.family}/lora",
+        "modelspec.title": recipe.release.adapter,
+        "modelspec.license": recipe.release.license,
+    }
 
 
 def strength_ratio(
@@ -72,7 +90,6 @@ def strength_ratio(
 
     With an update of zero in both it is 1.
     """
-    prefix = family(recipe.base.family).prefix
     scale = recipe.lora.scale
     along = length = 0.0
     for name, a in weights.items():
@@ -80,7 +97,7 @@ def strength_ratio(
             continue
         b_name = name.replace("lora_A", "lora_B")
         a, b = a.detach().double().cpu(), weights[b_name].detach().double().cpu() * scale
-        x, y = file[f"{prefix}.{name}"].double(), file[f"{prefix}.{b_name}"].double()
+        x, y = file[key(recipe, name)].double(), file[key(recipe, b_name)].double()
         # <B A, Y X> without forming either product.
         along += float(((b.T @ y) * (a @ x.T)).sum())
         length += float(((b.T @ b) * (a @ a.T)).sum())
@@ -138,18 +155,7 @@ def export(
     """
     from safetensors.torch import load, save
 
-    training = adapter_card.training
-    tags = {
-        "format": "pt",
-        "base": f"{recipe.base.id}@{recipe.base.revision}",
-        "recipe": str(training.recipe),
-        "dataset": str(training.dataset),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{recipe.base.family}/lora",
-        "modelspec.title": recipe.release.adapter,
-        "modelspec.license": recipe.release.license,
-    }
-    data = save(folded(weights, recipe), metadata=tags)
+    data = save(folded(weights, recipe), metadata=tags(recipe, adapter_card.training.dataset))
     ratio = strength_ratio(load(data), weights, recipe)
     if abs(ratio - 1) > _TOLERANCE:
         raise ExportError(
