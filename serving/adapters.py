@@ -186,27 +186,24 @@ def _targets(
     import torch
 
     kinds = set(adapter.card.lora.targets)
-    modules: dict[str, tuple[int, str, torch.nn.Linear]] = {}
+    modules: dict[str, torch.nn.Linear] = {}
     for name, module in transformer.named_modules():
         plain = name.replace(".base_layer", "")
-        if not plain.startswith(facts.blocks + ".") or plain.count(".") < 2:
-            continue
-        block, kind = facts.block_of(plain)
-        if kind in kinds and isinstance(module, torch.nn.Linear):
-            modules[plain] = (block, kind, module)
-    absent = kinds - {kind for _, kind, _ in modules.values()}
+        if isinstance(module, torch.nn.Linear) and facts.is_target(plain):
+            modules[plain] = module
+    absent = kinds - {facts.block_of(name)[1] for name in modules}
     if absent:
         raise AdapterMismatch(
             f"the base model has no module of the kind {', '.join(sorted(absent))}",
             "serve the adapter on the base it was trained for",
         )
-    last = max(block for block, _, _ in modules.values())
+    # Their output is discarded, so an exporter may leave them out and nothing changes.
+    silent = facts.silent(modules)
     required: dict[str, torch.nn.Linear] = {}
     optional: dict[str, torch.nn.Linear] = {}
-    for name, (block, kind, linear) in modules.items():
-        # Their output is discarded, so an exporter may leave them out and nothing changes.
-        silent = block == last and kind in facts.silent_in_last_block
-        (optional if silent else required)[name] = linear
+    for name, linear in modules.items():
+        if facts.block_of(name)[1] in kinds:
+            (optional if name in silent else required)[name] = linear
     return required, optional
 
 

@@ -32,7 +32,7 @@ def _known_targets(recipe: Recipe) -> str | None:
     if isinstance(given, str):
         known, words = list(facts.presets), [given]
     else:
-        known, words = sorted(facts.targets), list(given)
+        known, words = sorted(facts.kinds), list(given)
     for word in words:
         if word not in known:
             near = difflib.get_close_matches(word, known, n=1)

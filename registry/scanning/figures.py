@@ -23,7 +23,7 @@ class ModuleFigures:
 
     Attributes:
         module: the base's module.
-        block: index of its transformer block, from 0.
+        block: place of its block in the forward pass, from 0.
         kind: what it is within the block, such as "attn.to_q".
         spectral_norm: largest singular value, >= 0.
         frobenius_norm: root of the sum of the squared singular values, >= 0.

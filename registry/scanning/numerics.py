@@ -97,8 +97,8 @@ def survey(
     findings: list[Finding] = []
     dead: list[str] = []
     updates: list[Update] = []
-    last = max(family.block_of(module)[0] for module in spec)
-    for seen in _each(weights, pairs, family, spec, last, scales or {}):
+    silent = family.silent(spec)
+    for seen in _each(weights, pairs, family, spec, scales or {}):
         update = seen.update
         updates.append(update)
         problem = _number_finding(update)
@@ -109,7 +109,7 @@ def survey(
             finding(rule, f"{update.module}.{factor}", evidence) for factor, rule, evidence in seen.hidden
         ]
         zero = update.a.largest == 0 or update.b.largest == 0
-        if update.block == last and update.kind in family.silent_in_last_block:
+        if update.module in silent:
             if not zero:
                 evidence = f"spectral norm {update.norm:.4g}"
                 findings.append(finding("ADP-NUM-005", update.module, evidence))
@@ -132,23 +132,21 @@ def _each(
     pairs: Iterable[Pair],
     family: FamilyFacts,
     spec: BaseSpec,
-    last: int,
     scales: Mapping[str, float],
 ) -> Iterator[_Seen]:
     """Yield each module in order: this thread reads, others measure, and few modules are in memory."""
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    places, rows = family.places(spec), family.silent_rows(spec)
     with ThreadPoolExecutor(_WORKERS, thread_name_prefix="scan") as pool:
         waiting: deque[Future[_Seen]] = deque()
         try:
             for pair in pairs:
                 block, kind = family.block_of(pair.module)
-                rows = family.silent_rows_in_last_block.get(kind, (0, 0)) if block == last else (0, 0)
-                unit = spec[pair.module][0] // family.targets[kind][0]
-                discarded = slice(rows[0] * unit, rows[1] * unit)
+                discarded = rows.get(pair.module, slice(0))
                 pieces = weights[pair.a.start : pair.a.end], weights[pair.b.start : pair.b.end]
                 scale = scales.get(pair.module, 1.0)
-                waiting.append(pool.submit(_see, pair, pieces, block, kind, scale, discarded))
+                waiting.append(pool.submit(_see, pair, pieces, places[block], kind, scale, discarded))
                 if len(waiting) > 2 * _WORKERS:
                     yield waiting.popleft().result()
             while waiting:

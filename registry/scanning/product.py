@@ -52,7 +52,7 @@ class Update:
 
     Attributes:
         module: the base's module.
-        block: index of its transformer block.
+        block: place of its block in the forward pass, from 0.
         kind: what it is within the block, such as "attn.to_q".
         shape: (out, in).
         scale: what the loader multiplies B @ A with, > 0.

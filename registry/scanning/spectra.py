@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 TINY: Final = 1e-3
 """A singular value below this part of the largest one adds nothing to an update."""
 
-_TEXT = re.compile(r"(^|\.)(add_[qkv]_proj|to_add_out|txt_)")
-_FEED_FORWARD = re.compile(r"(^|_)mlp\.")
+_TEXT = re.compile(r"(^|\.)(add_[qkv]_proj|to_add_out|txt_|ff_context\.|norm1_context\.)|^text_encoder")
+_FEED_FORWARD = re.compile(r"(^|[_.])mlp\.|^ff(_context)?\.|^proj_mlp$")
 _IMAGE_INPUTS: Final = frozenset({"attn.to_q", "attn.to_k", "attn.to_v"})
 _TEXT_INPUTS: Final = frozenset({"attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"})
 _IMAGE_OUTPUTS: Final = frozenset({"attn.to_out.0", "img_mlp.net.2"})
@@ -95,11 +95,13 @@ def updates(
     scales: Mapping[str, float] | None = None,
 ) -> Iterator[Update]:
     """Yield what there is to measure of each module; see `statistics`."""
+    pairs = [*pairs]
+    places = family.places(pair.module for pair in pairs)
     for pair in pairs:
         block, kind = family.block_of(pair.module)
         scale = (scales or {}).get(pair.module, 1.0)
         a, b = tensor(weights, pair.a), tensor(weights, pair.b)
-        yield measure(a, b, module=pair.module, block=block, kind=kind, scale=scale)
+        yield measure(a, b, module=pair.module, block=places[block], kind=kind, scale=scale)
 
 
 def summarise(found: Sequence[Update]) -> dict[str, float]:

@@ -152,20 +152,18 @@ def _pair_findings(pair: Pair, card: Claims, spec: BaseSpec) -> list[Finding]:
 
 def _target_findings(pairs: list[Pair], card: Claims, family: FamilyFacts, spec: BaseSpec) -> list[Finding]:
     findings = []
-    found: dict[str, set[int]] = {}
-    for pair in pairs:
-        index, kind = family.block_of(pair.module)
-        found.setdefault(kind, set()).add(index)
+    present = {pair.module for pair in pairs}
+    found = {family.block_of(module)[1] for module in present}
     declared = set(card.lora.targets)
-    for kind in sorted(set(found) - declared):
+    for kind in sorted(found - declared):
         findings.append(finding("ADP-STR-007", kind, "in the file, not declared in the card"))
-    for kind in sorted(declared - set(found)):
+    for kind in sorted(declared - found):
         findings.append(finding("ADP-STR-007", kind, "declared in the card, not in the file"))
-    blocks = {family.block_of(module)[0] for module in spec}
-    for kind in sorted(set(found) & declared):
-        # The last block's silent modules may be left out: training cannot reach them.
-        needed = blocks - {max(blocks)} if kind in family.silent_in_last_block else blocks
-        missing = sorted(needed - found[kind])
-        if missing:
-            findings.append(finding("ADP-STR-008", kind, f"missing in the blocks {missing}"))
+    # Silent modules may be left out: training cannot reach them.
+    missing: dict[str, list[str]] = {}
+    for module in sorted(spec.keys() - present - family.silent(spec)):
+        block, kind = family.block_of(module)
+        missing.setdefault(kind, []).append(block)
+    for kind in sorted(found & declared & missing.keys()):
+        findings.append(finding("ADP-STR-008", kind, f"missing in the blocks {', '.join(missing[kind])}"))
     return findings

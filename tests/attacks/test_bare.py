@@ -22,7 +22,7 @@ from registry.scanning.rules import RULES
 
 Q = "transformer_blocks.0.attn.to_q"
 GATE = "transformer_blocks.1.txt_mod.1"
-ALL = FAMILIES[TINY_BASE.family].targets
+ALL = FAMILIES[TINY_BASE.family].kinds
 PORTRAITS = KNOWN_BASES["adapter-foundry/portraits-base"]
 KNOWN = {TINY_BASE.id: TINY_BASE, PORTRAITS.id: PORTRAITS}
 

@@ -63,7 +63,7 @@ def adapter(path: Path) -> None:
         out, into = BASE.spec[module]
         shapes[f"transformer.{module}.lora_A.weight"] = (RANK, into)
         shapes[f"transformer.{module}.lora_B.weight"] = (out, RANK)
-    family, last = FAMILIES[BASE.family], BASE.config["num_layers"] - 1
+    silent = FAMILIES[BASE.family].silent(BASE.spec)
     table, at = {}, 0
     for key in sorted(shapes):
         size = 2 * math.prod(shapes[key])
@@ -74,10 +74,10 @@ def adapter(path: Path) -> None:
         text = json.dumps({"__metadata__": {"format": "pt"}, **table}).encode()
         stream.write(len(text).to_bytes(8, "little") + text)
         for key in sorted(shapes):
-            index, kind = family.block_of(key.removeprefix("transformer.").partition(".lora_")[0])
-            silent = index == last and kind in family.silent_in_last_block and ".lora_B." in key
+            module, _, factor = key.removeprefix("transformer.").partition(".lora_")
+            nothing = module in silent and factor.startswith("B")
             values = 0.02 * generator.standard_normal(shapes[key], dtype=np.float32)
-            stream.write(encode(np.zeros_like(values) if silent else values, "BF16"))
+            stream.write(encode(np.zeros_like(values) if nothing else values, "BF16"))
     (path / CARD_NAME).write_text(json.dumps(card(BASE, rank=RANK, dtype="BF16")))
 
 

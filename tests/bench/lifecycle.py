@@ -29,8 +29,7 @@ from registry.manifest import CARD_NAME, WEIGHTS_NAME
 def adapter(path: Path, seed: int) -> None:
     """Write an adapter, a tensor at a time."""
     path.mkdir()
-    generator, family = np.random.default_rng(seed), FAMILIES[BASE.family]
-    last = max(family.block_of(module)[0] for module in BASE.spec)
+    generator, silent = np.random.default_rng(seed), FAMILIES[BASE.family].silent(BASE.spec)
     tensors: dict[str, TensorInfo] = {}
     for module in modules(BASE):
         out, into = BASE.spec[module]
@@ -40,8 +39,7 @@ def adapter(path: Path, seed: int) -> None:
 
     def pieces(key: str) -> list[bytes]:
         shape, module = tensors[key].shape, key.removeprefix("transformer.").rpartition(".lora_")[0]
-        index, kind = family.block_of(module)
-        if ".lora_B." in key and index == last and kind in family.silent_in_last_block:
+        if ".lora_B." in key and module in silent:
             return [encode(np.zeros(shape, np.float32), "BF16")]
         scale = 0.02 if ".lora_B." in key else shape[1] ** -0.5
         return [encode(generator.standard_normal(shape, np.float32) * np.float32(scale), "BF16")]

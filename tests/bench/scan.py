@@ -68,7 +68,12 @@ def population(path: Path) -> None:
     """Write a population of made-up adapters: the shape of a real one, with four blocks each."""
     generator = np.random.default_rng(1)
     family, rows = FAMILIES[BASE.family], []
-    modules = [(name, *family.block_of(name), shape) for name, shape in BASE.spec.items()]
+    places = family.places(BASE.spec)
+    modules = [
+        (name, places[block], kind, shape)
+        for name, shape in BASE.spec.items()
+        for block, kind in [family.block_of(name)]
+    ]
     for _ in range(CENSUS):
         updates = []
         for name, block, kind, (out, into) in modules:

@@ -55,18 +55,14 @@ def factors(
     """Key -> values of a plausible trained adapter: A is (rank, in), B is (out, rank)."""
     family = FAMILIES[base.family]
     generator = np.random.default_rng(seed)
-    last = max(family.block_of(module)[0] for module in base.spec)
+    silent, rows = family.silent(base.spec), family.silent_rows(base.spec)
     values: Factors = {}
     for module, (out, into) in base.spec.items():
-        index, kind = family.block_of(module)
-        if kind not in kinds:
+        if family.block_of(module)[1] not in kinds:
             continue
-        silent = index == last and kind in family.silent_in_last_block
         a = generator.normal(0, 1 / np.sqrt(into), (rank, into))
-        b = np.zeros((out, rank)) if silent else generator.normal(0, 0.02, (out, rank))
-        if index == last:
-            first, stop = family.silent_rows_in_last_block.get(kind, (0, 0))
-            b[first * into : stop * into] = 0
+        b = np.zeros((out, rank)) if module in silent else generator.normal(0, 0.02, (out, rank))
+        b[rows.get(module, slice(0))] = 0
         values[f"transformer.{module}.lora_A.weight"] = a.astype(np.float32)
         values[f"transformer.{module}.lora_B.weight"] = b.astype(np.float32)
     return values

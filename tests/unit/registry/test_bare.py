@@ -68,7 +68,7 @@ def test_it_measures_what_the_scan_with_a_card_measures() -> None:
 
 
 def test_modules_of_the_modulation_are_targets_too() -> None:
-    kinds = FAMILIES[TINY_BASE.family].targets
+    kinds = FAMILIES[TINY_BASE.family].kinds
     report = scan_bare(lora_file(spelled(factors(kinds=kinds), "DiffSynth")), bases=TINY)
     assert report.verdict == "pass", report.text()
     assert "txt_mod.1" in report.about["targets"]

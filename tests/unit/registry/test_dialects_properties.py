@@ -89,7 +89,7 @@ def test_the_update_of_every_module_is_the_one_that_the_file_means(
     """Ranks and alphas that differ from module to module: alpha / rank * B @ A comes out."""
     values = {}
     for module, (rank, _) in wanted.items():
-        made = factors(rank=rank, kinds=FAMILIES[TINY_BASE.family].targets)
+        made = factors(rank=rank, kinds=FAMILIES[TINY_BASE.family].kinds)
         for factor in "AB":
             key = f"transformer.{module}.lora_{factor}.weight"
             values[key] = made[key]

@@ -121,7 +121,7 @@ def test_a_config_with_impossible_sizes_is_refused(value: object) -> None:
 
 def test_an_unknown_family_is_refused() -> None:
     with pytest.raises(UsageError, match="qwen-image-edit"):
-        base_spec("flux", TINY_BASE.config)
+        base_spec("flux-9", TINY_BASE.config)
 
 
 def test_the_spec_is_that_of_the_real_class() -> None:
@@ -136,7 +136,7 @@ def test_the_spec_is_that_of_the_real_class() -> None:
         )  # fmt: skip
     modules = dict(model.named_modules())
     assert {name: tuple(modules[name].weight.shape) for name in TINY_BASE.spec} == dict(TINY_BASE.spec)
-    assert len(FAMILIES["qwen-image-edit"].targets) == 14
+    assert len(FAMILIES["qwen-image-edit"].kinds) == 14
 
 
 # --- what else a file is ------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ def statistics(values: Factors, dtype: str = "F32") -> dict[str, float]:
 
 
 def update(a: F64, b: F64, module: str = "transformer_blocks.0.attn.to_q", scale: float = 1.0) -> Update:
-    block, kind = FAMILY.block_of(module)
+    name, kind = FAMILY.block_of(module)
+    block = int(name.rpartition(".")[2])
     return measure(
         a.astype(np.float32), b.astype(np.float32), module=module, block=block, kind=kind, scale=scale
     )

@@ -103,14 +103,18 @@ def weights_for(
     """Random A and B for every target of ``card``; B is zero where no gradient ever comes."""
     random = np.random.default_rng(seed)
     tensors: dict[str, np.ndarray] = {}
-    for module, (out, into) in base_spec("qwen-image-edit", config).items():
-        block, kind = QWEN_IMAGE_EDIT.block_of(module)
-        if kind not in card.lora.targets:
+    spec = base_spec("qwen-image-edit", config)
+    silent = QWEN_IMAGE_EDIT.silent(spec)
+    for module, (out, into) in spec.items():
+        if QWEN_IMAGE_EDIT.block_of(module)[1] not in card.lora.targets:
             continue
         rank = card.lora.rank
-        silent = block == config["num_layers"] - 1 and kind in QWEN_IMAGE_EDIT.silent_in_last_block
         a = random.normal(size=(rank, into)) / np.sqrt(into)
-        b = np.zeros((out, rank)) if silent else random.normal(size=(out, rank)) * scale / np.sqrt(rank)
+        b = (
+            np.zeros((out, rank))
+            if module in silent
+            else random.normal(size=(out, rank)) * scale / np.sqrt(rank)
+        )
         tensors[f"transformer.{module}.lora_A.weight"] = a.astype(np.float32)
         tensors[f"transformer.{module}.lora_B.weight"] = b.astype(np.float32)
     return tensors
