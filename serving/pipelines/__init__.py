@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from serving.pipelines.base import EditPipeline
 
 # Family -> module and class, as text: naming a family must not import torch.
-_CLASSES = {"qwen-image-edit": ("serving.pipelines.qwen_image_edit", "QwenImageEdit")}
+_CLASSES = {
+    "qwen-image-edit": ("serving.pipelines.qwen_image_edit", "QwenImageEdit"),
+    "flux": ("serving.pipelines.flux", "Flux"),
+    "flux-kontext": ("serving.pipelines.flux", "FluxKontext"),
+    "flux2-klein": ("serving.pipelines.flux2", "Flux2Klein"),
+    "sd3": ("serving.pipelines.sd3", "StableDiffusion3"),
+    "sdxl": ("serving.pipelines.unet", "StableDiffusionXL"),
+    "sd15": ("serving.pipelines.unet", "StableDiffusion15"),
+}
 
 
 def load(

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion 3.5: MMDiT with two CLIPs and T5, dual attention in its first block, random weights."""
+"""A tiny Stable Diffusion 3.5: MMDiT with two CLIPs and T5, dual attention in its first block."""
 
 from __future__ import annotations
 
