@@ -7,7 +7,8 @@ conditioning in a straight line from the embedding of the neutral prompt to that
 
 with one intensity a_k an expression; 0 is neutral, 1 the expression as trained, above 1 exaggerates, and
 several at once blend. Training and serving use this one function, on all tokens or on the token window that
-was signed with the adapter; outside of the window the neutral embedding stays as it is.
+was signed with the adapter; outside of the window the neutral embedding stays as it is. Where a family also
+gives each prompt one pooled vector, the same weights move that, always as a whole.
 
 The sum is computed as (1 - sum_k a_k) E_neutral + sum_k a_k E_k, the same value in exact arithmetic: so a = 0
 gives the neutral embedding and a single a = 1 the expression's embedding bit by bit.
@@ -71,6 +72,47 @@ def blend(
     return result
 
 
+def blend_pooled(neutral: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return the formula of `blend` for pooled vectors: they are no tokens, so there is no window.
+
+    Args:
+        neutral: of the neutral prompt [N, P], or [1, P] for all rows.
+        targets: of K expressions [N, K, P], or [1, K, P] for all rows.
+        weights: intensities [N, K].
+
+    Returns:
+        [N, P] in the dtype of ``neutral``.
+
+    Raises:
+        ConditioningError: shapes that do not belong together.
+    """
+    return blend(neutral.unsqueeze(-2), targets.unsqueeze(-2), weights)[:, 0]
+
+
+def blend_prompts(
+    neutral: PromptEmbeds, targets: PromptEmbeds, weights: torch.Tensor, window: Window | None = None
+) -> PromptEmbeds:
+    """Return the conditioning of one picture at the intensities of each row.
+
+    Args:
+        neutral: its neutral prompt, one row.
+        targets: its prompts of K expressions, K rows.
+        weights: intensities [N, K]; N rows come out.
+        window: half-open range of tokens that moves; None is all of them.
+
+    Raises:
+        ConditioningError: see `blend`.
+    """
+    pooled = None
+    if neutral.pooled is not None and targets.pooled is not None:
+        pooled = blend_pooled(neutral.pooled, targets.pooled[None], weights)
+    return type(neutral)(
+        embeds=blend(neutral.embeds, targets.embeds[None], weights, window),
+        mask=neutral.mask.expand(len(weights), -1),
+        pooled=pooled,
+    )
+
+
 def interpolate(
     neutral: PromptEmbeds,
     targets: Mapping[str, PromptEmbeds],
@@ -106,15 +148,26 @@ def interpolate(
         [[float(intensities[name]) for name in names]] * len(neutral), device=neutral.embeds.device
     )
     stacked = torch.stack([targets[name].embeds for name in names], dim=1)
-    return type(neutral)(embeds=blend(neutral.embeds, stacked, weights, window), mask=neutral.mask)
+    pooled = neutral.pooled
+    if pooled is not None:
+        vectors = [vector for name in names if (vector := targets[name].pooled) is not None]
+        pooled = blend_pooled(pooled, torch.stack(vectors, dim=1), weights)
+    return type(neutral)(
+        embeds=blend(neutral.embeds, stacked, weights, window), mask=neutral.mask, pooled=pooled
+    )
 
 
 def require_equal_lengths(neutral: PromptEmbeds, target: PromptEmbeds, name: str) -> None:
     """Refuse prompts whose tokens do not stand in the same places: a line between them has no meaning.
 
     Raises:
-        ConditioningError: the lengths differ.
+        ConditioningError: the lengths differ, or only one of them has a pooled vector.
     """
+    if (neutral.pooled is None) != (target.pooled is None):
+        raise ConditioningError(
+            f"of the neutral prompt and that of {name!r} only one has a pooled vector",
+            "encode all prompts of an image with the same encoder",
+        )
     same = neutral.mask.shape == target.mask.shape and bool((neutral.mask == target.mask).all())
     if not same or neutral.embeds.shape != target.embeds.shape:
         lengths = [int(prompts.mask.sum(1).max()) for prompts in (neutral, target)]

@@ -16,7 +16,7 @@ from registry.errors import shown
 from registry.manifest import BaseModelRef, ConditioningSpec
 from serving import bases, pipelines
 from serving.adapters import AdapterSlots
-from serving.conditioning import blend, require_equal_lengths
+from serving.conditioning import blend_prompts, require_equal_lengths
 from serving.errors import Cancelled, CandidateRefused, StrengthOutOfRange, UnknownExpression, UsageError
 from serving.images import clean, open_portrait
 from serving.pipelines.base import OnStep, PromptEmbeds, to_images
@@ -250,8 +250,7 @@ class EditEngine:
         weights = torch.tensor(
             [[row.get(name, 0.0) for name in names] for row in rows], device=neutral.embeds.device
         ).reshape(len(rows), len(names))
-        embeds = blend(neutral.embeds, targets.embeds[None], weights, spec.token_window)
-        return PromptEmbeds(embeds=embeds, mask=neutral.mask.expand(len(rows), -1))
+        return blend_prompts(neutral, targets, weights, spec.token_window)
 
 
 def _check(spec: ConditioningSpec, request: EditRequest) -> None:
