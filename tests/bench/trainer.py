@@ -142,12 +142,12 @@ def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:
     return recipe.model_copy(update={section: part})
 
 
-def eyes() -> Eyes:
+def eyes(device: str = "cpu") -> Eyes:
     """Return the networks that our own losses look through."""
     expression, face = encoders.expression(), encoders.identity("portraits")
     return Eyes(
-        expression=onnx_module.load(expression.file, penultimate=True),
-        face=onnx_module.load(face.file),
+        expression=onnx_module.load(expression.file, penultimate=True).to(device),
+        face=onnx_module.load(face.file).to(device),
         expression_side=expression.side,
         face_side=face.side,
     )

@@ -154,7 +154,7 @@ def assemble(parts: dict[str, Any] | None = None, seed: int = 0) -> QwenImageEdi
     torch.manual_seed(seed)
     parts = dict(parts or {})
     if "tokenizer" not in parts:
-        template = QwenImageEditPlusPipeline(**dict.fromkeys(_PARTS)).prompt_template_encode
+        template = QwenImageEditPlusPipeline(**dict.fromkeys(PARTS)).prompt_template_encode
         parts["tokenizer"] = build_tokenizer(template)
     tokenizer = parts["tokenizer"]
     area = CONDITION_PIXELS**2
@@ -173,7 +173,7 @@ def assemble(parts: dict[str, Any] | None = None, seed: int = 0) -> QwenImageEdi
     )
 
 
-_PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer")
+PARTS = ("scheduler", "vae", "text_encoder", "tokenizer", "processor", "transformer")
 
 
 def save(pipe: QwenImageEditPlusPipeline, folder: Path) -> None:

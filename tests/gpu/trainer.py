@@ -1,0 +1,283 @@
+"""The full-size Qwen-Image-Edit transformer on one GPU: our loop against the published one, in the same run.
+
+    PYTHONPATH=tests python tests/gpu/trainer.py [--steps 9] [--small] [--only NAME ...] [--out FILE]
+
+Twenty billion random weights are made on the device; pictures are drawn at 512 x 512, four pairs a step, rank
+64, all twelve kinds of modules. Every run trains a few steps through `trainer.launch.train`, with the product's own
+placement, cache, losses and loop; its speed is that of the steps after the first third. Prints one JSON line: step
+time, peak memory, model FLOP utilisation (FLOP of forward and backward without recomputation, over the peak
+of the device's dense bf16), and the ratio to the published loop.
+
+``--small`` does the same with a model of two narrow blocks at 64 x 64, on whatever device there is: it proves
+that the script works, and its figures mean nothing.
+
+The auxiliary networks are the small ones that ship with the portraits: what they cost is left out on both
+sides, which favours the published loop, that calls them more often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.trainer import eyes, injected
+from bench.training.reference import ReferenceLoop
+from serving.pipelines.qwen_image_edit import QwenImageEdit
+from trainer import recipe as recipes
+from trainer.data import Dataset, build_triplets, cache_dataset
+from trainer.data.batches import TrainingSet
+from trainer.data.cache import TensorCache, encoder_digest
+from trainer.launch import train
+from trainer.portraits import base as portraits
+from trainer.recipe import Recipe
+from trainer.scoring import score
+from trainer.synthesis import synthesise
+
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+"""Dense bf16, from NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Of the model and of its pictures."""
+
+    layers: int
+    heads: int
+    head: int
+    text: int
+    pixels: int
+    condition: int
+    pairs: int
+    rank: int
+
+
+FULL = Size(layers=60, heads=24, head=128, text=3584, pixels=512, condition=384, pairs=4, rank=64)
+SMALL = Size(layers=2, heads=2, head=32, text=128, pixels=64, condition=28, pairs=2, rank=8)
+
+RUNS: dict[str, dict[str, Any]] = {
+    "whole-batch": {"checkpointing": True},
+    "micro-batches": {"micro_pairs": 1},
+    "compiled": {"micro_pairs": 1, "compile": True},
+    "fp8": {"micro_pairs": 1, "checkpointing": True, "base": "fp8"},
+}
+
+
+class Stand:
+    """Model, data and cache that every run shares."""
+
+    def __init__(self, size: Size, steps: int, folder: Path) -> None:
+        self.size, self.folder = size, folder
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        self.recipe = self._recipe(steps)
+        self.base = folder / "base"
+        self.pipeline = self._pipeline()
+        self._data()
+
+    def _recipe(self, steps: int) -> Recipe:
+        """The portraits' recipe with the sizes of this stand."""
+        found = recipes.load("pixelsmile-portraits")
+        size = self.size
+        changes = {
+            "data": {
+                "identities": {"human": 3},
+                "validation": {"human": 1},
+                "intensities": (0.5, 1.0),
+                "size": size.pixels,
+                "min_score": 0.0,
+            },
+            "lora": {"rank": size.rank, "alpha": 2.0 * size.rank},
+            "optimiser": {
+                "steps": steps,
+                "warmup_steps": 1,
+                "batch_pairs": size.pairs,
+                "learning_rate": 1e-4,
+            },
+            "running": {"log_every": max(1, steps // 3), "checkpoint_every": 10 * steps},
+        }
+        sections = {name: getattr(found, name).model_copy(update=values) for name, values in changes.items()}
+        return found.model_copy(update=sections)
+
+    def _pipeline(self) -> QwenImageEdit:
+        from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
+
+        size = self.size
+        template = QwenImageEditPlusPipeline(**dict.fromkeys(portraits.PARTS)).prompt_template_encode
+        tokenizer = portraits.build_tokenizer(template)
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with torch.device(self.device):
+                side = size.head * 3 // 8
+                transformer = QwenImageTransformer2DModel(
+                    patch_size=2, in_channels=64, out_channels=16, num_layers=size.layers,
+                    attention_head_dim=size.head, num_attention_heads=size.heads, zero_cond_t=True,
+                    joint_attention_dim=size.text, axes_dims_rope=(size.head - 2 * side, side, side),
+                )  # fmt: skip
+                full = size is FULL
+                vae = AutoencoderKLQwenImage() if full else portraits.build_vae()
+        finally:
+            torch.set_default_dtype(before)
+        text_encoder = portraits.build_text_encoder(tokenizer, size.text).to(self.device, self.dtype)
+        parts = {"vae": vae, "transformer": transformer, "tokenizer": tokenizer, "text_encoder": text_encoder}
+        pipe = portraits.assemble(parts)
+        vision = pipe.processor.image_processor
+        vision.size = {"shortest_edge": size.condition**2, "longest_edge": size.condition**2}
+        for name in ("vae", "tokenizer"):  # what the cache is named after
+            parts[name].save_pretrained(self.base / name)
+        return QwenImageEdit(pipe, size.pixels, size.condition)
+
+    def _data(self) -> None:
+        recipe, place = self.recipe, self.folder
+        synthesise(recipe, place / "images")
+        score(recipe, place / "images", place / "scored")
+        build_triplets(recipe, place / "images", place / "scored", place / "dataset")
+        cache_dataset(recipe, place / "dataset", self.base, place / "cache", pipeline=self.pipeline)
+
+    def ours(self, name: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Train by our loop with some of `running` and the base's precision changed."""
+        running = {key: value for key, value in options.items() if key != "base"}
+        recipe = self.recipe.model_copy(
+            update={
+                "running": self.recipe.running.model_copy(update=running),
+                "precision": self.recipe.precision.model_copy(
+                    update={"base": options.get("base", "auto"), "compute": "auto"}
+                ),
+            }
+        )
+        marks: list[tuple[int, float]] = []
+
+        def note(stage: str, done: int, total: int, text: str = "") -> None:
+            self._wait()
+            marks.append((done, time.perf_counter()))
+
+        place = self.folder
+        self._reset()
+        train(
+            recipe, place / "dataset", place / "cache", self.base, place / name, note,
+            pipeline=self.pipeline, track=False,
+        )  # fmt: skip
+        (first, begun), (last, ended) = marks[0], marks[-1]
+        return self._facts((ended - begun) / (last - first))
+
+    def theirs(self, dtype: torch.dtype) -> dict[str, Any]:
+        """Train by the published loop, with the checkpointing that its recipe has on."""
+        recipe, pairs = self.recipe, self.size.pairs
+        read = (Dataset.open(self.folder / "dataset"), TensorCache(self.folder / "cache"))
+        data = TrainingSet(*read, encoder_digest(self.base), recipe, self.pipeline.size, device=self.device)
+        self._reset()
+        seconds = []
+        transformer: Any = self.pipeline.transformer
+        transformer.enable_gradient_checkpointing()
+        try:
+            with injected(transformer, recipe) as parameters:
+                loop = ReferenceLoop(
+                    self.pipeline, parameters, eyes(self.device), recipe.losses, dtype, recipe.optimiser.betas
+                )
+                transformer.train()
+                for step in range(recipe.optimiser.steps or 1):
+                    started = time.perf_counter()
+                    loop.step(data.batch(data.plan(recipe.seed, step, pairs), range(pairs)), 1e-4)
+                    self._wait()
+                    seconds.append(time.perf_counter() - started)
+        finally:
+            transformer.eval()
+            transformer.disable_gradient_checkpointing()
+        return self._facts(statistics.median(seconds[len(seconds) // 3 :]))
+
+    def _facts(self, seconds: float) -> dict[str, Any]:
+        facts: dict[str, Any] = {
+            "step_s": round(seconds, 3),
+            "samples_per_s": round(2 * self.size.pairs / seconds, 2),
+        }
+        if self.device == "cuda":
+            facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+            name = torch.cuda.get_device_name()
+            peak = next((value for key, value in PEAK_FLOPS.items() if key in name), None)
+            if peak is not None:
+                facts["utilisation"] = round(self.step_flop() / seconds / peak, 3)
+        return facts
+
+    def step_flop(self) -> float:
+        """FLOP of forward and backward of the transformer in a step, without recomputation."""
+        from trainer.plan.flop import transformer_flop
+
+        return transformer_flop(self.pipeline, self.size.pairs)
+
+    def _reset(self) -> None:
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def attempt(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what a run measured, or why it ended; one that fails leaves the others their time."""
+    print(f"{name} …", file=sys.stderr, flush=True)
+    try:
+        found = run()
+    except Exception as error:
+        traceback.print_exc()
+        found = {"failed": f"{type(error).__name__}: {error}"[:300]}
+    print(f"{name}: {found}", file=sys.stderr, flush=True)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print the line."""
+    parser = argparse.ArgumentParser(description="The full-size transformer on one GPU.")
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--small", action="store_true", help="a tiny model: proves that the script works")
+    parser.add_argument("--only", action="append", choices=[*RUNS, "published"], help="runs to do")
+    parser.add_argument("--out", type=Path, help="also write the line to this file")
+    asked = parser.parse_args(arguments)
+    wanted = asked.only or [*RUNS, "published"]
+    with tempfile.TemporaryDirectory() as temporary:
+        stand = Stand(SMALL if asked.small else FULL, asked.steps, Path(temporary))
+        runs = {
+            name: attempt(name, lambda name=name: stand.ours(name, RUNS[name]))  # type: ignore[misc]
+            for name in RUNS
+            if name in wanted and name != "fp8"
+        }
+        if "published" in wanted:
+            runs["published"] = attempt("published", lambda: stand.theirs(torch.bfloat16))
+        if "fp8" in wanted:  # last: the base does not come back from eight bits
+            runs["fp8"] = attempt("fp8", lambda: stand.ours("fp8", RUNS["fp8"]))
+    line: dict[str, Any] = {
+        "bench": "trainer-gpu",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "small": asked.small,
+        "parameters": sum(p.numel() for p in stand.pipeline.transformer.parameters()),
+        "runs": runs,
+    }
+    peer = runs.get("published", {}).get("step_s")
+    if peer:
+        line["ratios"] = {
+            name: round(peer / one["step_s"], 2) for name, one in runs.items() if one.get("step_s")
+        }
+    text = json.dumps(line)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(text + "\n", "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
