@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from registry.manifest import Ingredient
+from serving.pipelines.base import Size
 from trainer import encoders, onnx_module
 from trainer.data.batches import as_pixels
 from trainer.sections import LossSection
+
+if TYPE_CHECKING:
+    from registry.digest import Digest
+
+_REMEMBERED: Final = 1 << 16
+"""That many vectors of true pictures are kept: 512 numbers each are 128 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Truth:
+    """The true pictures of a dataset, read when they are looked at.
+
+    Attributes:
+        fitted: from rows of the dataset and a size to their pictures as they are trained at that size, uint8
+            [N, H, W, 3].
+        digests: of every picture, for messages.
+    """
+
+    fitted: Callable[[Sequence[int], Size], np.ndarray]
+    digests: Sequence[Digest]
+
+    def pixels(self, rows: Sequence[int], size: Size, device: torch.device) -> torch.Tensor:
+        """Return pictures [N, 3, H, W] in [-1, 1]."""
+        return as_pixels(self.fitted(rows, size), device)
 
 
 class FeatureNet:
@@ -19,54 +45,85 @@ class FeatureNet:
 
     Args:
         network: from float [N, 3, side, side] in [-1, 1] to [N, D].
-        side: size of its input in pixels.
-        truth: uint8 [M, H, W, 3], the pictures that `of_truth` is asked about.
-        ingredient: what the network is and under which licence; the adapter's card names it.
+        side: size of its input in pixels; 0 takes pictures as they are.
+        truth: the pictures that `of_truth` is asked about.
+        encoder: names what the adapter's card says about the network.
+
+    Attributes:
+        ingredients: what the network is and under which licence; the adapter's card names it.
+        blind: rows of true pictures in which no face was found; None if faces are not looked for.
     """
 
     def __init__(
-        self, network: torch.nn.Module, side: int, truth: np.ndarray, ingredient: Ingredient | None = None
+        self, network: torch.nn.Module, side: int, truth: Truth, encoder: encoders.Encoder | None = None
     ) -> None:
         self._network = network.eval().requires_grad_(False)
         self._side, self._truth = side, truth
-        self.ingredient = ingredient
-        self._known: dict[int, torch.Tensor] = {}
+        self.ingredients = () if encoder is None else encoder.ingredients
+        self.blind: set[int] | None = None
+        self._known: dict[tuple[int, Size], torch.Tensor] = {}
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return unit vectors [N, D] of pictures [N, 3, H, W] in [-1, 1]; differentiable."""
-        if pixels.shape[-1] != self._side:
-            pixels = F.interpolate(
-                pixels, size=(self._side, self._side), mode="bilinear", align_corners=False
-            )
-        return F.normalize(self._network(pixels.float()), dim=-1, eps=1e-6)
+    def __call__(self, pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """Return unit vectors [N, D] of pictures [N, 3, H, W] in [-1, 1]; differentiable.
 
-    def of_truth(self, images: Sequence[int], device: torch.device) -> torch.Tensor:
-        """Return unit vectors [N, D] of true pictures by row; each is computed once."""
-        new = sorted({row for row in images if row not in self._known})
-        if new:
+        Args:
+            pixels: the pictures.
+            rows: the true picture that each is meant to be. One in which nothing is seen gives zeros.
+        """
+        return F.normalize(self._network(self._input(pixels.float())), dim=-1, eps=1e-6)
+
+    def sees(self, row: int, size: Size) -> bool:
+        """Return whether there is something to look at in a true picture."""
+        return True
+
+    def of_truth(self, rows: Sequence[int], size: Size, device: torch.device) -> torch.Tensor:
+        """Return unit vectors [N, D] of true pictures by row; each is computed once, and by itself.
+
+        Together with others it would be rounded otherwise, and a resumed run would not be the same run.
+        """
+        for row in sorted({row for row in rows if (row, size) not in self._known}):
             with torch.no_grad():
-                found = self(as_pixels(self._truth[new], device))
-            self._known.update(zip(new, found, strict=True))
-        return torch.stack([self._known[row] for row in images])
+                self._known[row, size] = self(self._truth.pixels([row], size, device), [row])[0]
+        vectors = torch.stack([self._known[row, size] for row in rows])
+        while len(self._known) > _REMEMBERED:
+            del self._known[next(iter(self._known))]
+        return vectors
+
+    def _input(self, pixels: torch.Tensor) -> torch.Tensor:
+        side = (self._side, self._side)
+        if not self._side or pixels.shape[-2:] == side:
+            return pixels
+        return F.interpolate(pixels, size=side, mode="bilinear", antialias=True)
 
 
-def identity_features(truth: np.ndarray, device: torch.device, settings: LossSection) -> FeatureNet:
+def identity_features(truth: Truth, device: torch.device, settings: LossSection) -> FeatureNet:
     """Return the identity encoder that the loss asks for (ArcFace's interface) for gradients.
 
     Raises:
         BaseModelError: the encoder is not on this machine, or cannot be used for gradients.
         ModelLicenseError: it comes with a licence file that does not hold.
     """
-    return _looking_through(encoders.identity(settings.encoder), truth, device)
+    encoder = encoders.identity(settings.encoder)
+    network = onnx_module.load(encoder.file).to(device)
+    if encoder.detector is None:
+        return FeatureNet(network, encoder.side, truth, encoder)
+    from trainer.faces import Detector, FaceNet
+
+    return FaceNet(network, Detector(encoder.detector), truth, encoder)
 
 
-def expression_features(truth: np.ndarray, device: torch.device, settings: LossSection) -> FeatureNet:
-    """Return the labelling judge's features for gradients; the evaluation's is never trained against."""
-    return _looking_through(encoders.expression(), truth, device, penultimate=True)
+def contrastive_features(truth: Truth, device: torch.device, settings: LossSection) -> FeatureNet:
+    """Return the encoder of pictures that the contrastive loss asks for, for gradients.
 
+    "portraits" is the last but one layer of the labelling judge; the evaluation's is never trained against.
 
-def _looking_through(
-    encoder: encoders.Encoder, truth: np.ndarray, device: torch.device, *, penultimate: bool = False
-) -> FeatureNet:
-    network = onnx_module.load(encoder.file, penultimate=penultimate).to(device)
-    return FeatureNet(network, encoder.side, truth, encoder.ingredient)
+    Raises:
+        BaseModelError: the encoder is not on this machine, or its files are damaged.
+    """
+    encoder = encoders.contrastive(settings.encoder)
+    if settings.encoder == "portraits":
+        network = onnx_module.load(encoder.file, penultimate=True).to(device)
+        return FeatureNet(network, encoder.side, truth, encoder)
+    from trainer.clip import ClipVision
+
+    return FeatureNet(ClipVision.load(encoder.file.parent).to(device), 0, truth, encoder)

@@ -24,13 +24,14 @@ from serving.pipelines.base import EditPipeline
 from trainer import lora, optimisers
 from trainer.checkpoint import TrainingState
 from trainer.data.batches import StepPlan, TrainingSet
-from trainer.data.cache import TensorCache, encoder_digest
+from trainer.data.cache import TensorCache, View
 from trainer.data.triplets import Dataset
 from trainer.ema import Ema
 from trainer.errors import Interrupted
-from trainer.identity import FeatureNet, expression_features, identity_features
+from trainer.identity import FeatureNet, Truth, contrastive_features, identity_features
 from trainer.journal import LossCurve, StopSignal
 from trainer.losses import StepOutputs, active, combined, select
+from trainer.perceptual import PerceptualNet, perceptual_features
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.sections import LossSection, OptimiserSection
@@ -65,7 +66,7 @@ class _Session:
     accelerator: Accelerator
     pipeline: EditPipeline
     data: TrainingSet
-    features: Mapping[str, FeatureNet]
+    features: Mapping[str, FeatureNet | PerceptualNet]
     state: TrainingState
     validation: Validation
     curve: LossCurve
@@ -115,7 +116,7 @@ def run(
     keep_freed_memory()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     settings, device = recipe.optimiser, accelerator.device
-    read = (dataset, cache, encoder_digest(base_path), recipe, pipeline.size)
+    read = (dataset, cache, View.of(pipeline, base_path, recipe), recipe)
     data = TrainingSet(*read, device=device)
     validation = Validation(
         pipeline=pipeline,
@@ -156,7 +157,7 @@ def run(
         )
         facts |= validation.losses(parameters, state.ema.values)
         # From the networks themselves, not from the recipe: what was looked through is what is named.
-        seen = tuple(net.ingredient for net in features.values() if net.ingredient is not None)
+        seen = tuple(one for net in features.values() for one in net.ingredients)
         return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen)
     finally:
         lora.remove(pipeline.transformer)
@@ -207,7 +208,7 @@ def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor
     Gradients add up over micro-batches, for every loss is divided by what the whole step looks at.
     """
     recipe, pipeline, accelerator = session.recipe, session.pipeline, session.accelerator
-    selection = select(plan, recipe.losses)
+    selection = select(plan, recipe.losses, session.features)
     mine = range(accelerator.process_index, len(plan.draws), accelerator.num_processes)
     at_once = recipe.running.micro_pairs or len(mine)
     sums: dict[str, torch.Tensor] = {}
@@ -222,9 +223,13 @@ def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor
             pipeline=pipeline,
             selection=selection,
             features=session.features,
+            checkpointing=recipe.running.checkpointing,
+            snr_gamma=recipe.noise.snr_gamma,
         )
         total, parts = combined(outputs, recipe.losses)
         accelerator.backward(total)
+        if outputs.unseen is not None:
+            parts["unseen"] = total.new_tensor(float(outputs.unseen)).detach()
         for name, value in {"loss": total.detach(), **parts}.items():
             sums[name] = sums[name] + value if name in sums else value
         decodes += outputs.decodes
@@ -233,12 +238,13 @@ def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor
 
 def _features(
     losses: Mapping[Any, LossSection], dataset: Dataset, device: torch.device
-) -> dict[str, FeatureNet]:
+) -> dict[str, FeatureNet | PerceptualNet]:
     """Return the networks that the active losses look through; none is loaded for a loss without weight."""
-    makers = {"contrastive": expression_features, "identity": identity_features}
-    wanted = {name: settings for name, settings in active(losses).items() if name in makers}
-    truth = dataset.images() if wanted else None
-    return {name: makers[name](truth, device, settings) for name, settings in wanted.items()}
+    makers = {
+        "contrastive": contrastive_features, "identity": identity_features, "perceptual": perceptual_features,
+    }  # fmt: skip
+    truth = Truth(fitted=dataset.fitted, digests=dataset.image_digests)
+    return {name: makers[name](truth, device, one) for name, one in active(losses).items() if name in makers}
 
 
 def _add_up(

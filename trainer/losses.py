@@ -8,20 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import islice
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
-from trainer.data.batches import Batch, StepPlan
+from trainer.data.batches import Batch, Draw, StepPlan
 from trainer.sections import LossName, LossSection
 
 if TYPE_CHECKING:
-    from serving.pipelines.base import EditPipeline
+    from serving.pipelines.base import EditPipeline, Size
     from trainer.identity import FeatureNet
+    from trainer.perceptual import PerceptualNet
 
 Selection = Mapping[LossName, tuple[int, ...]]
 """Which slots of a step each active loss looks at."""
+
+_DECODED_AT_ONCE: Final = 1 << 19
+"""Pixels of predicted pictures that are decoded together: two of 512 x 512."""
 
 
 @dataclass(kw_only=True)
@@ -35,8 +42,9 @@ class StepOutputs:
         pipeline: decodes latents and knows the noising process.
         selection: of the whole step.
         features: networks by the name of the loss that looks through them.
+        checkpointing: decode again in the backward pass instead of keeping what the decoder computed.
+        snr_gamma: of the denoising loss; see `trainer.sections.NoiseSection`.
         decodes: how many pictures were decoded.
-        unseen: pictures in which an encoder found no face.
     """
 
     batch: Batch
@@ -44,10 +52,17 @@ class StepOutputs:
     predicted: torch.Tensor
     pipeline: EditPipeline
     selection: Selection = field(default_factory=dict)
-    features: Mapping[str, FeatureNet] = field(default_factory=dict)
+    features: Mapping[str, FeatureNet | PerceptualNet] = field(default_factory=dict)
+    checkpointing: bool = False
+    snr_gamma: float = 0.0
     decodes: int = 0
-    unseen: int = 0
     _pixels: torch.Tensor | None = None
+
+    @property
+    def unseen(self) -> int | None:
+        """How many of the batch's true pictures are known to show no face; None if none is looked for."""
+        blind = [net.blind for net in self.features.values() if net.blind is not None]
+        return sum(row in rows for rows in blind for row in self.batch.images) if blind else None
 
     def pairs(self, name: LossName) -> list[int]:
         """Return the pairs of this batch (0..P-1) that a loss looks at, in the order of its selection."""
@@ -55,9 +70,9 @@ class StepOutputs:
         return [place[slot] for slot in self.selection.get(name, ()) if slot in place]
 
     def pictures(self, name: LossName) -> tuple[list[int], torch.Tensor]:
-        """Return rows of the batch that a loss looks at, and their predicted pictures [2n, 3, H, W].
+        """Return what a loss looks at: rows of the dataset, and the predictions of them [2n, 3, H, W].
 
-        The first n rows are members a, the last n their members b. Losses share one decode.
+        The first n are members a, the last n their members b. Losses share one decode.
         """
         count = len(self.batch.slots)
         wanted = self.pairs(name)
@@ -69,11 +84,23 @@ class StepOutputs:
             clean = self.pipeline.process.clean(
                 self.noisy[every], self.predicted[every].to(self.noisy), self.batch.sigma[every]
             )
-            self._pixels = self.pipeline.decode(clean, self.batch.size).float()
+            self._pixels = torch.cat([self._decoded(part) for part in clean.split(self._at_once())])
             self.decodes += len(every)
         place = [shown.index(pair) for pair in wanted]
-        rows = wanted + [count + pair for pair in wanted]
+        rows = [self.batch.images[row] for row in wanted + [count + pair for pair in wanted]]
         return rows, self._pixels[place + [len(shown) + number for number in place]]
+
+    def _at_once(self) -> int:
+        height, width = self.batch.size
+        return max(1, _DECODED_AT_ONCE // (height * width))
+
+    def _decoded(self, clean: torch.Tensor) -> torch.Tensor:
+        """Return pictures [N, 3, H, W] of latents [N, T, C]."""
+        pipeline, size = self.pipeline, self.batch.size
+        if self.checkpointing and torch.is_grad_enabled():
+            again = checkpoint(pipeline.decode, clean, size, use_reentrant=False, preserve_rng_state=False)
+            return again.float()  # type: ignore[no-any-return]
+        return pipeline.decode(clean, size).float()
 
     def nothing(self) -> torch.Tensor:
         """Return the value of a loss that has nothing to look at."""
@@ -99,20 +126,40 @@ def loss(name: LossName) -> Callable[[Loss], Loss]:
 @loss("flow_matching")
 def flow_matching(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
     """Mean squared error of the velocity noise - x_0 (rectified flow, Liu et al., arXiv 2209.03003)."""
-    wanted = outputs.pipeline.process.target(outputs.batch.target, outputs.batch.noise, outputs.batch.sigma)
-    error = (outputs.predicted.float() - wanted.float()).square().flatten(1).mean(1)
-    return halves(error)
-
-
-def halves(rows: torch.Tensor) -> torch.Tensor:
-    """Return the mean of both members [n] of values of rows [2n]."""
-    return rows.unflatten(0, (2, -1)).mean(0)
+    return halves(squared_error(outputs))
 
 
 @loss("denoising")
 def denoising(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
     """Mean squared error of epsilon or v (Ho et al., arXiv 2006.11239; Salimans and Ho, arXiv 2202.00512)."""
-    return flow_matching(outputs, settings)
+    error = squared_error(outputs)
+    if outputs.snr_gamma:
+        process = outputs.pipeline.process
+        error = error * min_snr(
+            process.snr(outputs.batch.sigma.float()), outputs.snr_gamma, process.prediction
+        )
+    return halves(error)
+
+
+def squared_error(outputs: StepOutputs) -> torch.Tensor:
+    """Return the mean squared error of each row [2P] of what the noising process asks the model for."""
+    wanted = outputs.pipeline.process.target(outputs.batch.target, outputs.batch.noise, outputs.batch.sigma)
+    return (outputs.predicted.float() - wanted.float()).square().flatten(1).mean(1)
+
+
+def min_snr(snr: torch.Tensor, gamma: float, prediction: str) -> torch.Tensor:
+    """Return the weight of samples by their signal-to-noise ratio (min-SNR, Hang et al., arXiv 2303.09556).
+
+    The weight of the error in x_0 is clipped at gamma. An error in epsilon is 1 / SNR, one in v 1 / (SNR + 1)
+    of it, so the weights are min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1).
+    """
+    snr = snr.clamp(min=1e-8)
+    return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
+
+
+def halves(rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean of both members [n] of values of rows [2n]."""
+    return rows.unflatten(0, (2, -1)).mean(0)
 
 
 @loss("contrastive")
@@ -123,8 +170,8 @@ def contrastive(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
         return outputs.nothing()
     net = outputs.features["contrastive"]
     half = len(rows) // 2
-    predicted = net(pixels)
-    truth = net.of_truth([outputs.batch.images[row] for row in rows], pixels.device)
+    predicted = net(pixels, rows)
+    truth = net.of_truth(rows, outputs.batch.size, pixels.device)
     return symmetric_info_nce(
         torch.stack([predicted[:half], predicted[half:]], 1),
         torch.stack([truth[:half], truth[half:]], 1),
@@ -151,13 +198,26 @@ def symmetric_info_nce(predicted: torch.Tensor, truth: torch.Tensor, temperature
 
 @loss("identity")
 def identity(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
-    """1 - cosine of the identity embeddings of the predicted and the true picture."""
+    """1 - cosine of the identity embeddings of the predicted and the true picture.
+
+    A member whose true picture shows no face is left out: the pair's value is that of the other.
+    """
     rows, pixels = outputs.pictures("identity")
     if not rows:
         return outputs.nothing()
-    net = outputs.features["identity"]
-    truth = net.of_truth([outputs.batch.images[row] for row in rows], pixels.device)
-    return halves(1 - (net(pixels) * truth).sum(-1))
+    net, size = outputs.features["identity"], outputs.batch.size
+    seen = pixels.new_tensor([float(net.sees(row, size)) for row in rows])
+    away = seen * (1 - (net(pixels, rows) * net.of_truth(rows, size, pixels.device)).sum(-1))
+    return halves(away) / halves(seen).clamp(min=0.5)
+
+
+@loss("perceptual")
+def perceptual(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
+    """Perceptual distance of the predicted and the true picture (LPIPS, Zhang et al., arXiv 1801.03924)."""
+    rows, pixels = outputs.pictures("perceptual")
+    if not rows:
+        return outputs.nothing()
+    return halves(outputs.features["perceptual"].distance(pixels, rows))
 
 
 def active(settings: Mapping[LossName, LossSection]) -> dict[LossName, LossSection]:
@@ -165,23 +225,39 @@ def active(settings: Mapping[LossName, LossSection]) -> dict[LossName, LossSecti
     return {name: one for name, one in settings.items() if one.weight > 0}
 
 
-def select(plan: StepPlan, settings: Mapping[LossName, LossSection]) -> dict[LossName, tuple[int, ...]]:
-    """Return the slots that each active loss looks at in a step.
+def select(
+    plan: StepPlan,
+    settings: Mapping[LossName, LossSection],
+    features: Mapping[str, FeatureNet | PerceptualNet] = MappingProxyType({}),
+) -> dict[LossName, tuple[int, ...]]:
+    """Return the slots that each active loss looks at in a step, the same in every process.
 
     A loss on decoded pictures takes those with a noise level in its range, least noise first, each judged by
-    its own level; pairs with a member that keeps the source have nothing to contrast.
+    its own level. Pairs with a member that keeps the source have nothing to contrast, and those whose true
+    pictures both show no face nothing to look at.
     """
     every = tuple(range(len(plan.draws)))
     chosen: dict[LossName, tuple[int, ...]] = {}
     for name, one in active(settings).items():
         chosen[name] = every
         if name in DECODING:
-            fit = [
-                draw for draw in plan.draws
-                if one.min_sigma <= draw.sigma <= one.max_sigma and not any(draw.keeps)
-            ]  # fmt: skip
-            chosen[name] = tuple(d.slot for d in sorted(fit, key=lambda draw: draw.sigma)[: one.pairs])
+            fit = sorted(
+                (d for d in plan.draws if one.min_sigma <= d.sigma <= one.max_sigma and not any(d.keeps)),
+                key=lambda draw: draw.sigma,
+            )
+            chosen[name] = tuple(
+                islice((d.slot for d in fit if _shown(d, plan.size, features.get(name))), one.pairs)
+            )
     return chosen
+
+
+def _shown(draw: Draw, size: Size, net: FeatureNet | PerceptualNet | None) -> bool:
+    """Return whether at least one true picture of a pair shows what a loss looks at."""
+    if net is None:
+        return True
+    # Both are asked, so that both are known when what was not seen is counted.
+    shown = [net.sees(member.image, size) for member in (draw.triplet.a, draw.triplet.b)]
+    return any(shown)
 
 
 def combined(

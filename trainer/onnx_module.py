@@ -56,14 +56,39 @@ def load(file: Path, *, penultimate: bool = False) -> torch.nn.Module:
     Raises:
         BaseModelError: there is no such network, or onnx2torch knows one of its operators not.
     """
+    return _converted(file, lambda graph: [graph.node[-1].input[0]] if penultimate else [])
+
+
+def load_stack(file: Path) -> torch.nn.Module:
+    """Load the convolutions of an ONNX network with frozen weights.
+
+    Returns:
+        a network that gives a list of maps [N, C, H, W]: what each rectified convolution puts out, in order.
+
+    Raises:
+        BaseModelError: as for `load`, or none of its convolutions is rectified.
+    """
+
+    def rectified(graph: Any) -> list[str]:
+        convolved = {node.output[0] for node in graph.node if node.op_type == "Conv"}
+        found = [n.output[0] for n in graph.node if n.op_type == "Relu" and n.input[0] in convolved]
+        if not found:
+            raise ValueError("it has no convolution that a ReLU follows")
+        return found
+
+    return _converted(file, rectified)
+
+
+def _converted(file: Path, outputs: Callable[[Any], list[str]]) -> torch.nn.Module:
+    """Return the network cut off at some of its values; at its own output if there are none."""
     import onnx
     from onnx.checker import ValidationError
 
     try:
         model = onnx.load(str(file))
-        if penultimate:
+        if wanted := outputs(model.graph):
             extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(model))
-            model = extractor.extract_model([model.graph.input[0].name], [model.graph.node[-1].input[0]])
+            model = extractor.extract_model([model.graph.input[0].name], wanted)
         network = _converter()(model)
     except (OSError, ValueError, NotImplementedError, ValidationError) as error:
         raise BaseModelError(

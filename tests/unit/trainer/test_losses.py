@@ -13,8 +13,9 @@ from serving.pipelines.base import PromptEmbeds
 from serving.pipelines.process import Flow
 from trainer.data.batches import Batch, Draw, StepPlan
 from trainer.data.triplets import Member, Triplet
-from trainer.identity import FeatureNet
+from trainer.identity import FeatureNet, Truth
 from trainer.losses import LOSSES, StepOutputs, combined, flow_matching, select, symmetric_info_nce
+from trainer.perceptual import PerceptualNet
 from trainer.sections import LossName, LossSection
 
 SIDE = 8
@@ -30,6 +31,17 @@ class Decoder:
     def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         self.calls += 1
         return latents.reshape(len(latents), 3, SIDE, SIDE)
+
+
+class Maps(nn.Module):
+    """One layer of features: the pixels."""
+
+    def forward(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        return [pixels]
+
+
+def truth_of(pictures: np.ndarray) -> Truth:
+    return Truth(fitted=lambda rows, size: pictures[list(rows)], digests=[f"sha256:{n}" for n in range(99)])
 
 
 def batch(sigma: list[float], keeps: tuple[bool, ...] | None = None) -> Batch:
@@ -70,13 +82,18 @@ def plan_of(given: Batch) -> StepPlan:
 
 def outputs(given: Batch, predicted: torch.Tensor, settings: dict[LossName, LossSection]) -> StepOutputs:
     pictures = (given.target.reshape(-1, 3, SIDE, SIDE).permute(0, 2, 3, 1).numpy() + 1) * 127.5
-    net = FeatureNet(nn.Flatten(), SIDE, np.round(pictures).astype(np.uint8))
+    truth = truth_of(np.round(pictures).astype(np.uint8))
+    net = FeatureNet(nn.Flatten(), SIDE, truth)
     return StepOutputs(
         batch=given,
         noisy=Flow().noisy(given.target, given.noise, given.sigma),
         predicted=predicted,
         pipeline=Decoder(),  # type: ignore[arg-type]
-        features={"contrastive": net, "identity": net},
+        features={
+            "contrastive": net,
+            "identity": net,
+            "perceptual": PerceptualNet(Maps(), [torch.ones(3)], 0, truth),
+        },
         selection=select(plan_of(given), settings),
     )
 
@@ -117,7 +134,7 @@ def test_perfect_predictions_keep_the_identity() -> None:
     assert float(LOSSES["identity"](exact, settings["identity"])) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", ["flow_matching", "contrastive", "identity"])
+@pytest.mark.parametrize("name", ["flow_matching", "contrastive", "identity", "perceptual"])
 def test_gradients_reach_the_prediction(name: LossName) -> None:
     settings = {name: LossSection(weight=1)}
     given = batch([0.2, 0.4])
@@ -150,7 +167,7 @@ def test_two_looking_losses_share_one_decode() -> None:
     combined(made, settings)
     assert made.selection == {"contrastive": (1, 0), "identity": (1,)}
     assert (made.decodes, made.pipeline.calls) == (4, 1)  # type: ignore[attr-defined]
-    assert made.pictures("identity")[0] == [1, 5]
+    assert made.pictures("identity")[0] == [1, 5]  # rows of the dataset, which are those of the batch here
 
 
 @pytest.mark.parametrize(
@@ -190,8 +207,8 @@ def test_auxiliary_networks_are_frozen_and_the_truth_is_seen_once() -> None:
             return self.linear(x.flatten(1))
 
     network = Counting()
-    net = FeatureNet(network, SIDE, np.zeros((5, SIDE, SIDE, 3), np.uint8))
+    net = FeatureNet(network, SIDE, truth_of(np.zeros((5, SIDE, SIDE, 3), np.uint8)))
     for _ in range(2):
-        net.of_truth([1, 3, 1], torch.device("cpu"))
+        net.of_truth([1, 3, 1], (SIDE, SIDE), torch.device("cpu"))
     assert network.seen == 2
     assert not any(parameter.requires_grad for parameter in network.parameters())
