@@ -89,13 +89,16 @@ class StableDiffusion(ABC):
         local = Path(base) / "resolution.json"
         sides = json.loads(local.read_text()) if local.is_file() else {}
         kind, parts = cls._class()
+        # diffusers has an entry of null pass for a missing component only if it is told so.
+        index = kind.load_config(str(base), revision=revision)
+        absent = {name: None for name, entry in index.items() if isinstance(entry, list) and not any(entry)}
         # Without use_safetensors a folder that holds only pickled weights would have them unpickled.
         pipe = kind.from_pretrained(
             str(base),
             revision=revision,
             dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
             use_safetensors=True,
-            **parts,
+            **{**absent, **parts},
         ).to(device)
         return cls(pipe, sides.get("pixels", cls.default_pixels))
 

@@ -20,7 +20,8 @@ from registry.admission import Origin, Policy, VerifiedAdapter, admit_candidate
 from registry.manifest import BaseModelRef
 from serving.adapters import AdapterSlots
 from serving.engine import EditEngine
-from serving.errors import CandidateRefused, ServingError, UsageError
+from serving.errors import BaseNotFound, CandidateRefused, ServingError, UsageError
+from serving.pipelines import load as load_pipeline
 from serving.pipelines.qwen_image_edit import QwenImageEdit
 from trainer.portraits.base import build
 
@@ -154,6 +155,8 @@ LOADERS = {
 ALLOWED = {
     ("pipelines/qwen_image_edit.py", "from_pretrained"),
     ("pipelines/qwen_image_edit.py", "loads"),
+    ("pipelines/stable_diffusion.py", "from_pretrained"),
+    ("pipelines/stable_diffusion.py", "loads"),
     ("images.py", "loads"),
 }
 
@@ -195,3 +198,23 @@ def test_a_base_model_of_pickled_weights_is_not_opened(part: str, tmp_path: Path
     safe.unlink()
     with pytest.raises(OSError, match="safetensors"):
         QwenImageEdit.load(base)
+
+
+PARTS = {
+    "sd15": ("unet", "vae", "text_encoder"),
+    "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
+    "sd3": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+}
+
+
+@pytest.mark.parametrize(("family", "part"), [(family, part) for family in PARTS for part in PARTS[family]])
+def test_no_family_opens_pickled_weights(family: str, part: str, tmp_path: Path) -> None:
+    from trainer.portraits.bases import build as build_family
+
+    base = build_family(family, tmp_path / "base")
+    safe = next((base / part).glob("*.safetensors"))
+    pickled = "pytorch_model.bin" if part.startswith("text_encoder") else "diffusion_pytorch_model.bin"
+    torch.save(load_file(safe), base / part / pickled)
+    safe.unlink()
+    with pytest.raises(BaseNotFound, match="safetensors"):
+        load_pipeline(family, base)
