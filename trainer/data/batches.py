@@ -8,23 +8,30 @@ draws what a whole step consists of, which costs next to nothing; `TrainingSet.b
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 
-from registry.digest import Digest
 from serving.conditioning import blend
 from serving.pipelines.base import PromptEmbeds, Size
-from trainer.data.cache import TensorCache, latent_key, prompt_key
-from trainer.data.triplets import Dataset, Triplet
+from trainer.data.buckets import resolutions, sizes_of
+from trainer.data.cache import View, pooled_key
+from trainer.data.dataset import Dataset, Triplet
+from trainer.data.held import Held
+from trainer.data.tensors import TensorCache
 from trainer.errors import DataError
 from trainer.noise import noise_level
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     import numpy as np
+
+_HELD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +48,8 @@ class Batch:
         prompts: interpolated conditioning of 2P rows.
         images: row of each wanted picture in the dataset, 2P numbers.
         keeps: whether a row asks for nothing and wants the source itself, 2P values.
+        sources: row of each neutral picture, 2P numbers.
+        expressions, intensities: what each row asks for, 2P values each.
     """
 
     slots: tuple[int, ...]
@@ -52,6 +61,9 @@ class Batch:
     prompts: PromptEmbeds
     images: tuple[int, ...]
     keeps: tuple[bool, ...]
+    sources: tuple[int, ...] = ()
+    expressions: tuple[str, ...] = ()
+    intensities: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,62 +95,106 @@ def generator(*path: int | str) -> torch.Generator:
 
 
 class TrainingSet:
-    """One split of a dataset with its cached latents and embeddings in memory."""
+    """One split of a dataset; latents and embeddings come from the cache when they are asked for.
+
+    The last used stay in memory, and while a step is computed a thread reads what the next one needs.
+
+    Args:
+        dataset: has the triplets.
+        cache: has what `trainer.data.cache_dataset` put there for this dataset and view.
+        view: how the base sees pictures.
+        recipe: gives sizes, prompts and noise levels.
+        split: "train" or "validation".
+        device: of the batches.
+        limit: bytes of cached tensors that stay in memory.
+
+    Raises:
+        DataError: the split is empty, or the prompts have different numbers of tokens.
+        CacheError: something was never cached.
+    """
 
     def __init__(
         self,
         dataset: Dataset,
         cache: TensorCache,
-        encoder: Digest,
+        view: View,
         recipe: Recipe,
-        size: Size,
         split: str = "train",
         device: torch.device | str = "cpu",
+        limit: int = _HELD_BYTES,
     ) -> None:
         self.triplets = [triplet for triplet in dataset.triplets if triplet.split == split]
         if not self.triplets:
-            raise DataError(f"the dataset has no triplets for {split}", f"give data.{split} more people")
+            raise DataError(f"the dataset has no triplets for {split}", f"give {split} more people")
         self._spec, self._data, self._noise = recipe.conditioning, recipe.data, recipe.noise
-        self._size = size
-        rows = {row for t in self.triplets for row in (t.source, t.a.image, t.b.image)}
-        order = sorted(rows)
-        latents = cache.get([latent_key(encoder, dataset.image_digests[row]) for row in order])
-        self._latents = torch.stack(latents).float().to(device)
-        self._place = {row: number for number, row in enumerate(order)}
-        self._prompt_place, self._prompts = self._read_prompts(dataset, cache, encoder, device)
-        names = self._spec.expressions
-        self._with = [
-            [t for t in self.triplets if name in (t.a.expression, t.b.expression)] for name in names
-        ]
-        self._with = [found for found in self._with if found]
+        self._dataset, self._view, self._device = dataset, view, torch.device(device)
+        wanted = resolutions(recipe.data, view.size, view.multiple)
+        self._size_of = {t.source: sizes_of(dataset.sizes[t.source], wanted) for t in self.triplets}
+        sizes = sorted({size for found in self._size_of.values() for size in found})
+        self._of_size = {
+            size: [t for t in self.triplets if size in self._size_of[t.source]] for size in sizes
+        }
+        self._with = {size: self._by_expression(found) for size, found in self._of_size.items()}
+        self._pooled = self._check(cache)
+        self._held = Held(cache.get, limit)
+        self._thread = ThreadPoolExecutor(1, "prefetch")
+        self._asked: set[int] = set()
 
-    def _read_prompts(
-        self, dataset: Dataset, cache: TensorCache, encoder: Digest, device: torch.device | str
-    ) -> tuple[dict[int, int], torch.Tensor]:
-        """Return source row -> place, and embeddings [S, 1 + K, L, D] with the neutral prompt first."""
+    def _by_expression(self, triplets: Sequence[Triplet]) -> list[list[Triplet]]:
+        """Return the triplets with each expression, without expressions that have none."""
+        found = [
+            [t for t in triplets if name in (t.a.expression, t.b.expression)]
+            for name in self._spec.expressions
+        ]
+        return [some for some in found if some]
+
+    def _check(self, cache: TensorCache) -> bool:
+        """Refuse a cache that lacks something; return whether prompts have pooled vectors."""
         words = (self._spec.neutral, *self._spec.expressions)
-        sources = sorted({triplet.source for triplet in self.triplets})
-        digests = [dataset.image_digests[row] for row in sources]
-        found = cache.get(
-            [prompt_key(encoder, digest, self._spec.prompt(word)) for digest in digests for word in words]
-        )
-        lengths = {word: len(value) for word, value in zip(words, found, strict=False)}
-        if len({len(value) for value in found}) > 1:
-            raise DataError(
-                f"the prompts have different numbers of tokens: {lengths}",
-                "change conditioning.template or its words: only prompts of one length can be interpolated",
-            )
-        stacked = torch.stack(found).float().to(device).unflatten(0, (len(sources), len(words)))
-        return {row: number for number, row in enumerate(sources)}, stacked
+        keys: set[str] = set()
+        pooled = False
+        for size, triplets in self._of_size.items():
+            keys |= {self._latent(row, size) for triplet in triplets for row in triplet.rows}
+            for source in {triplet.source for triplet in triplets}:
+                prompts = {word: self._prompt(source, size, word) for word in words}
+                keys |= {*prompts.values()}
+                lengths = {word: cache.shape(key)[0] for word, key in prompts.items() if key in cache}
+                if len({*lengths.values()}) > 1:
+                    raise DataError(
+                        f"the prompts have different numbers of tokens: {lengths}",
+                        "change conditioning.template or its words: only prompts of one length can be "
+                        "interpolated",
+                    )
+                pooled = all(pooled_key(key) in cache for key in prompts.values())
+        cache.require(keys)
+        self._everything = len(keys) + sum(pooled_key(key) in cache for key in keys)
+        return pooled
 
     def plan(self, seed: int, step: int, pairs: int) -> StepPlan:
-        """Return what the ``pairs`` slots of a step train on."""
-        return StepPlan(size=self._size, draws=tuple(self._draw(seed, step, slot) for slot in range(pairs)))
+        """Return what the ``pairs`` slots of a step train on, all at one size.
 
-    def _draw(self, seed: int, step: int, slot: int) -> Draw:
+        A size is drawn as often as it has triplets; where there is one, none is drawn.
+        """
+        asked, self._asked = self._asked, set()
+        if asked and len(self._held) < self._everything:
+            self._thread.submit(self._prefetch, seed, step + 1, pairs, sorted(asked))
+        return self._plan(seed, step, pairs)
+
+    def _plan(self, seed: int, step: int, pairs: int) -> StepPlan:
+        sizes = list(self._of_size)
+        size = sizes[0]
+        if len(sizes) > 1:
+            ends = list(accumulate(len(found) for found in self._of_size.values()))
+            size = sizes[
+                bisect_right(ends, torch.rand((), generator=generator(seed, step, "size")) * ends[-1])
+            ]
+        draws = (self._draw(self._with[size], seed, step, slot) for slot in range(pairs))
+        return StepPlan(size=size, draws=tuple(draws))
+
+    def _draw(self, triplets: Sequence[Sequence[Triplet]], seed: int, step: int, slot: int) -> Draw:
         source = generator(seed, step, slot)
         u = torch.rand(6, generator=source).tolist()
-        found = self._with[int(u[0] * len(self._with))]
+        found = triplets[int(u[0] * len(triplets))]
         keep = self._data.keep_share
         return Draw(
             slot=slot,
@@ -148,11 +204,22 @@ class TrainingSet:
             noise=source,
         )
 
+    def _prefetch(self, seed: int, step: int, pairs: int, slots: Sequence[int]) -> None:
+        """Read what some slots of a step need. What goes wrong here goes wrong again in `batch`."""
+        plan = self._plan(seed, step, pairs)
+        chosen = [plan.draws[slot].triplet for slot in slots if slot < len(plan.draws)]
+        words = [(t.source, m.expression) for t in chosen for m in (t.a, t.b)]
+        words += [(t.source, self._spec.neutral) for t in chosen]
+        prompts = [self._prompt(source, plan.size, word) for source, word in words]
+        latents = [self._latent(row, plan.size) for triplet in chosen for row in triplet.rows]
+        self._held.get([*latents, *prompts, *(map(pooled_key, prompts) if self._pooled else ())])
+
     def batch(self, plan: StepPlan, slots: Sequence[int]) -> Batch:
         """Return some slots of a plan as tensors; both members of a pair share noise and noise level.
 
         A slot's noise is drawn from its plan, so it can be asked for once only.
         """
+        self._asked.update(slots)
         draws = [plan.draws[slot] for slot in slots]
         sources = [draw.triplet.source for draw in draws] * 2
         members = [draw.triplet.a for draw in draws] + [draw.triplet.b for draw in draws]
@@ -162,18 +229,22 @@ class TrainingSet:
             for source, member, keep in zip(sources, members, keeps, strict=True)
         ]
         levels = [0.0 if keep else member.intensity for member, keep in zip(members, keeps, strict=True)]
-        like = self._latents
-        noise = torch.stack([torch.randn(like.shape[1:], generator=draw.noise) for draw in draws])
+        expressions = [member.expression for member in members]
+        target = self._read([self._latent(row, plan.size) for row in images])
+        noise = torch.stack([torch.randn(target.shape[1:], generator=draw.noise) for draw in draws])
         return Batch(
             slots=tuple(slots),
             size=plan.size,
-            target=like[[self._place[row] for row in images]],
-            source=like[[self._place[row] for row in sources]],
-            noise=noise.to(like).repeat(2, 1, 1),
-            sigma=torch.tensor([draw.sigma for draw in draws]).to(like).repeat(2),
-            prompts=self._conditioning(sources, [member.expression for member in members], levels),
+            target=target,
+            source=self._read([self._latent(row, plan.size) for row in sources]),
+            noise=self._move(noise).repeat(2, 1, 1),
+            sigma=self._move(torch.tensor([draw.sigma for draw in draws])).repeat(2),
+            prompts=self._conditioning(plan.size, sources, expressions, levels),
             images=tuple(images),
             keeps=tuple(keeps),
+            sources=tuple(sources),
+            expressions=tuple(expressions),
+            intensities=tuple(levels),
         )
 
     def ask(
@@ -186,22 +257,40 @@ class TrainingSet:
             expressions: N names.
             intensities: N values.
         """
-        latents = self._latents[[self._place[row] for row in sources]]
-        return self._size, latents, self._conditioning(sources, expressions, intensities)
+        size = self._size_of[sources[0]][0]
+        latents = self._read([self._latent(row, size) for row in sources])
+        return size, latents, self._conditioning(size, sources, expressions, intensities)
 
     def _conditioning(
-        self, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
+        self, size: Size, sources: Sequence[int], expressions: Sequence[str], intensities: Sequence[float]
     ) -> PromptEmbeds:
         """Return what serving would give the model for these requests: the very same function."""
-        people = [self._prompt_place[row] for row in sources]
-        words = [1 + self._spec.expressions.index(name) for name in expressions]
-        embeds = blend(
-            self._prompts[people, 0],
-            self._prompts[people, words].unsqueeze(1),
-            torch.tensor(intensities, device=self._prompts.device)[:, None],
-            self._spec.token_window,
-        )
-        return PromptEmbeds(embeds=embeds, mask=embeds.new_ones(embeds.shape[:2], dtype=torch.bool))
+        weights = torch.tensor(intensities, device=self._device)[:, None]
+        neutral = [self._prompt(source, size, self._spec.neutral) for source in sources]
+        asked = [self._prompt(source, size, name) for source, name in zip(sources, expressions, strict=True)]
+        embeds = blend(self._read(neutral), self._read(asked).unsqueeze(1), weights, self._spec.token_window)
+        pooled = None
+        if self._pooled:
+            before, after = (self._read([*map(pooled_key, keys)]).unsqueeze(1) for keys in (neutral, asked))
+            pooled = blend(before, after.unsqueeze(1), weights).squeeze(1)
+        mask = embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
+        return PromptEmbeds(embeds=embeds, mask=mask, pooled=pooled)
+
+    def _latent(self, row: int, size: Size) -> str:
+        return self._view.latent_key(self._dataset.image_digests[row], size)
+
+    def _prompt(self, source: int, size: Size, word: str) -> str:
+        return self._view.prompt_key(self._dataset.image_digests[source], size, self._spec.prompt(word))
+
+    def _read(self, keys: Sequence[str]) -> torch.Tensor:
+        """Return cached tensors as one fp32 tensor on the device."""
+        return self._move(torch.stack(self._held.get(keys))).float()
+
+    def _move(self, value: torch.Tensor) -> torch.Tensor:
+        """Bring a tensor to the device; to a GPU from pinned memory and without waiting for it."""
+        if self._device.type != "cuda":
+            return value.to(self._device)
+        return value.pin_memory().to(self._device, non_blocking=True)
 
 
 def as_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

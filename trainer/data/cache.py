@@ -1,8 +1,8 @@
 """The cache of what a base model makes of pictures and prompts, by content.
 
-A latent is kept under the digest of (encoder, picture), a prompt's embedding under that of (encoder, picture,
-prompt), because the text encoder sees the picture. So the cache can be shared by recipes and processes, and a
-second run encodes nothing. Files are safetensors that are written once and never changed.
+A latent is kept under the digest of (encoder, picture, size), a prompt's embedding under that of (encoder,
+prompt) and, where the text encoder sees the picture, of that and its size too. So the cache is shared by
+recipes, runs and processes, and a second run encodes nothing.
 """
 
 from __future__ import annotations
@@ -10,91 +10,100 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import count
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
-from trainer.data.triplets import Dataset
+from serving.pipelines.base import Size
+from trainer.data.buckets import crop, resolutions, sizes_of
+from trainer.data.dataset import Dataset
+from trainer.data.shards import file_digest
+from trainer.data.tensors import TensorCache
 from trainer.errors import CacheError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, stage_key
+from trainer.stage import StageResult, stage_key, write_atomically
 
 if TYPE_CHECKING:
     import torch
 
     from serving.pipelines.base import EditPipeline
 
-_ENCODERS = ("vae", "text_encoder", "tokenizer", "processor")
-_IMAGE_BATCH = 64
-_PROMPT_BATCH = 104
-_PER_FILE = 1024
+_ENCODERS = ("vae", "text_encoder", "tokenizer", "processor")  # and their numbered fellows
+_FORMAT = 2
+_IMAGE_BATCH, _PROMPT_BATCH, _PER_FILE = 64, 104, 1024
+_FILE_BYTES = 64 << 20
+_PIXELS_AT_ONCE = {"cpu": 64 * 64 * 64, "cuda": 4 << 20}
+_PATIENCE = 1800.0  # seconds without news from the other processes
 
 
-class TensorCache:
-    """Tensors by content key in a folder of safetensors files."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """How a base sees pictures and prompts: all that decides what is cached.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._files: dict[str, Path] = {}
-        for path in sorted(folder.glob("tensors-*.safetensors")):
-            self._files.update(dict.fromkeys(_keys(path), path))
+    Attributes:
+        encoder: digest of its encoders; see `encoder_digest`.
+        family: whose code does the encoding.
+        size: its own height and width in pixels.
+        multiple: both sides of a size are multiples of so many pixels.
+        sees_image: whether a prompt's embedding depends on the picture beside it.
+        numbers: dtype of what is cached, "float32" or "bfloat16".
+    """
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._files
+    encoder: Digest
+    family: str
+    size: Size
+    multiple: int
+    sees_image: bool
+    numbers: str
 
-    def __len__(self) -> int:
-        return len(self._files)
+    @classmethod
+    def of(cls, pipeline: EditPipeline, base_path: Path, recipe: Recipe) -> View:
+        """Return the view of a loaded base that lies in ``base_path``."""
+        return cls(
+            encoder=encoder_digest(base_path),
+            family=pipeline.family,
+            size=pipeline.size,
+            multiple=pipeline.multiple,
+            sees_image=pipeline.sees_image,
+            numbers=numbers(recipe),
+        )
 
-    def add(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep ``tensors`` in a new file, named after its keys."""
-        from safetensors.torch import save
+    def latent_key(self, image: Digest, size: Size) -> str:
+        """Return the key of a picture's latents; the middle of the picture, at that size."""
+        return self._key("latent", image, *size)
 
-        self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / f"tensors-{digest_bytes(canonical_json(sorted(tensors))).hex[:32]}.safetensors"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(save({key: value.contiguous().cpu() for key, value in tensors.items()}))
-        temporary.replace(path)
-        self._files.update(dict.fromkeys(tensors, path))
+    def prompt_key(self, image: Digest, size: Size, prompt: str) -> str:
+        """Return the key of a prompt's embedding beside a picture that is trained at that size."""
+        return self._key("prompt", json.dumps(prompt), *((image, *size) if self.sees_image else ()))
 
-    def get(self, keys: Sequence[str]) -> list[torch.Tensor]:
-        """Return the tensors of ``keys``, in order.
-
-        Raises:
-            CacheError: one of them was never cached.
-        """
-        from safetensors import safe_open
-
-        missing = [key for key in keys if key not in self._files]
-        if missing:
-            raise CacheError(
-                f"{len(missing)} of {len(keys)} tensors are not in the cache {self._folder}",
-                "run `trainer train` again; it fills the cache for this dataset and base before it trains",
-            )
-        found = {}
-        for path in sorted({self._files[key] for key in keys}):
-            with safe_open(path, "pt") as file:
-                found.update({key: file.get_tensor(key) for key in keys if self._files[key] == path})
-        return [found[key] for key in keys]
+    def _key(self, *parts: object) -> str:
+        what = (*parts, self.encoder, self.family, self.numbers, _FORMAT)
+        return hashlib.sha256(" ".join(map(str, what)).encode()).hexdigest()
 
 
-def _keys(path: Path) -> list[str]:
-    """Return the tensor names of a safetensors file; none if the file is cut short."""
-    from safetensors import SafetensorError, safe_open
+def pooled_key(prompt: str) -> str:
+    """Return the key of the pooled vector that belongs to a prompt's embedding."""
+    return f"{prompt}.pooled"
 
-    try:
-        with safe_open(path, "np") as file:
-            return list(file.keys())
-    except (OSError, SafetensorError):
-        return []
+
+def numbers(recipe: Recipe) -> str:
+    """Return the dtype in which this machine encodes for a recipe: bf16 where the base computes in bf16."""
+    import torch
+
+    own = "bf16" if torch.cuda.is_available() else "fp32"
+    compute = recipe.precision.compute
+    return {"bf16": "bfloat16", "fp32": "float32"}[own if compute == "auto" else compute]
 
 
 def encoder_digest(base_path: Path) -> Digest:
     """Return the digest of those parts of a base that decide latents and embeddings."""
-    folders = [base_path / name for name in _ENCODERS if (base_path / name).is_dir()]
+    folders = [path for path in base_path.glob("*/") if path.name.rstrip("_23") in _ENCODERS]
     return _tree_digest(base_path, [*folders, base_path / "resolution.json"])
 
 
@@ -105,21 +114,42 @@ def _tree_digest(root: Path, places: Iterable[Path]) -> Digest:
         for path in ([place] if place.is_file() else place.rglob("*"))
         if path.is_file()
     )
-    listing = {}
-    for path in files:
-        with path.open("rb") as stream:
-            listing[path.relative_to(root).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest_bytes(canonical_json(listing))
+    return digest_bytes(
+        canonical_json({path.relative_to(root).as_posix(): file_digest(path).hex for path in files})
+    )
 
 
-def latent_key(encoder: Digest, image: Digest) -> str:
-    """Return the key of a picture's latents."""
-    return hashlib.sha256(f"latent {encoder} {image}".encode()).hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a training reads from the cache: key -> what is encoded for it.
 
+    Attributes:
+        latents: key -> row of the picture, size.
+        prompts: key -> row of the source beside it, its size, prompt.
+    """
 
-def prompt_key(encoder: Digest, image: Digest, prompt: str) -> str:
-    """Return the key of a prompt's embedding beside a picture."""
-    return hashlib.sha256(f"prompt {encoder} {image} {json.dumps(prompt)}".encode()).hexdigest()
+    latents: dict[str, tuple[int, Size]] = field(default_factory=dict)
+    prompts: dict[str, tuple[int, Size, str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Dataset, recipe: Recipe, view: View) -> Needs:
+        """Return all that a dataset needs under a view."""
+        spec, found = recipe.conditioning, cls()
+        texts = [spec.prompt(name) for name in (spec.neutral, *spec.expressions)]
+        wanted = resolutions(recipe.data, view.size, view.multiple)
+        places = {(size, triplet) for triplet in data.triplets
+                  for size in sizes_of(data.sizes[triplet.source], wanted)}  # fmt: skip
+        for size, row in sorted({(size, row) for size, triplet in places for row in triplet.rows}):
+            found.latents[view.latent_key(data.image_digests[row], size)] = (row, size)
+        for size, row in sorted({(size, triplet.source) for size, triplet in places}):
+            for text in texts:
+                found.prompts[view.prompt_key(data.image_digests[row], size, text)] = (row, size, text)
+        return found
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys, latents first."""
+        return [*self.latents, *self.prompts]
 
 
 def cache_dataset(
@@ -130,50 +160,67 @@ def cache_dataset(
     progress: Progress = silent,
     *,
     pipeline: EditPipeline | None = None,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> StageResult:
-    """Encode a dataset's pictures, and all prompts beside each source, unless it was done before.
+    """Encode a dataset's pictures and prompts, unless it was done before; several processes share the work.
 
     Args:
-        recipe: gives the prompts.
-        dataset: output of `trainer.data.build_triplets`.
+        recipe: gives the prompts and the sizes.
+        dataset: output of `trainer.data.build_triplets` or `trainer.data.read_folder`.
         base_path: folder of the base model.
-        out: folder of the cache; recipes and bases may share one.
+        out: folder of the cache; recipes, bases and processes may share one.
         progress: is told after every batch.
         pipeline: the loaded base, if the caller has it; it is loaded from ``base_path`` only if something is
             missing.
+        rank, world: number of this process and of all that call this for the same cache; each encodes its
+            share and waits for the others. None takes RANK and WORLD_SIZE from the environment.
 
     Returns:
-        the result; ``facts`` counts the pictures and prompts that were encoded and those that were there.
+        the result; ``facts`` counts the pictures and prompts that this process encoded and those that were
+        there.
+
+    Raises:
+        CacheError: the other processes do not deliver.
     """
-    data = Dataset.open(dataset)
-    encoder = encoder_digest(base_path)
-    cache = TensorCache(out)
-    spec = recipe.conditioning
-    prompts = [spec.prompt(name) for name in (spec.neutral, *spec.expressions)]
-    images = {latent_key(encoder, digest): (row,) for row, digest in enumerate(data.image_digests)}
-    sources = sorted({triplet.source for triplet in data.triplets})
-    pairs = {
-        prompt_key(encoder, data.image_digests[row], text): (row, text) for row in sources for text in prompts
+    data, cache = Dataset.open(dataset), TensorCache(out)
+    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
+    world = int(os.environ.get("WORLD_SIZE", "1")) if world is None else world
+    load = _Loader(base_path, recipe, pipeline)
+    view = _known_view(out, base_path, recipe, load)
+    needs = Needs.of(data, recipe, view)
+    share = needs.keys[rank::world]
+    # Whoever removes a damaged file makes up for all of it: the others may have looked already.
+    mine = {*share, *cache.drop_damaged([*share, *map(pooled_key, share)])}
+    there = sum(key in cache for key in needs.keys)
+    encoded: set[str] = set()
+    seen, since = len(cache), time.monotonic()
+    while True:
+        todo = [key for key in needs.keys if key in mine and key not in cache]
+        if todo:
+            encoded.update(_encode(data, load(), cache, needs, todo, view, progress))
+        if all(key in cache for key in needs.keys):
+            break
+        if not todo:
+            time.sleep(0.2)
+        cache.refresh()
+        if len(cache) != seen:
+            seen, since = len(cache), time.monotonic()
+        elif time.monotonic() - since > _PATIENCE:
+            raise CacheError(
+                "the other processes have not encoded anything for half an hour",
+                "look at their messages, then run the same command again; what is there is kept",
+            )
+    total = len(needs.keys)
+    progress("cache", total, total, f"{len(encoded)} encoded")
+    facts = {
+        "encoded_images": len(encoded & needs.latents.keys()),
+        "encoded_prompts": len(encoded & needs.prompts.keys()),
+        "found": there,
     }
-    new_images = {key: value for key, value in images.items() if key not in cache}
-    new_pairs = {key: value for key, value in pairs.items() if key not in cache}
-    if new_images or new_pairs:
-        _encode(data, pipeline or load_base(base_path, recipe), cache, new_images, new_pairs, progress)
-    total = len(images) + len(pairs)
-    progress("cache", total, total, f"{len(new_images) + len(new_pairs)} encoded")
-    key = stage_key("cache", dataset=data.digest, encoder=encoder, prompts=prompts)
-    return StageResult(
-        stage="cache",
-        folder=out,
-        key=key,
-        digest=stage_key("cached", keys=sorted([*images, *pairs])),
-        facts={
-            "encoded_images": len(new_images),
-            "encoded_prompts": len(new_pairs),
-            "found": total - len(new_images) - len(new_pairs),
-        },
-        reused=not new_images and not new_pairs,
-    )
+    key = stage_key("cache", dataset=data.digest, encoder=view.encoder, keys=sorted(needs.keys))
+    digest = stage_key("cached", keys=sorted(needs.keys))
+    return StageResult(stage="cache", folder=out, key=key, digest=digest, facts=facts, reused=not encoded)
 
 
 def load_base(base_path: Path, recipe: Recipe) -> EditPipeline:
@@ -184,46 +231,104 @@ def load_base(base_path: Path, recipe: Recipe) -> EditPipeline:
     from serving.memory import keep_freed_memory
 
     keep_freed_memory()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cpu"
+    if torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     return pipelines.load(recipe.base.family, base_path, device=device)
+
+
+class _Loader:
+    """Loads the base when it is needed for the first time."""
+
+    def __init__(self, base_path: Path, recipe: Recipe, pipeline: EditPipeline | None) -> None:
+        self._base_path, self._recipe, self.pipeline = base_path, recipe, pipeline
+
+    def __call__(self) -> EditPipeline:
+        self.pipeline = self.pipeline or load_base(self._base_path, self._recipe)
+        return self.pipeline
+
+
+def _known_view(out: Path, base_path: Path, recipe: Recipe, load: _Loader) -> View:
+    """Return the base's view; what only a loaded base knows is kept beside the tensors for the next run."""
+    about = {"family": recipe.base.family, "files": _tree_digest(base_path, base_path.rglob("*.json"))}
+    path = out / f"view-{digest_bytes(canonical_json(about)).hex[:32]}.json"
+    try:
+        if load.pipeline is None:
+            value = json.loads(path.read_bytes())
+            value["size"] = tuple(map(int, value["size"]))
+            return View(encoder=encoder_digest(base_path), numbers=numbers(recipe), **value)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nobody has loaded this base yet
+    view = View.of(load(), base_path, recipe)
+    out.mkdir(parents=True, exist_ok=True)
+    value = {name: getattr(view, name) for name in ("family", "size", "multiple", "sees_image")}
+    write_atomically(path, canonical_json(value))
+    return view
 
 
 def _encode(
     data: Dataset,
     pipeline: EditPipeline,
     cache: TensorCache,
-    images: Mapping[str, tuple[int]],
-    pairs: Mapping[str, tuple[int, str]],
+    needs: Needs,
+    todo: Sequence[str],
+    view: View,
     progress: Progress,
-) -> None:
-    """Encode pictures and prompts in batches and keep them."""
+) -> set[str]:
+    """Encode pictures and prompts in batches of one size and keep them; return those that nobody else had."""
+    import torch
     from PIL import Image
 
-    pictures = [Image.fromarray(row) for row in data.images()]
-    total, done = len(images) + len(pairs), count(1)
+    dtype, done, encoded = getattr(torch, view.numbers), 0, set[str]()
 
-    def in_batches(
-        keys: Sequence[str], size: int, encode: Callable[[Sequence[str]], list[torch.Tensor]]
+    def cropped(rows: Sequence[int], size: Size) -> list[Image.Image]:
+        read = dict(zip(sorted({*rows}), data.pictures(sorted({*rows})), strict=True))
+        return [crop(Image.fromarray(read[row]), size) for row in rows]
+
+    def latents(keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
+        found = pipeline.encode_images(cropped([needs.latents[key][0] for key in keys], size), size)
+        return dict(zip(keys, found, strict=True))
+
+    def embeddings(keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
+        rows, _, texts = zip(*(needs.prompts[key] for key in keys), strict=True)
+        prompts = pipeline.encode_prompts(cropped(rows, size), texts, size)
+        found = {key: row[mask] for key, row, mask in zip(keys, prompts.embeds, prompts.mask, strict=True)}
+        if prompts.pooled is not None:
+            found |= {pooled_key(key): row for key, row in zip(keys, prompts.pooled, strict=True)}
+        return found
+
+    def work(
+        keys: Sequence[str],
+        size: Size,
+        most: int,
+        encode: Callable[[Sequence[str], Size], dict[str, torch.Tensor]],
     ) -> None:
-        for begin in range(0, len(keys), _PER_FILE):
-            found: dict[str, torch.Tensor] = {}
-            part = keys[begin : begin + _PER_FILE]
-            for start in range(0, len(part), size):
-                batch = part[start : start + size]
-                found.update(zip(batch, encode(batch), strict=True))
-                for _ in batch:
-                    number = next(done)
-                progress("cache", number, total)
-            cache.add(found)
+        nonlocal done
+        waiting: dict[str, torch.Tensor] = {}
+        for begin in range(0, len(keys), most):
+            batch = [key for key in keys[begin : begin + most] if key not in cache]
+            if batch:
+                found = encode(batch, size)
+                waiting |= {key: value.detach().to("cpu", dtype, copy=True) for key, value in found.items()}
+                encoded.update(batch)
+            done += len(keys[begin : begin + most])
+            progress("cache", done, len(todo))
+            full = len(waiting) >= _PER_FILE or sum(v.nbytes for v in waiting.values()) >= _FILE_BYTES
+            if waiting and (full or begin + most >= len(keys)):
+                cache.add(waiting)
+                waiting = {}
+                cache.refresh()  # what another process has encoded meanwhile is not encoded again
 
-    def latents(batch: Sequence[str]) -> list[torch.Tensor]:
-        return [row.clone() for row in pipeline.encode_images([pictures[images[key][0]] for key in batch])]
+    for size, keys in groupby((key for key in todo if key in needs.latents), lambda k: needs.latents[k][1]):
+        work(list(keys), size, _at_once(_IMAGE_BATCH, size), latents)
+    for size, keys in groupby((key for key in todo if key in needs.prompts), lambda k: needs.prompts[k][1]):
+        work(list(keys), size, _at_once(_PROMPT_BATCH, size), embeddings)
+    return encoded
 
-    def embeddings(batch: Sequence[str]) -> list[torch.Tensor]:
-        found = pipeline.encode_prompts(
-            [pictures[pairs[key][0]] for key in batch], [pairs[key][1] for key in batch]
-        )
-        return [row[mask].clone() for row, mask in zip(found.embeds, found.mask, strict=True)]
 
-    in_batches(list(images), _IMAGE_BATCH, latents)
-    in_batches(list(pairs), _PROMPT_BATCH, embeddings)
+def _at_once(most: int, size: Size) -> int:
+    """Return how many pictures of a size are encoded together."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return max(1, min(most, _PIXELS_AT_ONCE[device] // (size[0] * size[1])))

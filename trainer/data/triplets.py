@@ -1,98 +1,29 @@
-"""Triplets: one person's neutral picture and two pictures of expressions that are easily confused.
+"""Triplets from drawn pictures: a neutral picture and two of expressions that are easily confused.
 
-The dataset is a folder: shards of the pictures that are used, ``triplets.jsonl``, ``rejects.jsonl`` (what was
-left out, and why) and ``manifest.json`` with the sha256 of every file. The digest of the manifest is the
-digest of the dataset; everything in it is a function of the recipe, the pictures and the scores.
+Which are kept is a function of the recipe, the pictures and the scores; see `trainer.data.dataset` for what
+is written.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import canonical_json
-from trainer.data.shards import ShardWriter, read_images, read_lines
+from trainer.data.dataset import FORMAT, Dataset, Member, Triplet, counts, write_dataset
+from trainer.data.shards import iterate_images, read_lines
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
-MANIFEST_NAME = "manifest.json"
-TRIPLETS_NAME = "triplets.jsonl"
-REJECTS_NAME = "rejects.jsonl"
+__all__ = ["Dataset", "Member", "Triplet", "build_triplets"]
+
 _FULL = 0.95  # from this intensity on, the judge must see the expression before all others
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
-    """One edited picture of a triplet; ``image`` is its row in the dataset's pictures."""
-
-    image: int
-    expression: str
-    intensity: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Triplet:
-    """A neutral picture (row ``source``) and two edits of it that are easily confused."""
-
-    split: str
-    identity: str
-    source: int
-    a: Member
-    b: Member
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Dataset:
-    """A verified dataset in memory.
-
-    Attributes:
-        folder: where it lies.
-        digest: sha256 of its manifest.
-        triplets: in the order of the file.
-        image_digests: digest of every picture, in the order of the shards.
-        provenance: source and licence of the pictures, name of the scorer.
-    """
-
-    folder: Path
-    digest: Digest
-    triplets: tuple[Triplet, ...]
-    image_digests: tuple[Digest, ...]
-    provenance: dict[str, str]
-
-    def images(self) -> np.ndarray:
-        """Return all pictures, uint8 [N, H, W, 3]."""
-        return read_images(self.folder)
-
-    @classmethod
-    def open(cls, folder: Path) -> Dataset:
-        """Read a dataset and check every file against the manifest.
-
-        Raises:
-            DataError: a file is missing or is not the one of the manifest.
-        """
-        mend = "remove the folder and build the dataset again"
-        try:
-            raw = (folder / MANIFEST_NAME).read_bytes()
-            manifest = json.loads(raw)
-            for name, digest in manifest["files"].items():
-                if digest_bytes((folder / name).read_bytes()) != digest:
-                    raise DataError(f"{folder / name} is not the file that the manifest names", mend)
-            return cls(
-                folder=folder,
-                digest=digest_bytes(raw),
-                triplets=tuple(_triplet(line) for line in read_lines(folder / TRIPLETS_NAME)),
-                image_digests=tuple(Digest(value) for value in manifest["images"]),
-                provenance=manifest["provenance"],
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"the dataset in {folder} cannot be read: {error}", mend) from None
 
 
 def build_triplets(
@@ -123,6 +54,7 @@ def build_triplets(
         )
     key = stage_key(
         "triplets",
+        format=FORMAT,
         images=[line["digest"] for line in index],
         scores=digest_bytes(scores.tobytes()),
         min_score=recipe.data.min_score,
@@ -137,17 +69,13 @@ def build_triplets(
             "lower data.min_score, or look at the pictures and the judge",
         )
     with new_folder(out) as folder:
-        digest = _write(folder, index, read_images(images), kept, rejected, _scorer_name(scored))
+        digest = _write(folder, index, images, kept, rejected, _scorer_name(scored))
         result = StageResult(
             stage="triplets",
             folder=out,
             key=key,
             digest=digest,
-            facts={
-                "triplets": sum(triplet.split == "train" for triplet in kept),
-                "validation": sum(triplet.split == "validation" for triplet in kept),
-                "rejected": len(rejected),
-            },
+            facts={**counts(kept), "rejected": len(rejected)},
         )
         write_result(folder, result)
     progress("triplets", len(kept) + len(rejected), len(kept) + len(rejected), f"{len(kept)} kept")
@@ -244,46 +172,23 @@ def _scorer_name(scored: Path) -> str:
 def _write(
     folder: Path,
     index: list[dict[str, Any]],
-    pixels: np.ndarray,
+    images: Path,
     kept: list[Triplet],
     rejected: list[dict[str, Any]],
     scorer: str,
 ) -> Digest:
-    """Write the dataset with only the pictures that are used; return the manifest's digest."""
-    used = sorted({row for triplet in kept for row in (triplet.source, triplet.a.image, triplet.b.image)})
+    """Write the dataset with only the pictures that are used; return its digest."""
+    used = sorted({row for triplet in kept for row in triplet.rows})
     place = {row: number for number, row in enumerate(used)}
-    writer = ShardWriter(folder)
-    for row in used:
-        writer.add(pixels[row])
-    files = writer.close()
-    lines = {TRIPLETS_NAME: [_triplet_line(triplet, place) for triplet in kept], REJECTS_NAME: rejected}
-    for name, values in lines.items():
-        data = b"".join(canonical_json(value) + b"\n" for value in values)
-        (folder / name).write_bytes(data)
-        files[name] = digest_bytes(data)
-    manifest = canonical_json(
-        {
-            "files": files,
-            "images": [index[row]["digest"] for row in used],
-            "provenance": {"source": index[0]["source"], "license": index[0]["license"], "scorer": scorer},
-            "splits": {
-                split: sorted({triplet.identity for triplet in kept if triplet.split == split})
-                for split in ("train", "validation")
-            },
-        }
-    )
-    (folder / MANIFEST_NAME).write_bytes(manifest)
-    return digest_bytes(manifest)
-
-
-def _triplet_line(triplet: Triplet, place: dict[int, int]) -> dict[str, Any]:
-    members = {
-        name: {"image": place[member.image], "expression": member.expression, "intensity": member.intensity}
-        for name, member in (("a", triplet.a), ("b", triplet.b))
-    }
-    return {"split": triplet.split, "identity": triplet.identity, "source": place[triplet.source], **members}
-
-
-def _triplet(line: dict[str, Any]) -> Triplet:
-    members = {name: Member(**line[name]) for name in ("a", "b")}
-    return Triplet(split=line["split"], identity=line["identity"], source=line["source"], **members)
+    moved = [
+        replace(
+            one,
+            source=place[one.source],
+            a=replace(one.a, image=place[one.a.image]),
+            b=replace(one.b, image=place[one.b.image]),
+        )
+        for one in kept
+    ]
+    pictures = (pixels for row, pixels in enumerate(iterate_images(images)) if row in place)
+    about = {"source": index[0]["source"], "license": index[0]["license"], "scorer": scorer}
+    return write_dataset(folder, pictures, moved, rejected, about)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from trainer.data import Dataset, build_triplets, cache_dataset
-from trainer.data.cache import TensorCache, encoder_digest, latent_key
+from trainer.data.cache import TensorCache, View
 from trainer.data.shards import read_images, read_lines
 from trainer.errors import CacheError, DataError
 from trainer.recipe import Recipe
@@ -154,12 +154,14 @@ def test_the_cache_fills_only_what_is_missing(
     assert sorted((again.facts["encoded_images"], again.facts["encoded_prompts"])) in ([0, 20], [0, 36])
 
 
-def test_cached_latents_are_the_encoders(tiny_run: Path, tiny_base: Path, tiny_pipeline) -> None:
+def test_cached_latents_are_the_encoders(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline
+) -> None:
     import torch
     from PIL import Image
 
-    data, encoder = Dataset.open(tiny_run / "dataset"), encoder_digest(tiny_base)
-    cached = TensorCache(tiny_run / "cache").get([latent_key(encoder, data.image_digests[5])])[0]
+    data, view = Dataset.open(tiny_run / "dataset"), View.of(tiny_pipeline, tiny_base, tiny_recipe)
+    cached = TensorCache(tiny_run / "cache").get([view.latent_key(data.image_digests[5], (64, 64))])[0]
     encoded = tiny_pipeline.encode_images([Image.fromarray(data.images()[5])])[0]
     assert torch.allclose(cached, encoded, atol=1e-5)
 
