@@ -65,8 +65,9 @@ def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, tor
 
 
 def key(recipe: Recipe, name: str) -> str:
-    """Return what a trained tensor is called in the file."""
-    return f"{family(recipe.base.family).prefix}.{name}"
+    """Return what a trained tensor is called in the file; those of text encoders name their part already."""
+    facts = family(recipe.base.family)
+    return name if name.partition(".")[0] in facts.text_encoders else f"{facts.prefix}.{name}"
 
 
 def tags(recipe: Recipe, dataset: Digest) -> dict[str, str]:

@@ -1,27 +1,28 @@
 """The training loop.
 
 `_steps` reads from top to bottom: what the step trains on, forward and backward of both members of every pair
-(in one pass, or in micro-batches), one sum of the small LoRA gradient over all processes, one step of the
-optimiser, the average, and now and then a checkpoint. The model is not wrapped: only the LoRA weights have
-gradients, and those are added up here, so one process and eight do the same.
+(in one pass, or in micro-batches), one sum of the small LoRA gradient over all processes, a verdict on the
+loss, one step of the optimiser, the average, and now and then a checkpoint. The model is not wrapped: only
+the LoRA weights have gradients, and those are added up here, so one process and eight do the same. The device
+is waited for once a step, when losses, the gradient's length and the wish to stop come over together.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from registry.digest import Digest
 from registry.manifest import Ingredient
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline
-from trainer import lora, optimisers
+from trainer import lora, optimisers, text_lora
 from trainer.checkpoint import TrainingState
 from trainer.data.batches import StepPlan, TrainingSet
 from trainer.data.cache import TensorCache, View
@@ -31,7 +32,9 @@ from trainer.errors import Interrupted
 from trainer.identity import FeatureNet, Truth, contrastive_features, identity_features
 from trainer.journal import LossCurve, StopSignal
 from trainer.losses import StepOutputs, active, combined, select
+from trainer.parallel import Gradients, Processes
 from trainer.perceptual import PerceptualNet, perceptual_features
+from trainer.policy import BadLossPolicy, PairRecord, described, worst
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.sections import LossSection, OptimiserSection
@@ -39,7 +42,6 @@ from trainer.tracking import Tracker
 from trainer.validation import Validation
 
 LOSS_NAME = "loss.jsonl"
-_LOG_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,11 +65,13 @@ class _Session:
     """What the loop works with."""
 
     recipe: Recipe
-    accelerator: Accelerator
+    processes: Processes
     pipeline: EditPipeline
+    dataset: Dataset
     data: TrainingSet
     features: Mapping[str, FeatureNet | PerceptualNet]
     state: TrainingState
+    policy: BadLossPolicy
     validation: Validation
     curve: LossCurve
     progress: Progress
@@ -94,6 +98,7 @@ def run(
     *,
     pipeline: EditPipeline,
     tracker: Tracker,
+    processes: Processes,
 ) -> Trained:
     """Train a LoRA on ``pipeline`` until the recipe's last step, from the newest checkpoint in ``out``.
 
@@ -107,28 +112,29 @@ def run(
         progress: is told every ten steps.
         pipeline: the loaded base; its transformer carries the LoRA until the end of this function.
         tracker: takes the metrics.
+        processes: who takes part.
 
     Raises:
         Interrupted: SIGTERM came; a checkpoint was written.
-        NotFinite: the loss is infinite or not a number.
-        CheckpointError: the checkpoints in ``out`` belong to another training.
+        NotFinite: a loss or the gradient is not finite, or the loss jumped, and the recipe says to stop.
+        CheckpointError: the checkpoints in ``out`` belong to another training, or one cannot be written.
     """
     keep_freed_memory()
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    settings, device = recipe.optimiser, accelerator.device
+    settings, device = recipe.optimiser, processes.device
     read = (dataset, cache, View.of(pipeline, base_path, recipe), recipe)
-    data = TrainingSet(*read, device=device)
+    encode = text_lora.encoder(pipeline, recipe)
+    data = TrainingSet(*read, device=device, encode=encode)
     validation = Validation(
         pipeline=pipeline,
-        data=TrainingSet(*read, split="validation", device=device),
+        data=TrainingSet(*read, split="validation", device=device, encode=encode),
         recipe=recipe,
         folder=out / "validation",
         tracker=tracker,
-        writes=accelerator.is_main_process,
+        writes=processes.main,
     )
     features = _features(recipe.losses, dataset, device)
     try:
-        parameters = lora.inject(pipeline.transformer, recipe)
+        parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
         pipeline.transformer.to(device)
         state = TrainingState(
             parameters=parameters,
@@ -136,21 +142,25 @@ def run(
             ema=Ema(parameters, recipe.ema),
             folder=out / "checkpoints",
             key=key,
+            processes=processes,
+            keep=recipe.running.keep_checkpoints,
         )
         facts = _steps(
             _Session(
                 recipe=recipe,
-                accelerator=accelerator,
+                processes=processes,
                 pipeline=pipeline,
+                dataset=dataset,
                 data=data,
                 features=features,
                 state=state,
+                policy=BadLossPolicy(settings),
                 validation=validation,
                 curve=LossCurve(
                     out / LOSS_NAME,
                     tracker,
                     samples=2 * settings.batch_pairs,
-                    enabled=accelerator.is_main_process,
+                    enabled=processes.main,
                 ),
                 progress=progress,
             )
@@ -161,37 +171,46 @@ def run(
         return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen)
     finally:
         lora.remove(pipeline.transformer)
+        text_lora.remove(pipeline, recipe)
 
 
 def _steps(session: _Session) -> dict[str, Any]:
     """Train from the newest checkpoint to the last step; return the figures of this run."""
-    recipe, state, curve = session.recipe, session.state, session.curve
-    accelerator, settings, running = session.accelerator, recipe.optimiser, recipe.running
+    recipe, state, curve, policy = session.recipe, session.state, session.curve, session.policy
+    settings, running = recipe.optimiser, recipe.running
     total = settings.total_steps(len(session.data.triplets))
-    start = curve.continue_from(state.restore())
+    found = state.restore()
+    start = curve.continue_from(found)
+    if found is not None:
+        policy.load(found.numbers["policy"])
+    gradients = Gradients(state.parameters, session.processes)
+    mine = range(session.processes.rank, settings.batch_pairs, session.processes.count)
     decodes = 0
-    with StopSignal() as stop:
+    with StopSignal() as stop, _kept(session):
         for step in range(start, total):
             plan = session.data.plan(recipe.seed, step, settings.batch_pairs)
-            sums, looked = _backward(session, plan)
-            sums, stopping = _add_up(accelerator, state.parameters, sums, stop.received)
-            norm = torch.nn.utils.clip_grad_norm_(state.parameters.values(), settings.grad_clip)
+            gradients.clear()
+            sums, looked = _backward(session, plan, mine)
+            values, stopping = gradients.add_up(sums, stop.received)
             rate = learning_rate(settings, step, total)
-            for group in state.optimiser.param_groups:
-                group["lr"] = rate
-            state.optimiser.step()
-            state.optimiser.zero_grad(set_to_none=True)
-            state.ema.update(state.parameters)
-
+            wrong, skipped = policy.judge(values), None
+            if wrong is None:
+                _update(session, gradients, values["gradient"], rate)
+            else:
+                pair = _worst_pair(session, step, gradients)
+                if policy.stops():
+                    raise policy.error(step + 1, wrong, pair)
+                skipped = f"{wrong}; the worst pair: {pair}"
             done, decodes = step + 1, decodes + looked
+            state.steps = done
+            curve.add(done, values, rate, skipped)
+
             last = stopping or done == total
-            curve.add(done, {**sums, "gradient": norm}, rate)
-            if last or done % _LOG_EVERY == 0 or done % running.checkpoint_every == 0:
-                loss = curve.flush()  # also refuses a loss that is no number, before it is saved
-                note = f"loss {loss:.4f}  {curve.speed():.0f} samples/s"
-                session.progress("train", done, total, note)
-            if accelerator.is_main_process and (last or done % running.checkpoint_every == 0):
-                state.save(done, curve.seconds())
+            saves = last or done % running.checkpoint_every == 0
+            if saves or done % running.log_every == 0:
+                session.progress("train", done, total, curve.flush())
+            if saves:
+                state.save(curve.seconds(), {"policy": policy.numbers()}, wait=last)
             if running.validate_every and (done % running.validate_every == 0 or done == total):
                 session.validation.look(done, state.parameters, state.ema.values)
             if stopping and done < total:
@@ -202,19 +221,45 @@ def _steps(session: _Session) -> dict[str, Any]:
     return {**curve.facts(), "steps": total, "resumed_from": start, "decodes": decodes}
 
 
-def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor], int]:
-    """Do this process's part of a step; return its share of the losses and the pictures it decoded.
+def _update(session: _Session, gradients: Gradients, norm: float, rate: float) -> None:
+    """Clip the gradients to the recipe's length, take one step of the optimiser and of the average."""
+    state, limit = session.state, session.recipe.optimiser.grad_clip
+    state.steps = None  # until the step is whole
+    if norm > limit:
+        gradients.scale(limit / norm)
+    for group in state.optimiser.param_groups:
+        group["lr"] = rate
+    state.optimiser.step()
+    state.ema.update(state.parameters)
+
+
+@contextmanager
+def _kept(session: _Session) -> Iterator[None]:
+    """Save the last whole step when the training ends in an error, whatever it was."""
+    state, curve = session.state, session.curve
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the error that ended the training is the one to tell
+            curve.flush()
+            state.save(curve.seconds(), {"policy": session.policy.numbers()})
+        raise
+    finally:
+        state.close()
+
+
+def _backward(session: _Session, plan: StepPlan, slots: Sequence[int]) -> tuple[dict[str, torch.Tensor], int]:
+    """Do some slots of a step; return their share of its losses and the number of decoded pictures.
 
     Gradients add up over micro-batches, for every loss is divided by what the whole step looks at.
     """
-    recipe, pipeline, accelerator = session.recipe, session.pipeline, session.accelerator
+    recipe, pipeline = session.recipe, session.pipeline
     selection = select(plan, recipe.losses, session.features)
-    mine = range(accelerator.process_index, len(plan.draws), accelerator.num_processes)
-    at_once = recipe.running.micro_pairs or len(mine)
+    at_once = recipe.running.micro_pairs or len(slots)
     sums: dict[str, torch.Tensor] = {}
     decodes = 0
-    for begin in range(0, len(mine), at_once):
-        batch = session.data.batch(plan, mine[begin : begin + at_once])
+    for begin in range(0, len(slots), at_once):
+        batch = session.data.batch(plan, slots[begin : begin + at_once])
         noisy = pipeline.process.noisy(batch.target, batch.noise, batch.sigma)
         outputs = StepOutputs(
             batch=batch,
@@ -227,13 +272,33 @@ def _backward(session: _Session, plan: StepPlan) -> tuple[dict[str, torch.Tensor
             snr_gamma=recipe.noise.snr_gamma,
         )
         total, parts = combined(outputs, recipe.losses)
-        accelerator.backward(total)
+        total.backward()
         if outputs.unseen is not None:
             parts["unseen"] = total.new_tensor(float(outputs.unseen)).detach()
         for name, value in {"loss": total.detach(), **parts}.items():
             sums[name] = sums[name] + value if name in sums else value
         decodes += outputs.decodes
     return sums, decodes
+
+
+def _worst_pair(session: _Session, step: int, gradients: Gradients) -> str:
+    """Run each pair of a bad step alone, forward and backward, and return the worst in words.
+
+    All processes run equally many passes, as a base that is spread over them asks for.
+    """
+    processes, pairs = session.processes, session.recipe.optimiser.batch_pairs
+    mine = range(processes.rank, pairs, processes.count)
+    records: dict[int, dict[str, float]] = {}
+    for number in range(-(-pairs // processes.count)):
+        slot = mine[min(number, len(mine) - 1)]
+        plan = session.data.plan(session.recipe.seed, step, pairs)  # anew: a slot's noise is drawn once
+        gradients.clear()
+        sums, _ = _backward(session, plan, [slot])
+        values = {name: float(value) for name, value in sums.items()}
+        records[slot] = {**values, "gradient": float(gradients.norm())}
+    found = [(slot, values) for part in processes.gather(list(records.items())) for slot, values in part]
+    about = {draw.slot: described(draw, session.dataset.image_digests) for draw in plan.draws}
+    return worst([PairRecord(slot=slot, about=about[slot], values=values) for slot, values in found])
 
 
 def _features(
@@ -245,25 +310,6 @@ def _features(
     }  # fmt: skip
     truth = Truth(fitted=dataset.fitted, digests=dataset.image_digests)
     return {name: makers[name](truth, device, one) for name, one in active(losses).items() if name in makers}
-
-
-def _add_up(
-    accelerator: Accelerator,
-    parameters: Mapping[str, torch.nn.Parameter],
-    sums: Mapping[str, torch.Tensor],
-    stop: bool,
-) -> tuple[dict[str, torch.Tensor], bool]:
-    """Add up gradients and losses over all processes in one transfer; say whether any of them is to stop."""
-    if accelerator.num_processes == 1:
-        return dict(sums), stop
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
-    flat = torch.cat([flat, torch.stack(list(sums.values())).to(flat), flat.new_tensor([float(stop)])])
-    flat = accelerator.reduce(flat, "sum")
-    begin = 0
-    for parameter in parameters.values():
-        parameter.grad = flat[begin : begin + parameter.numel()].view_as(parameter)
-        begin += parameter.numel()
-    return dict(zip(sums, flat[begin:-1], strict=True)), bool(flat[-1] > 0)
 
 
 def _copy(values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -60,8 +60,8 @@ class StableDiffusion15(StableDiffusion):
     ) -> torch.Tensor:
         """See `StableDiffusion`."""
         predicted: torch.Tensor = self.transformer(
-            latents,
-            timestep,
+            sample=latents,
+            timestep=timestep,
             encoder_hidden_states=prompts.embeds,
             added_cond_kwargs=self._added(prompts, size),
             return_dict=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from serving.conditioning import blend
+from serving.conditioning import blend, blend_pooled
 from serving.pipelines.base import PromptEmbeds, Size
 from trainer.data.buckets import resolutions, sizes_of
 from trainer.data.cache import View, pooled_key
@@ -107,6 +107,8 @@ class TrainingSet:
         split: "train" or "validation".
         device: of the batches.
         limit: bytes of cached tensors that stay in memory.
+        encode: encodes prompts for pictures of a size, while a text encoder is trained; None takes the
+            embeddings from the cache.
 
     Raises:
         DataError: the split is empty, or the prompts have different numbers of tokens.
@@ -122,12 +124,14 @@ class TrainingSet:
         split: str = "train",
         device: torch.device | str = "cpu",
         limit: int = _HELD_BYTES,
+        encode: Callable[[Sequence[str], Size], PromptEmbeds] | None = None,
     ) -> None:
         self.triplets = [triplet for triplet in dataset.triplets if triplet.split == split]
         if not self.triplets:
             raise DataError(f"the dataset has no triplets for {split}", f"give {split} more people")
         self._spec, self._data, self._noise = recipe.conditioning, recipe.data, recipe.noise
         self._dataset, self._view, self._device = dataset, view, torch.device(device)
+        self._encode = encode
         wanted = resolutions(recipe.data, view.size, view.multiple)
         self._size_of = {t.source: sizes_of(dataset.sizes[t.source], wanted) for t in self.triplets}
         sizes = sorted({size for found in self._size_of.values() for size in found})
@@ -210,7 +214,7 @@ class TrainingSet:
         chosen = [plan.draws[slot].triplet for slot in slots if slot < len(plan.draws)]
         words = [(t.source, m.expression) for t in chosen for m in (t.a, t.b)]
         words += [(t.source, self._spec.neutral) for t in chosen]
-        prompts = [self._prompt(source, plan.size, word) for source, word in words]
+        prompts = [] if self._encode else [self._prompt(source, plan.size, word) for source, word in words]
         latents = [self._latent(row, plan.size) for triplet in chosen for row in triplet.rows]
         self._held.get([*latents, *prompts, *(map(pooled_key, prompts) if self._pooled else ())])
 
@@ -266,6 +270,8 @@ class TrainingSet:
     ) -> PromptEmbeds:
         """Return what serving would give the model for these requests: the very same function."""
         weights = torch.tensor(intensities, device=self._device)[:, None]
+        if self._encode is not None:
+            return self._encoded(size, expressions, weights)
         neutral = [self._prompt(source, size, self._spec.neutral) for source in sources]
         asked = [self._prompt(source, size, name) for source, name in zip(sources, expressions, strict=True)]
         embeds = blend(self._read(neutral), self._read(asked).unsqueeze(1), weights, self._spec.token_window)
@@ -275,6 +281,20 @@ class TrainingSet:
             pooled = blend(before, after.unsqueeze(1), weights).squeeze(1)
         mask = embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
         return PromptEmbeds(embeds=embeds, mask=mask, pooled=pooled)
+
+    def _encoded(self, size: Size, expressions: Sequence[str], weights: torch.Tensor) -> PromptEmbeds:
+        """Return the same with every distinct prompt encoded now, once; gradients flow into the encoder."""
+        assert self._encode is not None
+        words = [self._spec.neutral, *sorted(set(expressions))]
+        found = self._encode([self._spec.prompt(word) for word in words], size)
+        rows = [words.index(name, 1) for name in expressions]
+        embeds = found.embeds.to(self._device).float()
+        pooled = None if found.pooled is None else found.pooled.to(self._device).float()
+        return PromptEmbeds(
+            embeds=blend(embeds[:1], embeds[rows].unsqueeze(1), weights, self._spec.token_window),
+            mask=found.mask[rows].to(self._device),
+            pooled=None if pooled is None else blend_pooled(pooled[:1], pooled[rows].unsqueeze(1), weights),
+        )
 
     def _latent(self, row: int, size: Size) -> str:
         return self._view.latent_key(self._dataset.image_digests[row], size)

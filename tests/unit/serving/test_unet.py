@@ -114,7 +114,7 @@ def asked(pipeline: Any, *levels: float, size: tuple[int, int] = (64, 64)) -> di
     seen: dict[str, Any] = {}
 
     def keep(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.update(kwargs, timestep=args[1])
+        seen.update(kwargs)
 
     hook = pipeline.transformer.register_forward_pre_hook(keep, with_kwargs=True)
     n = len(levels)
