@@ -1,8 +1,8 @@
 """A frozen linear layer whose weight is kept small, and made whole for as long as it is used.
 
 Formats: plain numbers of another dtype than the computation's; float8_e4m3fn with a power of two for each
-row; 4-bit NormalFloat with a scale for every 64 weights (Dettmers et al., arXiv 2305.14314). Autograd keeps the
-small weight, never the whole one, so a backward pass costs no second copy of the base.
+row; 4-bit NormalFloat with a scale for every 64 weights (Dettmers et al., arXiv 2305.14314). Autograd keeps
+the small weight, never the whole one, so a backward pass costs no second copy of the base.
 """
 
 from __future__ import annotations
@@ -131,6 +131,12 @@ class FrozenLinear(torch.nn.Linear):
             return F.linear(x, packed, bias)
         found: torch.Tensor = _Product.apply(x, packed, scale, bias, self.stored, self.shape)  # type: ignore[no-untyped-call]
         return found
+
+    def thawed(self) -> torch.nn.Linear:
+        """Return an ordinary layer with the same tensors, of one whose numbers are ordinary."""
+        linear = torch.nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
 
     def extra_repr(self) -> str:
         """Say the format beside the shape."""
