@@ -6,7 +6,8 @@ TrainerError                   1   anything else
  ├─ CacheError                 1   the latent cache does not fit the dataset or the base
  ├─ BaseModelError             1   a base model lacks what the recipe asks of it
  ├─ CheckpointError            1   a checkpoint cannot be continued with this recipe
- ├─ NotFinite                  1   the loss is no longer a number
+ ├─ NotFinite                  1   the loss is no longer a number, or jumped
+ ├─ ProcessLost                1   one of several processes of a training is gone
  ├─ ExportError                1   the exported file does not give back what was trained
  ├─ ModelLicenseError         14   the licence file of a model in a loss does not hold
  └─ Interrupted              143   stopped by a signal, after saving a checkpoint
@@ -47,7 +48,11 @@ class CheckpointError(TrainerError):
 
 
 class NotFinite(TrainerError):
-    """The loss became infinite or not a number."""
+    """A loss or the gradient became infinite or not a number, or the loss jumped."""
+
+
+class ProcessLost(TrainerError):
+    """One of several processes of a training is gone; the others ended, too."""
 
 
 class ExportError(TrainerError):

@@ -1,7 +1,9 @@
 """The training stage: in this process on a CPU or one GPU, in one process for each of several GPUs.
 
-Processes are started with torch's elastic launcher, which `accelerate launch` starts as well; accelerate
-finds them through the environment.
+`train` starts its processes with torch's elastic launcher. torchrun and `accelerate launch` start the same
+module by themselves, on one machine or on several: ``-m trainer.launch JOB``, where JOB is the file that
+`trainer train RECIPE --prepare-only` writes. What counts is what the main process has: it alone writes, and
+what it finds in its folder is told to the others.
 """
 
 from __future__ import annotations
@@ -11,24 +13,74 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from registry.digest import Digest
+from registry.errors import Explained
 from serving.bases import fingerprint
+from trainer import errors
 from trainer.data.cache import TensorCache, load_base
 from trainer.data.triplets import Dataset
-from trainer.errors import Interrupted, TrainerError
+from trainer.errors import Interrupted, ProcessLost, TrainerError
 from trainer.export import card, code_version, export
 from trainer.journal import StopSignal
-from trainer.progress import Progress, silent
+from trainer.progress import ConsoleProgress, Progress, silent
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, finished, stage_key, write_result
+from trainer.stage import StageResult, finished, stage_key, write_atomically, write_result
 
 if TYPE_CHECKING:
     from serving.pipelines.base import EditPipeline
+    from trainer.parallel import Processes
 
-ADAPTER, RAW = "adapter", "adapter-raw"
+ADAPTER, RAW, JOB = "adapter", "adapter-raw", "job.json"
+_TELL = "--tell"
+_SECONDS_TO_SAVE = "300"  # a step and a checkpoint of a large model may take that long
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What a process needs to know to take part in a training; see `train`."""
+
+    recipe: Recipe
+    dataset: Path
+    cache: Path
+    base_path: Path
+    out: Path
+    track: bool = True
+
+    def write(self) -> Path:
+        """Write the job into its output folder and return the file."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        folders = {"dataset": self.dataset, "cache": self.cache, "base_path": self.base_path, "out": self.out}
+        places = {name: str(folder.resolve()) for name, folder in folders.items()}
+        value = {"recipe": self.recipe.model_dump(mode="json"), **places, "track": self.track}
+        write_atomically(self.out / JOB, json.dumps(value, indent=1).encode())
+        return self.out / JOB
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Return the job in a file.
+
+        Raises:
+            TrainerError: the file is none.
+        """
+        try:
+            value = json.loads(path.read_text("utf-8"))
+            return cls(
+                recipe=Recipe.model_validate(value["recipe"]),
+                dataset=Path(value["dataset"]),
+                cache=Path(value["cache"]),
+                base_path=Path(value["base_path"]),
+                out=Path(value["out"]),
+                track=bool(value["track"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TrainerError(
+                f"{path} is not the file of a training: {error}",
+                "make it on every machine with `trainer train RECIPE --prepare-only`",
+            ) from None
 
 
 def train(
@@ -52,7 +104,7 @@ def train(
         base_path: folder of the base model.
         out: gets ``adapter`` (the average, EMA), ``adapter-raw`` (the last weights), ``loss.jsonl``,
             ``checkpoints``.
-        progress: is told every ten steps.
+        progress: is told every few steps.
         pipeline: the loaded base, if the caller has it; then everything happens in this process.
         processes: how many take part; None takes one a GPU.
         track: write an MLflow run.
@@ -64,55 +116,73 @@ def train(
         Interrupted: SIGTERM came; a checkpoint was written.
         TrainerError: see `trainer.loop.run` and `trainer.export.export`.
     """
-    data, base = Dataset.open(dataset), fingerprint(base_path)
-    key = stage_key("train", recipe=recipe.digest, dataset=data.digest, base=base, code=code_version())
+    from trainer import parallel
+
+    job = Job(recipe=recipe, dataset=dataset, cache=cache, base_path=base_path, out=out, track=track)
+    count = 1 if pipeline is not None else processes or parallel.gpus()
+    if count == 1:
+        return _train_here(job, progress, parallel.Processes(device=parallel.device()), pipeline)
+    key = _key(job, Dataset.open(dataset), fingerprint(base_path))
     if done := finished(out, key):
         return done
-    out.mkdir(parents=True, exist_ok=True)
-    wanted = _processes(processes)
-    if wanted > 1 and pipeline is None:
-        _launch(wanted, recipe, dataset, cache, base_path, out, progress, track)
-        result = finished(out, key)
-        if result is None:
-            raise TrainerError(
-                "the processes ended without a result", f"look at their messages above and in {out}"
-            )
-        return result
-    return _train_here(recipe, data, cache, base_path, out, key, base, progress, pipeline, track)
+    _divided(recipe, count)
+    _launch(job, count, progress, key)
+    result = finished(out, key)
+    assert result is not None
+    return result
+
+
+def _key(job: Job, data: Dataset, base: Digest) -> Digest:
+    return stage_key("train", recipe=job.recipe.digest, dataset=data.digest, base=base, code=code_version())
+
+
+def _divided(recipe: Recipe, count: int) -> None:
+    """Check that a step can be divided among ``count`` processes.
+
+    Raises:
+        TrainerError: some would have nothing to do, or with a sharded base not all the same number of passes.
+    """
+    pairs, at_once = recipe.optimiser.batch_pairs, recipe.running.micro_pairs
+    if count > pairs:
+        raise TrainerError(
+            f"{count} processes cannot share a step of {pairs} pairs",
+            f"start {pairs} processes or fewer, or raise optimiser.batch_pairs",
+        )
+    shares = {len(range(rank, pairs, count)) for rank in range(count)}
+    passes = {-(-share // (at_once or share)) for share in shares}
+    if recipe.running.shard and len(passes) > 1:
+        raise TrainerError(
+            f"with running.shard all processes make the same number of forward passes; {pairs} pairs on "
+            f"{count} processes, {at_once} at once, make {min(passes)} in some and {max(passes)} in others",
+            f"make optimiser.batch_pairs a multiple of {count}, or change running.micro_pairs",
+        )
 
 
 def _train_here(
-    recipe: Recipe,
-    data: Dataset,
-    cache: Path,
-    base_path: Path,
-    out: Path,
-    key: Digest,
-    base: Digest,
-    progress: Progress,
-    pipeline: EditPipeline | None,
-    track: bool,
+    job: Job, progress: Progress, processes: Processes, pipeline: EditPipeline | None = None
 ) -> StageResult:
     """Train in this process, one of several or the only one; the main one exports."""
-    import torch
-    from accelerate import PartialState
-
     from trainer.loop import run
     from trainer.tracking import Tracker, parameters
 
-    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    recipe, out, main = job.recipe, job.out, processes.main
+    data, base = Dataset.open(job.dataset), fingerprint(job.base_path)
+    key = _key(job, data, base)
+    _agreed(processes, key)
+    done = finished(out, key)
+    if found := processes.tell(done.as_json() if done else None):
+        return done or StageResult.from_json(found)
+    _divided(recipe, processes.count)
     tags = {
-        "recipe.digest": recipe.digest,
-        "dataset.digest": data.digest,
-        "base.digest": base,
+        "recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base,
         "code": code_version(),
-    }
+    }  # fmt: skip
     tracker = Tracker(
         recipe.name,
         {**parameters(_tracked(recipe)), **tags},
         out=out,
         recipe=recipe.model_dump(mode="json"),
-        enabled=track and main,
+        enabled=job.track and main,
         tensorboard=recipe.running.tensorboard and main,
     )
     status = "FAILED"
@@ -120,32 +190,27 @@ def _train_here(
         trained = run(
             recipe,
             data,
-            TensorCache(cache),
-            base_path,
+            TensorCache(job.cache),
+            job.base_path,
             out,
             key,
             progress,
-            pipeline=pipeline or load_base(base_path, recipe),
+            pipeline=pipeline or load_base(job.base_path, recipe),
             tracker=tracker,
+            processes=processes,
         )
-        license_of_data = data.provenance["license"]
         about = (
-            data.digest, base, license_of_data, trained.ingredients, tracker.run_id,
+            data.digest, base, data.provenance["license"], trained.ingredients, tracker.run_id,
             trained.facts["steps"],
         )  # fmt: skip
-        result = StageResult(
-            stage="train",
-            folder=out,
-            key=key,
-            digest=data.digest,
-            facts={**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW},
-        )
+        facts = {**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW}
+        result = StageResult(stage="train", folder=out, key=key, digest=data.digest, facts=facts)
         if main:
             export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW)
             digest = export(recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER)
-            result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=result.facts)
-            losses = {name: trained.facts[name] for name in ("validation_loss", "validation_loss_ema")}
-            tracker.metrics(trained.facts["steps"], losses)
+            result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=facts)
+            losses = {name: facts[name] for name in ("validation_loss", "validation_loss_ema")}
+            tracker.metrics(facts["steps"], losses)
             write_result(out, result)
         status = "FINISHED"
         return result
@@ -156,84 +221,96 @@ def _train_here(
         tracker.close(status)
 
 
+def _agreed(processes: Processes, key: Digest) -> None:
+    """Check that all processes have the same recipe, dataset, base and code.
+
+    Raises:
+        TrainerError: one has others; on all processes.
+    """
+    keys = processes.gather(str(key))
+    other = [rank for rank, found in enumerate(keys) if found != keys[0]]
+    if other:
+        raise TrainerError(
+            f"process {other[0]} has another recipe, dataset, base or version of this program than process 0",
+            "install the same version and run `trainer train RECIPE --prepare-only` on every machine",
+        )
+
+
 def _tracked(recipe: Recipe) -> dict[str, Any]:
     return recipe.section(
         "seed", "base", "data", "lora", "precision", "optimiser", "noise", "ema", "losses", "running"
     )
 
 
-def _processes(wanted: int | None) -> int:
-    """Return how many processes to start: as many as wanted or as there are GPUs, and none by one of them."""
-    import torch
-
-    return 1 if "LOCAL_RANK" in os.environ else wanted or max(1, torch.cuda.device_count())
-
-
-def _launch(
-    processes: int,
-    recipe: Recipe,
-    dataset: Path,
-    cache: Path,
-    base_path: Path,
-    out: Path,
-    progress: Progress,
-    track: bool,
-) -> None:
-    """Train in several processes of this module and follow their progress."""
-    job = out / "job.json"
-    job.write_text(
-        json.dumps(
-            {
-                "recipe": recipe.model_dump(mode="json"),
-                "dataset": str(dataset),
-                "cache": str(cache),
-                "base_path": str(base_path),
-                "out": str(out),
-                "track": track,
-            }
-        ),
-        "utf-8",
-    )
+def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
+    """Train in several processes of this module and follow what they tell."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, StopSignal() as stop:
-        stop.then(process.terminate)  # the launcher passes SIGTERM on, and each process saves what it has
+    command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job.write()), _TELL]
+    # When it is told to stop, torch's launcher gives its processes half a minute unless it is told otherwise.
+    environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SECONDS_TO_SAVE, **os.environ}
+    problems: list[Explained] = []
+    with (
+        StopSignal() as stop,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process,
+    ):
+        stop.then(process.terminate)  # the launcher passes SIGTERM on, and the training saves what it has
         try:
             for line in process.stdout or ():
-                with suppress(ValueError, TypeError):
-                    progress(*json.loads(line))
+                with suppress(ValueError, TypeError, KeyError):
+                    told = json.loads(line)
+                    if "error" in told:
+                        problems.append(getattr(errors, told["error"])(told["message"], told["mend"]))
+                    else:
+                        progress(**told)
         except BaseException:
             process.terminate()
             raise
+    if finished(job.out, key):
+        return
+    # Who was left alone tells that, too; what comes first is why.
+    for problem in sorted(problems, key=lambda error: isinstance(error, ProcessLost)):
+        raise problem
     if stop.received:
         raise Interrupted(
-            "the training was asked to stop", f"run the same command again; it goes on from {out}"
+            "the training was asked to stop", f"run the same command again; it goes on from {job.out}"
         )
-    if process.returncode:
-        raise TrainerError(
-            f"the training processes ended with status {process.returncode}",
-            f"run the same command again to go on from the last checkpoint in {out}",
-        )
-
-
-def _worker(job: Path) -> None:
-    """Be one of the processes of a launched training; progress goes to stdout as JSON lines."""
-    value = json.loads(job.read_text("utf-8"))
-
-    def tell(stage: str, done: int, total: int, note: str = "") -> None:
-        if os.environ.get("RANK", "0") == "0":
-            print(json.dumps([stage, done, total, note]), flush=True)
-
-    train(
-        Recipe.model_validate(value["recipe"]),
-        Path(value["dataset"]),
-        Path(value["cache"]),
-        Path(value["base_path"]),
-        Path(value["out"]),
-        tell,
-        track=value["track"],
+    raise ProcessLost(
+        f"the training processes ended with status {process.returncode}",
+        "look at their messages above (a process that was killed had often no memory left); run the same "
+        f"command again to go on from the last checkpoint in {job.out}",
     )
 
 
+def _tell(**news: Any) -> None:
+    """Tell the process that started this one, in one write, for all of them share the pipe."""
+    os.write(1, f"{json.dumps(news)}\n".encode())
+
+
+def _told(stage: str, done: int, total: int, note: str = "") -> None:
+    _tell(stage=stage, done=done, total=total, note=note)
+
+
+def _worker(arguments: list[str]) -> int:
+    """Be one of the processes of a launched training; return the exit code.
+
+    Progress and errors go to the console, or with ``--tell`` as JSON lines to stdout.
+    """
+    from trainer import parallel
+
+    telling = _TELL in arguments[1:]
+    try:
+        job, processes = Job.read(Path(arguments[0])), parallel.start()
+        progress: Progress = _told if telling else ConsoleProgress()
+        _train_here(job, progress if processes.main else silent, processes)
+        parallel.end()
+    except Explained as error:
+        if telling:
+            _tell(error=type(error).__name__, message=error.message, mend=error.mend)
+        else:
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
 if __name__ == "__main__":
-    _worker(Path(sys.argv[1]))
+    sys.exit(_worker(sys.argv[1:]))
