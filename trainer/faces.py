@@ -8,7 +8,6 @@ comparison are aligned alike, and no detector runs in the step.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -100,7 +99,7 @@ def aligned(
         crops [N, 3, side, side]. One that shrinks its picture averages, so no pixel of a face is skipped.
     """
     height, width = pixels.shape[-2:]
-    fine = min(_FINEST, max(1, *(math.ceil(1 / abs(a)) for a, _ in moves)))
+    fine = min(_FINEST, max(1, *(round(1 / abs(a)) for a, _ in moves)))
     line = (np.arange(side * fine) + 0.5) / fine - 0.5
     places = line[None, :] + 1j * line[:, None]
     sources = np.stack([(places - b) / a for a, b in moves])
@@ -139,16 +138,16 @@ class FaceNet(FeatureNet):
         return self._move(row, size) is not None
 
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """See `FeatureNet`; all faces go through the network at once."""
+        """See `FeatureNet`; all faces go through the network at once.
+
+        Raises:
+            ValueError: one of the true pictures shows no face.
+        """
         moves = [self._move(row, (pixels.shape[-2], pixels.shape[-1])) for row in rows]
-        shown = [place for place, move in enumerate(moves) if move is not None]
-        if not shown:
-            return pixels.new_zeros(len(rows), 1)
-        crops = aligned(pixels[shown].float(), [move for move in moves if move is not None])
-        found = F.normalize(self._network(crops), dim=-1, eps=1e-6)
-        return found.new_zeros(len(rows), found.shape[-1]).index_copy(
-            0, torch.tensor(shown).to(found.device), found
-        )
+        found = [move for move in moves if move is not None]
+        if len(found) < len(rows):
+            raise ValueError("ask `sees` first: one of these pictures shows no face")
+        return F.normalize(self._network(aligned(pixels.float(), found)), dim=-1, eps=1e-6)
 
     def _move(self, row: int, size: Size) -> tuple[complex, complex] | None:
         """Return how the face of a true picture is aligned; None if it shows none."""

@@ -68,12 +68,12 @@ class FeatureNet:
 
         Args:
             pixels: the pictures.
-            rows: the true picture that each is meant to be. One in which nothing is seen gives zeros.
+            rows: the true picture that each is meant to be; `sees` says whether one can be looked at.
         """
         return F.normalize(self._network(self._input(pixels.float())), dim=-1, eps=1e-6)
 
     def sees(self, row: int, size: Size) -> bool:
-        """Return whether there is something to look at in a true picture."""
+        """Return whether there is something to look at in a true picture; always, unless it takes a face."""
         return True
 
     def of_truth(self, rows: Sequence[int], size: Size, device: torch.device) -> torch.Tensor:

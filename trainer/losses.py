@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 Selection = Mapping[LossName, tuple[int, ...]]
 """Which slots of a step each active loss looks at."""
 
-_DECODED_AT_ONCE: Final = 1 << 19
+DECODED_AT_ONCE: Final = 1 << 19
 """Pixels of predicted pictures that are decoded together: two of 512 x 512."""
 
 
@@ -92,7 +92,7 @@ class StepOutputs:
 
     def _at_once(self) -> int:
         height, width = self.batch.size
-        return max(1, _DECODED_AT_ONCE // (height * width))
+        return max(1, DECODED_AT_ONCE // (height * width))
 
     def _decoded(self, clean: torch.Tensor) -> torch.Tensor:
         """Return pictures [N, 3, H, W] of latents [N, T, C]."""
@@ -103,8 +103,8 @@ class StepOutputs:
         return pipeline.decode(clean, size).float()
 
     def nothing(self) -> torch.Tensor:
-        """Return the value of a loss that has nothing to look at."""
-        return self.predicted.new_zeros(0, dtype=torch.float32)
+        """Return the values of no pair; their sum has a gradient, of zeros."""
+        return self.predicted.flatten()[:0].float()
 
 
 Loss = Callable[[StepOutputs, LossSection], torch.Tensor]
@@ -206,9 +206,15 @@ def identity(outputs: StepOutputs, settings: LossSection) -> torch.Tensor:
     if not rows:
         return outputs.nothing()
     net, size = outputs.features["identity"], outputs.batch.size
-    seen = pixels.new_tensor([float(net.sees(row, size)) for row in rows])
-    away = seen * (1 - (net(pixels, rows) * net.of_truth(rows, size, pixels.device)).sum(-1))
-    return halves(away) / halves(seen).clamp(min=0.5)
+    seen = [place for place, row in enumerate(rows) if net.sees(row, size)]
+    if not seen:
+        return outputs.nothing()
+    kept = [rows[place] for place in seen]
+    away = 1 - (net(pixels[seen], kept) * net.of_truth(kept, size, pixels.device)).sum(-1)
+    places = torch.tensor(seen, device=pixels.device)
+    none = pixels.new_zeros(len(rows))
+    members = halves(none.index_fill(0, places, 1)).clamp(min=0.5)
+    return halves(none.index_put((places,), away)) / members
 
 
 @loss("perceptual")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,19 @@ from torch import nn
 
 from serving.pipelines.base import PromptEmbeds
 from serving.pipelines.process import Flow
+from trainer import losses
 from trainer.data.batches import Batch, Draw, StepPlan
 from trainer.data.triplets import Member, Triplet
 from trainer.identity import FeatureNet, Truth
-from trainer.losses import LOSSES, StepOutputs, combined, flow_matching, select, symmetric_info_nce
+from trainer.losses import (
+    LOSSES,
+    StepOutputs,
+    combined,
+    flow_matching,
+    min_snr,
+    select,
+    symmetric_info_nce,
+)
 from trainer.perceptual import PerceptualNet
 from trainer.sections import LossName, LossSection
 
@@ -64,13 +74,12 @@ def batch(sigma: list[float], keeps: tuple[bool, ...] | None = None) -> Batch:
 
 
 def plan_of(given: Batch) -> StepPlan:
-    member = Member(image=0, expression="happy", intensity=1.0)
-    triplet = Triplet(split="train", identity="x", source=0, a=member, b=member)
     count = len(given.slots)
+    members = [Member(image=row, expression="happy", intensity=1.0) for row in given.images]
     draws = [
         Draw(
             slot=slot,
-            triplet=triplet,
+            triplet=Triplet(split="train", identity="x", source=0, a=members[slot], b=members[count + slot]),
             keeps=(given.keeps[slot], given.keeps[count + slot]),
             sigma=round(float(given.sigma[slot]), 4),
             noise=torch.Generator(),
@@ -212,3 +221,176 @@ def test_auxiliary_networks_are_frozen_and_the_truth_is_seen_once() -> None:
         net.of_truth([1, 3, 1], (SIDE, SIDE), torch.device("cpu"))
     assert network.seen == 2
     assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+class Seeing(FeatureNet):
+    """Finds no face in some rows."""
+
+    def __init__(self, network: nn.Module, truth: Truth, blind: set[int]) -> None:
+        super().__init__(network, SIDE, truth)
+        self.blind = blind
+
+    def sees(self, row: int, size: tuple[int, int]) -> bool:
+        return row not in self.blind
+
+
+def test_a_pair_counts_by_those_of_its_members_that_show_a_face() -> None:
+    settings = {"identity": LossSection(weight=1, pairs=3)}
+    given = batch([0.2, 0.1, 0.3, 0.4])  # members a are the rows 0 to 3 of the data, members b 4 to 7
+    velocity = torch.randn(given.target.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    made = outputs(given, velocity, settings)
+    truth = made.features["identity"]._truth
+    values = {}
+    for blind in [set(), {0, 1, 5}]:
+        net = Seeing(nn.Flatten(), truth, blind)
+        made = outputs(given, velocity, settings)
+        made.features = {"identity": net}
+        made.selection = select(plan_of(given), settings, {"identity": net})
+        values[len(blind)] = dict(
+            zip(made.selection["identity"], LOSSES["identity"](made, settings["identity"]), strict=True)
+        )
+        assert made.unseen == len(blind)
+    # Of pair 1 no member shows a face, so the fourth takes its place; of pair 0 member b counts alone.
+    assert list(values[0]) == [1, 0, 2]
+    assert list(values[3]) == [0, 2, 3]
+    assert values[3][2].item() == pytest.approx(values[0][2].item())
+    values[3][0].backward()
+    assert float(velocity.grad[0].abs().sum()) == 0
+    assert float(velocity.grad[4].abs().sum()) > 0
+    rows, pixels = made.pictures("identity")
+    alone = 1 - (net(pixels, rows) * net.of_truth(rows, (SIDE, SIDE), pixels.device)).sum(-1)
+    assert values[3][0].item() == pytest.approx(alone[rows.index(4)].item())
+
+
+def test_nothing_to_see_is_a_loss_of_zero_with_a_gradient() -> None:
+    settings = {"identity": LossSection(weight=1)}
+    given = batch([0.2])
+    velocity = torch.zeros_like(given.target).requires_grad_()
+    made = outputs(given, velocity, settings)
+    net = Seeing(nn.Flatten(), made.features["identity"]._truth, {0, 1})
+    made.features = {"identity": net}
+    for selection in ({"identity": (0,)}, select(plan_of(given), settings, {"identity": net})):
+        made.selection = selection
+        total, _ = combined(made, settings)
+        total.backward()
+        assert float(total.detach()) == 0
+        assert float(velocity.grad.abs().sum()) == 0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "snr", "expected"),
+    [
+        ("epsilon", [0.5, 5.0, 50.0], [1.0, 1.0, 0.1]),
+        ("v", [0.5, 5.0, 50.0], [1 / 3, 5 / 6, 5 / 51]),
+        ("v", [0.0], [0.0]),
+    ],
+)
+def test_min_snr_weighs_as_its_paper_says(prediction: str, snr: list[float], expected: list[float]) -> None:
+    assert min_snr(torch.tensor(snr), 5.0, prediction).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_denoising_weighs_each_sample_by_its_own_noise(prediction: str) -> None:
+    """With weights by SNR, an error in epsilon or v is the clipped error in x_0: Hang et al., section 3.4."""
+
+    class Variance(Flow):
+        """Variance preserving: alpha = cos, sigma = sin."""
+
+        def snr(self, level: torch.Tensor) -> torch.Tensor:
+            return 1 / torch.tan(level * math.pi / 2) ** 2
+
+    process = Variance()
+    process.prediction = prediction  # type: ignore[assignment]
+    settings = {"denoising": LossSection(weight=1)}
+    given = batch([0.1, 0.8])
+    for gamma in (0.0, 5.0):
+        made = outputs(given, torch.zeros_like(given.target), settings)
+        made.pipeline.process = process  # type: ignore[misc]
+        made.snr_gamma = gamma
+        plain = process.target(given.target, given.noise, given.sigma).square().flatten(1).mean(1)
+        snr = process.snr(given.sigma)
+        weights = min_snr(snr, gamma, prediction) if gamma else torch.ones_like(snr)
+        expected = (plain * weights).reshape(2, 2).mean(0)
+        assert torch.allclose(LOSSES["denoising"](made, settings["denoising"]), expected)
+    # One sample is clipped, the other is not.
+    assert bool((snr > 5).any() and (snr < 5).any())
+
+
+def looking(names: tuple[LossName, ...], sigma: list[float]) -> tuple[StepOutputs, torch.Tensor, dict]:
+    settings = {name: LossSection(weight=1, pairs=8) for name in names}
+    given = batch(sigma)
+    velocity = torch.randn(given.target.shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    return outputs(given, velocity, settings), velocity, settings
+
+
+def test_three_looking_losses_share_one_decode_and_read_the_truth_lazily() -> None:
+    names: tuple[LossName, ...] = ("contrastive", "identity", "perceptual")
+    made, _, settings = looking(names, [0.2, 0.3, 0.9])
+    asked: list[int] = []
+    truth = made.features["perceptual"]._truth
+
+    def fitted(rows, size):
+        asked.extend(rows)
+        return truth.fitted(rows, size)
+
+    lazy = Truth(fitted=fitted, digests=truth.digests)
+    made.features = {
+        "contrastive": FeatureNet(nn.Flatten(), SIDE, lazy),
+        "identity": FeatureNet(nn.Flatten(), SIDE, lazy),
+        "perceptual": PerceptualNet(Maps(), [torch.ones(3)], 0, lazy),
+    }
+    combined(made, settings)
+    assert (made.decodes, made.pipeline.calls) == (4, 1)  # type: ignore[attr-defined]
+    assert sorted(asked) == sorted([0, 1, 3, 4] * 3)  # not the rows of the third pair, which is too noisy
+    quiet, _, off = looking(names, [0.2, 0.3, 0.9])
+    quiet.features = made.features
+    combined(quiet, {name: LossSection(weight=0) for name in off})
+    assert len(asked) == 12
+    assert quiet.pipeline.calls == 0  # type: ignore[attr-defined]
+
+
+class Curved(Decoder):
+    """A decoder whose backward needs what its forward computed."""
+
+    def decode(self, latents: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        return super().decode(latents, size).tanh()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_decode_in_parts_is_the_same_decode(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for at_once in (losses.DECODED_AT_ONCE, 2 * SIDE * SIDE):
+        monkeypatch.setattr(losses, "DECODED_AT_ONCE", at_once)
+        made, velocity, settings = looking(("perceptual",), [0.2, 0.3, 0.4])
+        made.checkpointing, made.pipeline = checkpointing, Curved()  # type: ignore[assignment]
+        total, _ = combined(made, settings)
+        forward = made.pipeline.calls  # type: ignore[attr-defined]
+        total.backward()
+        again = made.pipeline.calls - forward  # type: ignore[attr-defined]
+        assert again == (forward if checkpointing else 0)
+        assert made.decodes == 6
+        results.append((forward, total.detach(), velocity.grad))
+    assert [forward for forward, _, _ in results] == [1, 3]
+    assert torch.equal(results[0][1], results[1][1])
+    assert torch.equal(results[0][2], results[1][2])
+
+
+def test_micro_batches_add_up() -> None:
+    """What the losses of parts of a step add up to is the loss of the step."""
+    names: tuple[LossName, ...] = ("contrastive", "identity", "perceptual", "flow_matching")
+    whole, velocity, settings = looking(names, [0.2, 0.3, 0.4])
+    expected, _ = combined(whole, settings)
+    total = torch.zeros(())
+    for pair in range(3):
+        rows = [pair, 3 + pair]
+        full = whole.batch
+        part = replace(
+            full, slots=(pair,), target=full.target[rows], source=full.source[rows], noise=full.noise[rows],
+            sigma=full.sigma[rows], prompts=full.prompts.rows(rows), images=(pair, 3 + pair),
+            keeps=(False, False),
+        )  # fmt: skip
+        made = replace(
+            whole, batch=part, noisy=whole.noisy[rows], predicted=velocity[rows], decodes=0, _pixels=None
+        )
+        total = total + combined(made, settings)[0]
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
