@@ -22,7 +22,7 @@ from registry.digest import Digest
 from registry.manifest import Ingredient
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline
-from trainer import lora, optimisers, text_lora
+from trainer import lora, optimisers, placement, text_lora
 from trainer.checkpoint import TrainingState
 from trainer.data.batches import StepPlan, TrainingSet
 from trainer.data.cache import TensorCache, View
@@ -133,45 +133,48 @@ def run(
         writes=processes.main,
     )
     features = _features(recipe.losses, dataset, device)
-    try:
-        parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
-        pipeline.transformer.to(device)
-        state = TrainingState(
-            parameters=parameters,
-            optimiser=optimisers.build(parameters, settings),
-            ema=Ema(parameters, recipe.ema),
-            folder=out / "checkpoints",
-            key=key,
-            processes=processes,
-            keep=recipe.running.keep_checkpoints,
-        )
-        facts = _steps(
-            _Session(
-                recipe=recipe,
+    with placement.training(pipeline, recipe, device) as placed:
+        try:
+            parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
+            state = TrainingState(
+                parameters=parameters,
+                optimiser=optimisers.build(parameters, settings),
+                ema=Ema(parameters, recipe.ema),
+                folder=out / "checkpoints",
+                key=key,
                 processes=processes,
-                pipeline=pipeline,
-                dataset=dataset,
-                data=data,
-                features=features,
-                state=state,
-                policy=BadLossPolicy(settings),
-                validation=validation,
-                curve=LossCurve(
-                    out / LOSS_NAME,
-                    tracker,
-                    samples=2 * settings.batch_pairs,
-                    enabled=processes.main,
-                ),
-                progress=progress,
+                keep=recipe.running.keep_checkpoints,
             )
-        )
-        facts |= validation.losses(parameters, state.ema.values)
-        # From the networks themselves, not from the recipe: what was looked through is what is named.
-        seen = tuple(one for net in features.values() for one in net.ingredients)
-        return Trained(weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen)
-    finally:
-        lora.remove(pipeline.transformer)
-        text_lora.remove(pipeline, recipe)
+            facts = _steps(
+                _Session(
+                    recipe=recipe,
+                    processes=processes,
+                    pipeline=pipeline,
+                    dataset=dataset,
+                    data=data,
+                    features=features,
+                    state=state,
+                    policy=BadLossPolicy(settings),
+                    validation=validation,
+                    curve=LossCurve(
+                        out / LOSS_NAME,
+                        tracker,
+                        samples=2 * settings.batch_pairs,
+                        enabled=processes.main,
+                    ),
+                    progress=progress,
+                )
+            )
+            facts |= {"base_bytes": placed.held_bytes, "waiting_bytes": placed.waiting_bytes}
+            facts |= validation.losses(parameters, state.ema.values)
+            # From the networks themselves, not from the recipe: what was looked through is what is named.
+            seen = tuple(one for net in features.values() for one in net.ingredients)
+            return Trained(
+                weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen
+            )
+        finally:
+            lora.remove(pipeline.transformer)
+            text_lora.remove(pipeline, recipe)
 
 
 def _steps(session: _Session) -> dict[str, Any]:

@@ -169,7 +169,7 @@ class QwenImageEdit:
             images=[image.resize((width, height), Image.Resampling.LANCZOS) for image in images],
             padding=True,
             return_tensors="pt",
-        ).to(self.device)
+        ).to(pipe.text_encoder.device)
         hidden = pipe.text_encoder.model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
@@ -200,7 +200,7 @@ class QwenImageEdit:
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image], size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`; the VAE's mean (argmax) as in the pipeline's control latents."""
-        pixels = pixels_of(images, size or self.size).to(self.device, self.dtype)
+        pixels = pixels_of(images, size or self.size).to(self.pipe.vae.device, self.dtype)
         latents = self.pipe.vae.encode(pixels.unsqueeze(2)).latent_dist.mode()
         return self.pack((latents - self._mean.to(latents)) / self._std.to(latents))
 

@@ -224,17 +224,18 @@ def cache_dataset(
 
 
 def load_base(base_path: Path, recipe: Recipe) -> EditPipeline:
-    """Return the base model of a recipe from its folder, on the GPU if there is one."""
+    """Return the base model of a recipe from its folder, in the machine's memory.
+
+    `trainer.placement` brings its parts to the GPU when they are needed there, so they never have to fit all.
+    """
     import torch
 
     from serving import pipelines
     from serving.memory import keep_freed_memory
 
     keep_freed_memory()
-    device = "cpu"
-    if torch.cuda.is_available():
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
-    return pipelines.load(recipe.base.family, base_path, device=device)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return pipelines.load(recipe.base.family, base_path, device="cpu", dtype=dtype)
 
 
 class _Loader:
@@ -279,6 +280,10 @@ def _encode(
     import torch
     from PIL import Image
 
+    from trainer import placement
+    from trainer.parallel import device
+
+    placement.encoding(pipeline, device())
     dtype, done, encoded = getattr(torch, view.numbers), 0, set[str]()
 
     def cropped(rows: Sequence[int], size: Size) -> list[Image.Image]:
