@@ -2,11 +2,11 @@
 
     PYTHONPATH=tests python tests/gpu/trainer.py [--steps 9] [--small] [--only NAME ...] [--out FILE]
 
-Twenty billion random weights are made on the device; pictures are drawn at 512 x 512, four pairs a step, rank
-64, all twelve kinds of modules. Every run trains a few steps through `trainer.launch.train`, with the product's own
-placement, cache, losses and loop; its speed is that of the steps after the first third. Prints one JSON line: step
-time, peak memory, model FLOP utilisation (FLOP of forward and backward without recomputation, over the peak
-of the device's dense bf16), and the ratio to the published loop.
+Twenty billion random weights are made on the device; pictures are drawn at 512 x 512, four pairs a step,
+rank 64, all twelve kinds of modules. Every run trains a few steps through `trainer.launch.train`, with the
+product's own placement, cache, losses and loop; its speed is that of the steps after the first third. Prints one
+JSON line: step time, peak memory, model FLOP utilisation (FLOP of forward and backward without recomputation,
+over the peak of the device's dense bf16), and the ratio to the published loop.
 
 ``--small`` does the same with a model of two narrow blocks at 64 x 64, on whatever device there is: it proves
 that the script works, and its figures mean nothing.
@@ -38,7 +38,7 @@ from serving.pipelines.qwen_image_edit import QwenImageEdit
 from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.batches import TrainingSet
-from trainer.data.cache import TensorCache, encoder_digest
+from trainer.data.cache import TensorCache, View
 from trainer.launch import train
 from trainer.portraits import base as portraits
 from trainer.recipe import Recipe
@@ -176,7 +176,7 @@ class Stand:
         """Train by the published loop, with the checkpointing that its recipe has on."""
         recipe, pairs = self.recipe, self.size.pairs
         read = (Dataset.open(self.folder / "dataset"), TensorCache(self.folder / "cache"))
-        data = TrainingSet(*read, encoder_digest(self.base), recipe, self.pipeline.size, device=self.device)
+        data = TrainingSet(*read, View.of(self.pipeline, self.base, recipe), recipe, device=self.device)
         self._reset()
         seconds = []
         transformer: Any = self.pipeline.transformer

@@ -87,7 +87,8 @@ def build_text_encoder(
             "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "max_position_embeddings": 2048, "tie_word_embeddings": True,
-            "rope_parameters": {"rope_type": "default", "mrope_section": _sections(width // 4), "rope_theta": 1e6},
+            "rope_parameters":
+                {"rope_type": "default", "mrope_section": _sections(width // 4), "rope_theta": 1e6},
             "bos_token_id": ids("<|endoftext|>"), "eos_token_id": ids("<|im_end|>"),
             "pad_token_id": ids("<|endoftext|>"),
         },
