@@ -1,12 +1,12 @@
 """The full-size Qwen-Image-Edit transformer on one GPU: our loop against the published one, in the same run.
 
-    PYTHONPATH=tests python tests/gpu/trainer.py [--steps 9] [--small] [--only NAME ...] [--out FILE]
+    PYTHONPATH=tests python tests/gpu/full_size.py [--steps 9] [--small] [--only NAME ...] [--out FILE]
 
 Twenty billion random weights are made on the device; pictures are drawn at 512 x 512, four pairs a step,
 rank 64, all twelve kinds of modules. Every run trains a few steps through `trainer.launch.train`, with the
-product's own placement, cache, losses and loop; its speed is that of the steps after the first third. Prints one
-JSON line: step time, peak memory, model FLOP utilisation (FLOP of forward and backward without recomputation,
-over the peak of the device's dense bf16), and the ratio to the published loop.
+product's own placement, cache, losses and loop; its speed is that of the steps after the first third. Prints
+one JSON line: step time, peak memory, model FLOP utilisation (FLOP of forward and backward without
+recomputation, over the peak of the device's dense bf16), and the ratio to the published loop.
 
 ``--small`` does the same with a model of two narrow blocks at 64 x 64, on whatever device there is: it proves
 that the script works, and its figures mean nothing.
@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from bench.trainer import eyes, injected
+from bench.training_loop import eyes, injected
 from bench.training.reference import ReferenceLoop
 from serving.pipelines.qwen_image_edit import QwenImageEdit
 from trainer import recipe as recipes

@@ -1,6 +1,6 @@
 """Our training loop against the published one of PixelSmile: same base, data, losses, samples and noise.
 
-    PYTHONPATH=tests python tests/bench/trainer.py [--steps 300] [--pairs 8] [--table] [--json FILE]
+    PYTHONPATH=tests python tests/bench/training_loop.py [--steps 300] [--pairs 8] [--table] [--json FILE]
 
 Prints one JSON line. First both train ``--steps`` steps: samples a second, and the loss on held-out people
 afterwards. Then both get the same time, with a schedule that ends with it, and the portraits suite judges
@@ -35,7 +35,7 @@ from trainer import encoders, lora, onnx_module
 from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.batches import TrainingSet
-from trainer.data.cache import TensorCache, encoder_digest, load_base
+from trainer.data.cache import TensorCache, View, load_base
 from trainer.evaluation import evaluate
 from trainer.export import card, export
 from trainer.launch import train
@@ -91,8 +91,9 @@ class Bench:
     def theirs(self, name: str, steps: int, dtype: torch.dtype) -> dict[str, Any]:
         """Train by the published loop and export what it has, at full strength."""
         wanted = changed(self.recipe, "optimiser", steps=steps)
-        read = (self.dataset, TensorCache(self.folder / "cache"), encoder_digest(base_path()), wanted)
-        data = TrainingSet(*read, self.pipeline.size)
+        view = View.of(self.pipeline, base_path(), wanted)
+        read = (self.dataset, TensorCache(self.folder / "cache"), view, wanted)
+        data = TrainingSet(*read)
         with injected(self.pipeline.transformer, wanted) as parameters:
             loop = ReferenceLoop(
                 self.pipeline, parameters, eyes(), wanted.losses, dtype, wanted.optimiser.betas
@@ -105,7 +106,7 @@ class Bench:
                 if step % 10 == 9:
                     self.progress(name, step + 1, steps, f"loss {loss:.4f}")
             seconds = time.monotonic() - started
-            held_out = TrainingSet(*read, self.pipeline.size, split="validation")
+            held_out = TrainingSet(*read, split="validation")
             validation = validation_loss(self.pipeline, held_out, wanted)
             weights = {key: value.detach().float().clone() for key, value in parameters.items()}
         base = fingerprint(base_path())
