@@ -35,6 +35,14 @@ def triplets(recipe: Recipe, images: Path, scored: Path, out: Path, progress: Pr
     return build_triplets(recipe, images, scored, out, progress).as_json()
 
 
+@task(name="folder", description="pictures of one's own, each looked at before it is believed")
+def folder(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `trainer.data.read_folder`."""
+    from trainer.data import read_folder
+
+    return read_folder(recipe, out, progress).as_json()
+
+
 @task(name="cache", description="latents of the pictures and embeddings of the prompts, once and for all")
 def cache(recipe: Recipe, dataset: Path, base: Path, out: Path, progress: Progress) -> dict[str, Any]:
     """See `trainer.data.cache_dataset`."""

@@ -18,10 +18,11 @@ from registry.settings import home as default_home
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
+    from registry.digest import Digest
     from registry.manifest import BaseModelRef
     from trainer.stage import StageResult
 
-STAGES = 13
+STAGES, STAGES_OF_FOLDER = 13, 11
 
 
 @flow(name="pipeline", description="recipe -> data -> adapter -> evaluation -> signed release -> edits")
@@ -38,7 +39,8 @@ def pipeline(recipe: Recipe, home: Path | None = None) -> dict[str, Any]:
     from prefect.settings import PREFECT_API_URL
 
     home = home or default_home()
-    job = Job(root=home / "runs" / recipe.name, display=Display(STAGES))
+    stages = STAGES_OF_FOLDER if recipe.data.source == "folder" else STAGES
+    job = Job(root=home / "runs" / recipe.name, display=Display(stages))
     try:
         base = base_folder(recipe.base, home)
         trained = make_adapter(job, recipe, base)
@@ -52,27 +54,16 @@ def make_adapter(job: Job, recipe: Recipe, base: Path) -> StageResult:
     """Data and training."""
     from serving.bases import fingerprint
 
-    code, parts, words = code_digest(NOT_MAKING), recipe.section, recipe.conditioning.expressions
-    base_digest = fingerprint(base)
-    images = job.cached(
-        dataset.synthesise, key={"code": code, **parts("data"), "expressions": words}, recipe=recipe
-    )
-    scored = job.cached(
-        dataset.score,
-        key={"code": code, "images": images.digest, "expressions": words},
-        recipe=recipe,
-        images=images.folder,
-    )
-    triplets = job.cached(
-        dataset.triplets,
-        key={"code": code, "images": images.digest, "scores": scored.digest, **parts("data", "conditioning")},
-        recipe=recipe,
-        images=images.folder,
-        scored=scored.folder,
-    )
+    code, parts, base_digest = code_digest(NOT_MAKING), recipe.section, fingerprint(base)
+    triplets = _from_folder(job, recipe) if recipe.data.source == "folder" else _drawn(job, recipe, code)
     cache = job.cached(
         dataset.cache,
-        key={"code": code, "dataset": triplets.digest, "base": base_digest, **parts("conditioning")},
+        key={
+            "code": code,
+            "dataset": triplets.digest,
+            "base": base_digest,
+            **parts("conditioning", "data", "precision"),
+        },
         out=job.folder("cache", code_digest((*NOT_MAKING, "trainer/portraits/"))),
         recipe=recipe,
         dataset=triplets.folder,
@@ -85,6 +76,37 @@ def make_adapter(job: Job, recipe: Recipe, base: Path) -> StageResult:
         dataset=triplets.folder,
         cache=cache.folder,
         base=base,
+    )
+
+
+def _from_folder(job: Job, recipe: Recipe) -> StageResult:
+    """The dataset of somebody's own pictures; the stage itself sees whether they are the same as before."""
+    return job.always(dataset.folder, recipe=recipe, out=job.root / "folder")
+
+
+def _drawn(job: Job, recipe: Recipe, code: Digest) -> StageResult:
+    """The dataset of drawn pictures that a judge has looked at."""
+    words = recipe.conditioning.expressions
+    images = job.cached(
+        dataset.synthesise, key={"code": code, **recipe.section("data"), "expressions": words}, recipe=recipe
+    )
+    scored = job.cached(
+        dataset.score,
+        key={"code": code, "images": images.digest, "expressions": words},
+        recipe=recipe,
+        images=images.folder,
+    )
+    return job.cached(
+        dataset.triplets,
+        key={
+            "code": code,
+            "images": images.digest,
+            "scores": scored.digest,
+            **recipe.section("data", "conditioning"),
+        },
+        recipe=recipe,
+        images=images.folder,
+        scored=scored.folder,
     )
 
 

@@ -1,7 +1,7 @@
-"""Pictures from outside: read under limits, turned upright, stripped of metadata, made square RGB.
+"""Pictures from outside: read under limits, turned upright, stripped of metadata, made RGB and mostly square.
 
-Everything that enters a model passes `open_portrait` or `clean`; the last resize to the base's own side is
-the pipeline's, so that training and serving resize alike.
+Everything that enters a model passes `open_portrait`, `open_picture` or `clean`; the last resize to the size
+that the base works at is the pipeline's, so that training and serving resize alike.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ TEXT_KEY = "adapter-foundry"
 
 
 def open_portrait(data: bytes) -> Image.Image:
-    """Return the picture in ``data`` as an upright, square RGB image without metadata.
+    """Return the picture in ``data`` as an upright, square RGB image without metadata; see `open_picture`."""
+    return _square(open_picture(data))
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Return the picture in ``data`` as an upright RGB image without metadata, whatever its aspect.
 
     The sides are read from the header and checked before a single pixel is decoded, so that a small file that
     unfolds into gigabytes costs nothing.
@@ -48,7 +53,7 @@ def open_portrait(data: bytes) -> Image.Image:
         with opened:
             _check_size(*opened.size)
             opened.load()
-            return clean(opened)
+            return _upright(opened)
     except Image.DecompressionBombError as error:
         raise ImageRefused(
             f"the picture has too many pixels; at most {MAX_IMAGE_PIXELS} are read", "send a smaller picture"
@@ -68,6 +73,11 @@ def clean(image: Image.Image) -> Image.Image:
     Raises:
         ImageRefused: the sides are outside of the limits.
     """
+    return _square(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """See `clean`, but for the square."""
     from PIL import Image, ImageOps
 
     _check_size(*image.size)
@@ -80,11 +90,15 @@ def clean(image: Image.Image) -> Image.Image:
         rgb = upright.convert("I").point(lambda value: value * (1 / 257)).convert("L").convert("RGB")
     else:
         rgb = upright.convert("RGB")
-    side = min(rgb.size)
-    left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-    square = rgb.crop((left, top, left + side, top + side))
     # A new image from bare bytes: nothing of the file's metadata can come along.
-    return Image.frombytes("RGB", square.size, square.tobytes())
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """Return the middle square of an image."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
 
 
 def png_bytes(image: Image.Image, facts: Mapping[str, Any]) -> bytes:

@@ -54,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> None:
     """Draw, score, choose, cache and train: every stage of RECIPE up to the adapter.
 
+    A recipe with `data.source: folder` takes the pictures of that folder; nothing is drawn or scored then.
     RECIPE is a YAML file or the name of a shipped recipe. What is there already is reused; a training that
     was stopped goes on from its last checkpoint. The adapter is neither evaluated nor signed: see `registry
     push`.
     """
     from registry.settings import home
     from trainer import recipe as recipes
-    from trainer.data import build_triplets, cache_dataset
+    from trainer.data import build_triplets, cache_dataset, read_folder
     from trainer.launch import train as train_stage
     from trainer.progress import ConsoleProgress
     from trainer.scoring import score
@@ -69,9 +70,12 @@ def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> No
     wanted = recipes.load(recipe)
     place = base or find_base(wanted.base)
     run, progress = out or home() / "runs" / wanted.name, ConsoleProgress()
-    results = [synthesise(wanted, run / "images", progress)]
-    results.append(score(wanted, run / "images", run / "scored", progress))
-    results.append(build_triplets(wanted, run / "images", run / "scored", run / "dataset", progress))
+    if wanted.data.source == "folder":
+        results = [read_folder(wanted, run / "dataset", progress)]
+    else:
+        results = [synthesise(wanted, run / "images", progress)]
+        results.append(score(wanted, run / "images", run / "scored", progress))
+        results.append(build_triplets(wanted, run / "images", run / "scored", run / "dataset", progress))
     results.append(cache_dataset(wanted, run / "dataset", place, home() / "latents", progress))
     results.append(train_stage(wanted, run / "dataset", home() / "latents", place, run / "train", progress))
     if as_json:

@@ -78,8 +78,10 @@ class DataSection(Section):
         }  # fmt: skip
         if self.source == "folder" and self.path is None:
             raise ValueError("source folder needs the path of the folder")
-        if self.source == "folder" and drawn:
-            raise ValueError(f"{', '.join(sorted(drawn))} are for source renderer; the folder decides them")
+        # By value: a recipe that was written out and is read again names every key.
+        foreign = sorted(name for name in drawn if getattr(self, name))
+        if self.source == "folder" and foreign:
+            raise ValueError(f"{', '.join(foreign)} are for source renderer; the folder decides them")
         if self.source == "renderer" and self.path is not None:
             raise ValueError("path is for source folder")
         if self.source == "renderer" and len(drawn) < 4:

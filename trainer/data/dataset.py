@@ -134,29 +134,41 @@ class Dataset:
             raise DataError(f"the dataset in {folder} cannot be read: {error}", _MEND) from None
 
 
+class Pictures:
+    """The pictures of a dataset that is being written; equal ones are kept once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.writer = ShardWriter(folder)
+        self.rows: dict[Digest, int] = {}
+        self.sizes: list[Size] = []
+
+    def add(self, pixels: np.ndarray) -> int:
+        """Keep a picture, uint8 [H, W, 3], and return its row."""
+        digest = pixel_digest(pixels)
+        if digest not in self.rows:
+            self.rows[digest] = len(self.rows)
+            self.sizes.append((pixels.shape[0], pixels.shape[1]))
+            self.writer.add(pixels)
+        return self.rows[digest]
+
+
 def write_dataset(
     folder: Path,
-    pictures: Iterable[np.ndarray],
+    pictures: Pictures,
     kept: Sequence[Triplet],
     rejected: Sequence[Mapping[str, Any]],
     provenance: Mapping[str, str],
 ) -> Digest:
-    """Write a dataset into an empty folder and return its digest.
+    """Complete a dataset in the folder of its pictures and return its digest.
 
     Args:
         folder: where.
-        pictures: uint8 [H, W, 3] each; the first is row 0 of the triplets.
+        pictures: have the rows of the triplets.
         kept: the triplets.
         rejected: what was left out, one JSON object each.
         provenance: source and licence of the pictures, name of the scorer.
     """
-    writer = ShardWriter(folder)
-    digests, sizes = [], []
-    for pixels in pictures:
-        writer.add(pixels)
-        digests.append(pixel_digest(pixels))
-        sizes.append([*pixels.shape[:2]])
-    files = writer.close()
+    files = pictures.writer.close()
     for name, values in {TRIPLETS_NAME: map(_line, kept), REJECTS_NAME: iter(rejected)}.items():
         data = b"".join(canonical_json(value) + b"\n" for value in values)
         (folder / name).write_bytes(data)
@@ -165,9 +177,9 @@ def write_dataset(
         {
             "format": FORMAT,
             "files": files,
-            "shards": [[name, count] for name, count in writer.counts.items()],
-            "images": digests,
-            "sizes": sizes,
+            "shards": [[name, count] for name, count in pictures.writer.counts.items()],
+            "images": list(pictures.rows),
+            "sizes": [list(size) for size in pictures.sizes],
             "provenance": dict(provenance),
             "splits": {
                 split: sorted({triplet.identity for triplet in kept if triplet.split == split})

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from registry.digest import Digest, digest_bytes
-from trainer.data.dataset import FORMAT, Dataset, Member, Triplet, counts, write_dataset
+from trainer.data.dataset import FORMAT, Dataset, Member, Pictures, Triplet, counts, write_dataset
 from trainer.data.shards import iterate_images, read_lines
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
@@ -178,8 +178,9 @@ def _write(
     scorer: str,
 ) -> Digest:
     """Write the dataset with only the pictures that are used; return its digest."""
-    used = sorted({row for triplet in kept for row in triplet.rows})
-    place = {row: number for number, row in enumerate(used)}
+    used = {row for triplet in kept for row in triplet.rows}
+    pictures = Pictures(folder)
+    place = {row: pictures.add(pixels) for row, pixels in enumerate(iterate_images(images)) if row in used}
     moved = [
         replace(
             one,
@@ -189,6 +190,5 @@ def _write(
         )
         for one in kept
     ]
-    pictures = (pixels for row, pixels in enumerate(iterate_images(images)) if row in place)
     about = {"source": index[0]["source"], "license": index[0]["license"], "scorer": scorer}
     return write_dataset(folder, pictures, moved, rejected, about)

@@ -1,0 +1,213 @@
+"""A folder of one's own pictures: what is right becomes a dataset, what is wrong is told with its line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.data import Dataset, cache_dataset, read_folder
+from trainer.data.folder import read_listing
+from trainer.errors import DataError
+from trainer.launch import train
+from trainer.portraits.renderer import identity, one_hot, pose, render
+from trainer.recipe import Recipe, parse
+
+PEOPLE = {"anna": "train", "ben": "train", "cleo": "validation"}
+FACES = {"neutral": 0.0, "fear": 1.0, "surprised": 0.8}
+SIZES = {"anna": (96, 64), "ben": (64, 96), "cleo": (80, 80)}  # width, height
+FOLDER = """
+name: own
+seed: 3
+base: {id: adapter-foundry/portraits-base, revision: "1", family: qwen-image-edit, license: Apache-2.0}
+data: {source: folder, path: PATH, max_aspect: 2.0}
+lora: {rank: 4, alpha: 8, targets: attention, dtype: F32}
+optimiser: {learning_rate: 0.01, warmup_steps: 1, steps: 3, batch_pairs: 2}
+losses: {flow_matching: {weight: 1.0}}
+conditioning: {template: "show a {} expression", expressions: [fear, surprised, angry]}
+release: {adapter: own, license: Apache-2.0}
+"""
+
+
+def picture(number: int, face: str, size: tuple[int, int]) -> Image.Image:
+    vector = one_hot(face, FACES[face]) if face != "neutral" else one_hot(face)
+    pixels = render(identity(number, "human"), vector, 64, pose(number))
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+
+
+def line(name: str, split: str, suffix: str = "png") -> dict:
+    a, b = (
+        {"image": f"{name}/{face}.{suffix}", "expression": face, "intensity": FACES[face]}
+        for face in ("fear", "surprised")
+    )
+    return {"split": split, "identity": name, "source": f"{name}/neutral.{suffix}", "a": a, "b": b}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that is right: three people, pictures of three sizes and formats."""
+    place = tmp_path / "own"
+    lines = []
+    for number, ((name, split), suffix) in enumerate(
+        zip(PEOPLE.items(), ("png", "webp", "jpg"), strict=True)
+    ):
+        (place / name).mkdir(parents=True)
+        for face in FACES:
+            picture(number, face, SIZES[name]).save(place / name / f"{face}.{suffix}", lossless=True)
+        lines.append(line(name, split, suffix))
+    write(place, lines)
+    (place / "license.txt").write_text("CC-BY-4.0\n")
+    return place
+
+
+def write(place: Path, lines: list) -> None:
+    (place / "pairs.jsonl").write_text(
+        "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines), "utf-8"
+    )
+
+
+def lines_of(place: Path) -> list[dict]:
+    return [json.loads(one) for one in (place / "pairs.jsonl").read_text().splitlines()]
+
+
+def recipe_of(place: Path, **data: object) -> Recipe:
+    recipe = parse(FOLDER.replace("PATH", str(place)))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+
+
+def test_a_folder_becomes_a_dataset(folder: Path, tmp_path: Path) -> None:
+    result = read_folder(recipe_of(folder), tmp_path / "dataset")
+    counts = {"triplets": 2, "validation": 1, "rejected": 0, "pictures": 9}
+    assert result.facts == {**counts, "license": "CC-BY-4.0"}
+    data = Dataset.open(tmp_path / "dataset")
+    assert data.digest == result.digest
+    assert data.provenance["license"] == "CC-BY-4.0"
+    assert data.sizes[:6] == ((64, 96),) * 3 + ((96, 64),) * 3
+    anna, ben = data.triplets[:2]
+    shown = data.pictures([ben.a.image, anna.source])
+    assert np.array_equal(shown[1], np.asarray(Image.open(folder / "anna/neutral.png")))
+    assert np.array_equal(shown[0], np.asarray(Image.open(folder / "ben/fear.webp").convert("RGB")))
+    assert (ben.a.expression, ben.b.intensity) == ("fear", 0.8)
+
+
+def test_the_same_folder_is_read_once_and_a_changed_picture_again(folder: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_of(folder), tmp_path / "dataset"
+    first = read_folder(recipe, out)
+    assert read_folder(recipe, out).reused
+    picture(0, "fear", (96, 60)).save(folder / "anna/fear.png")
+    again = read_folder(recipe, out)
+    assert not again.reused
+    assert again.digest != first.digest
+
+
+def test_what_a_line_repeats_is_left_out_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    write(folder, [*lines_of(folder), lines_of(folder)[0]])
+    assert read_folder(recipe_of(folder), tmp_path / "dataset").facts["rejected"] == 1
+    assert "line 1 says the same" in (tmp_path / "dataset" / "rejects.jsonl").read_text()
+
+
+Change = Callable[[list[dict]], None]
+WRONG: list[tuple[Change, str]] = [
+    (lambda p: p[1].update(idenity="x"), r"line 2: idenity: there is no such key; did you mean 'identity'"),
+    (lambda p: p[1]["a"].update(expresion="x"), r"a\.expresion: .*did you mean 'expression'"),
+    (lambda p: p[0].pop("source"), r"line 1: source: Field required"),
+    (lambda p: p[0]["a"].update(intensity=1.6), r"line 1: a\.intensity: .*less than or equal to 1\.5"),
+    (lambda p: p[0]["a"].update(intensity="1"), r"line 1: a\.intensity: .*valid number"),
+    (lambda p: p[0].update(split="test"), r"line 1: split: .*'train' or 'validation'"),
+    (lambda p: p[0]["a"].update(expression="surprise"), r"line 1: .*did you mean 'surprised'"),
+    (lambda p: p[0]["a"].update(expression="surprised"), r"line 1: both members show 'surprised'"),
+    (lambda p: p[0]["a"].update(image="anna/surprised.png"), r"line 1: both members are the picture"),
+    (lambda p: p[0]["a"].update(image="anna/neutral.png"), r"line 1: 'anna/neutral.png' is the neutral picture"),
+    (lambda p: p[0]["a"].update(image="anna/none.png"), r"line 1: there is no picture 'anna/none.png'"),
+    (lambda p: p[2].update(identity="anna"), r"line 3: 'anna' is in both splits"),
+    (lambda p: p[2].update(source="anna/neutral.png"), r"line 3: the picture 'anna/neutral.png' is in both"),
+    (lambda p: p[2].update(split="train"), r"has no pairs for validation"),
+    (lambda p: [one.update(split="validation") for one in p], r"has no pairs for train"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "message"), WRONG, ids=[message[:40] for _, message in WRONG])
+def test_what_is_wrong_is_told_with_its_line(
+    folder: Path, tmp_path: Path, change: Change, message: str
+) -> None:
+    lines = lines_of(folder)
+    change(lines)
+    write(folder, lines)
+    with pytest.raises(DataError, match=message):
+        read_folder(recipe_of(folder), tmp_path / "dataset")
+    assert not (tmp_path / "dataset").exists()
+
+
+def test_all_mistakes_are_told_at_once_and_not_without_end(folder: Path) -> None:
+    write(folder, ["{", "[1]", '{"split": "train", "split": "train"}', *["{}"] * 100])
+    with pytest.raises(DataError) as caught:
+        read_listing(folder)
+    text = str(caught.value)
+    assert "line 1: this is no JSON object" in text
+    assert "line 2: this is no JSON object: it is something else" in text
+    assert "line 3: this is no JSON object: a key is there twice" in text
+    assert text.count("Field required") == 5
+    assert len(text.splitlines()) < 30
+
+
+def test_equal_pixels_under_two_names_are_one_picture(folder: Path, tmp_path: Path) -> None:
+    (folder / "anna/fear.png").write_bytes((folder / "anna/surprised.png").read_bytes())
+    with pytest.raises(DataError, match="line 1: two of its pictures are the same, pixel by pixel"):
+        read_folder(recipe_of(folder), tmp_path / "dataset")
+
+
+def test_somebody_has_to_name_a_licence(folder: Path, tmp_path: Path) -> None:
+    (folder / "license.txt").unlink()
+    with pytest.raises(DataError, match="nobody says under which licence the pictures of line 1"):
+        read_folder(recipe_of(folder), tmp_path / "dataset")
+    lines = lines_of(folder)
+    for one, license in zip(lines, ("CC0-1.0", "MIT OR Apache-2.0", "CC0-1.0"), strict=True):
+        one["license"] = license
+    write(folder, lines)
+    read_folder(recipe_of(folder), tmp_path / "dataset")
+    found = Dataset.open(tmp_path / "dataset").provenance["license"]
+    assert found == "CC0-1.0 AND (MIT OR Apache-2.0)"
+    (folder / "license.txt").write_text("All rights\nreserved")
+    with pytest.raises(DataError, match="is not one line"):
+        read_folder(recipe_of(folder), tmp_path / "other")
+
+
+def test_a_recipe_that_was_written_out_is_read_again(folder: Path) -> None:
+    recipe = recipe_of(folder)
+    assert Recipe.model_validate(recipe.model_dump(mode="json")).digest == recipe.digest
+
+
+def test_a_folder_trains_in_its_aspects(folder: Path, tmp_path: Path, tiny_base: Path, tiny_pipeline) -> None:
+    recipe = recipe_of(folder)
+    read_folder(recipe, tmp_path / "dataset")
+    cached = cache_dataset(
+        recipe, tmp_path / "dataset", tiny_base, tmp_path / "cache", pipeline=tiny_pipeline
+    )
+    assert cached.facts["encoded_images"] == 9
+    assert cached.facts["encoded_prompts"] == 3 * 4
+    places = (tmp_path / "dataset", tmp_path / "cache", tiny_base, tmp_path / "train")
+    result = train(recipe, *places, pipeline=tiny_pipeline, track=False)
+    assert result.facts["steps"] == 3
+    assert (tmp_path / "train" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_command_line_trains_on_a_folder(
+    folder: Path, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from click.testing import CliRunner
+
+    from trainer.cli import cli
+
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(tmp_path / "home"))
+    path = tmp_path / "own.yaml"
+    path.write_text(FOLDER.replace("PATH", str(folder)))
+    words = ["train", str(path), "--base", str(tiny_base), "--out", str(tmp_path / "run"), "--json"]
+    result = CliRunner().invoke(cli, words, catch_exceptions=False)
+    stages = json.loads(result.stdout)["stages"]
+    assert [stage["stage"] for stage in stages] == ["triplets", "cache", "train"]
+    assert stages[0]["facts"]["triplets"] == 2
+    assert (tmp_path / "run" / "train" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
