@@ -107,6 +107,12 @@ class StableDiffusion(ABC):
         """Where the denoiser is."""
         return next(self.transformer.parameters()).device
 
+    @property
+    def text_encoders(self) -> Mapping[str, torch.nn.Module]:
+        """The CLIP text encoders, that LoRA layers may go into, by their part of the pipeline."""
+        found = {name: getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2")}
+        return {name: part for name, part in found.items() if part is not None}
+
     @abstractmethod
     def encode_prompts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None
