@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Size = tuple[int, int]
 
+_LAYOUT = "give a folder in diffusers layout"
 _CLIP_TOKENS, _T5_TOKENS, _SD3_T5_TOKENS = 77, 512, 256
 _QWEN_WORDS, _QWEN_PATCH, _QWEN_CONDITION = 24, 28, 384
 
@@ -36,12 +37,14 @@ class Base:
             with ``_class_name``.
         pixels: side of the square that it was made for.
         condition_pixels: side at which a text encoder that sees pictures sees them.
+        prompt_tokens: length that prompts are padded to, where the base says it; None is the family's.
     """
 
     family: str
     parts: Mapping[str, Mapping[str, Any]]
     pixels: int
     condition_pixels: int = _QWEN_CONDITION
+    prompt_tokens: int | None = None
 
     @property
     def denoiser(self) -> str:
@@ -60,8 +63,8 @@ class Base:
         steps = vae.get("temperal_downsample", vae.get("block_out_channels", ())[1:])
         return int(2 ** len(steps))
 
-    def build(self, part: str) -> torch.nn.Module:
-        """Return a component on the meta device: shapes without weights.
+    def build(self, part: str, dtype: torch.dtype) -> torch.nn.Module:
+        """Return a component in ``dtype`` on the meta device: shapes without weights.
 
         Raises:
             BaseModelError: neither diffusers nor transformers knows its class.
@@ -83,7 +86,8 @@ class Base:
                     f"neither diffusers nor transformers has the class {name} of the base's {part}",
                     "update them, or give another base",
                 )
-        return found.requires_grad_(False).eval()
+        # Not found.to(dtype): diffusers warns of precision there, and there are no numbers to lose.
+        return torch.nn.Module.to(found.requires_grad_(False).eval(), dtype)
 
 
 def load(recipe: Recipe, folder: Path | None) -> Base:
@@ -115,26 +119,26 @@ def _from_folder(family_name: str, folder: Path) -> Base:
         local = folder / "resolution.json"
         sides = json.loads(local.read_text("utf-8")) if local.is_file() else {}
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"{folder} is no base model: {error}", "give a folder in diffusers layout") from None
+        raise BaseModelError(f"{folder} is no base model: {error}", _LAYOUT) from None
     missing = {family(family_name).prefix, "vae"} - set(parts)
     if missing:
-        raise BaseModelError(
-            f"the base in {folder} has no {', '.join(sorted(missing))}", "give a folder in diffusers layout"
-        )
+        raise BaseModelError(f"the base in {folder} has no {', '.join(sorted(missing))}", _LAYOUT)
     return Base(
         family=family_name,
         parts=parts,
         pixels=sides.get("pixels", 512),
         condition_pixels=sides.get("condition_pixels", _QWEN_CONDITION),
+        prompt_tokens=sides.get("prompt_tokens"),
     )
 
 
-def sample(base: Base, size: Size, dtype: torch.dtype) -> dict[str, Any]:
-    """Return what the denoiser of ``base`` is called with for one sample, on the meta device.
+def samples(base: Base, size: Size, count: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Return what the denoiser of ``base`` is called with for some samples, on the meta device.
 
     Args:
         base: the base.
         size: height and width in pixels.
+        count: how many samples.
         dtype: of the latents and embeddings.
     """
     import torch
@@ -143,9 +147,9 @@ def sample(base: Base, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     high, wide = (side // base.downscale for side in size)
 
     def floats(*shape: int) -> torch.Tensor:
-        return torch.empty(1, *shape, device="meta", dtype=dtype)
+        return torch.empty(count, *shape, device="meta", dtype=dtype)
 
-    level = torch.empty(1, device="meta", dtype=dtype)
+    level = floats()
     text = text_tokens(base)
     if base.family in ("sd15", "sdxl"):
         given = {"sample": floats(config["in_channels"], high, wide), "timestep": level,
@@ -164,7 +168,7 @@ def sample(base: Base, size: Size, dtype: torch.dtype) -> dict[str, Any]:
     tokens = high // 2 * (wide // 2) * pictures
     given = {**prompt, "hidden_states": floats(tokens, config["in_channels"])}
     if base.family == "qwen-image-edit":
-        return {**given, "img_shapes": [[(1, high // 2, wide // 2)] * pictures]}
+        return {**given, "img_shapes": [[(1, high // 2, wide // 2)] * pictures] * count}
     axes = len(config.get("axes_dims_rope", (0, 0, 0)))
     given["img_ids"] = torch.empty(tokens, axes, device="meta")
     given["txt_ids"] = torch.empty(text, axes, device="meta")
@@ -180,6 +184,8 @@ def text_tokens(base: Base) -> int:
 
     Qwen's are the words (about 24) and the picture's merged patches; the others pad to a fixed length.
     """
+    if base.prompt_tokens is not None:
+        return base.prompt_tokens
     if base.family == "qwen-image-edit":
         return _QWEN_WORDS + max(1, round(base.condition_pixels / _QWEN_PATCH)) ** 2
     if base.family in ("sd15", "sdxl"):
@@ -187,11 +193,11 @@ def text_tokens(base: Base) -> int:
     return _CLIP_TOKENS + _SD3_T5_TOKENS if base.family == "sd3" else _T5_TOKENS
 
 
-def latents(base: Base, size: Size, dtype: torch.dtype) -> torch.Tensor:
-    """Return one picture's latents as the VAE decodes them, on the meta device."""
+def latents(base: Base, size: Size, count: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return the latents of some pictures as the VAE decodes them, on the meta device."""
     import torch
 
     vae = base.parts["vae"]
     high, wide = (side // base.downscale for side in size)
     shape = (vae["z_dim"], 1, high, wide) if "z_dim" in vae else (vae["latent_channels"], high, wide)
-    return torch.empty(1, *shape, device="meta", dtype=dtype)
+    return torch.empty(count, *shape, device="meta", dtype=dtype)

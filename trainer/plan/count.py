@@ -12,27 +12,34 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """Bytes that wait for the backward pass: ``fixed``, and ``each`` for every sample."""
+
+    fixed: int
+    each: int
+
+    def of(self, samples: int) -> int:
+        """Return the bytes of a pass of so many samples."""
+        return self.fixed + samples * self.each
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What one forward and backward pass takes; a multiplication with an addition is two operations.
+    """What a forward and backward pass takes; a multiplication with an addition is two operations.
 
     Attributes:
-        forward, backward: floating-point operations.
-        again: of the forward passes that checkpointing repeats.
-        saved: bytes that wait for the backward pass.
-        saved_with_checkpoints: bytes with checkpointing: what enters the repeated parts, and the inside of the
+        forward, backward: floating-point operations of one sample.
+        again: of the forward passes that checkpointing repeats, of one sample.
+        saved: what waits for the backward pass.
+        checkpointed: the same with checkpointing: what enters the repeated parts, and the inside of the
             largest of them.
     """
 
     forward: int
     backward: int
     again: int
-    saved: int
-    saved_with_checkpoints: int
-
-    @property
-    def both(self) -> int:
-        """Operations of a forward and a backward pass."""
-        return self.forward + self.backward
+    saved: Kept
+    checkpointed: Kept
 
 
 class _Attention(torch.autograd.Function):
@@ -43,9 +50,7 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return [N, heads, tokens, width]."""
         result = (query @ key.transpose(-1, -2)) @ value
         ctx.save_for_backward(query, key, value, result)
@@ -90,44 +95,70 @@ class _Memory:
         return tensor
 
 
-def work(module: torch.nn.Module, call: Callable[[], torch.Tensor]) -> Work:
-    """Run ``call`` and its backward pass and count.
+class _Passes:
+    """Counts what a model does in forward passes, and in the parts that its class would checkpoint."""
 
-    Args:
-        module: on the meta device; what its class would checkpoint is measured on its own.
-        call: runs ``module`` and returns the first result; its gradients reach what is trained.
-    """
-    memory, counter = _Memory(module), FlopCounterMode(display=False)
-    inputs = _Memory(module)
-    again, inside, largest = 0, 0, 0
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.counter = FlopCounterMode(display=False)
+        self.again = 0
+        self._saved, self._inputs = _Memory(module), _Memory(module)
+        self._inside = self._largest = 0
 
-    def part(function: Any, *given: Any) -> Any:
-        nonlocal again, inside, largest
-        for value in given:
+    def part(self, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        """Run a part that would be checkpointed."""
+        for value in (*given, *named.values()):
             if isinstance(value, torch.Tensor):
-                inputs.add(value)
-        saved, done = memory.bytes, counter.get_total_flops()
-        result = function(*given)
-        again += counter.get_total_flops() - done
-        inside, largest = inside + memory.bytes - saved, max(largest, memory.bytes - saved)
+                self._inputs.add(value)
+        saved, done = self._saved.bytes, self.counter.get_total_flops()
+        result = function(*given, **named)
+        inside = self._saved.bytes - saved
+        self.again += self.counter.get_total_flops() - done
+        self._inside, self._largest = self._inside + inside, max(self._largest, inside)
         return result
 
+    def forward(self, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Run a forward pass; the graph of its result is whole."""
+        with torch.autograd.graph.saved_tensors_hooks(self._saved.add, lambda value: value):
+            return call()
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Bytes that wait for the backward pass, without and with checkpointing."""
+        outside = self._saved.bytes - self._inside
+        return self._saved.bytes, outside + self._inputs.bytes + self._largest
+
+
+def work(module: torch.nn.Module, call: Callable[[int], torch.Tensor]) -> Work:
+    """Run a module and its backward pass and count.
+
+    Args:
+        module: on the meta device.
+        call: runs ``module`` on so many samples and returns the result; its gradients reach what is trained.
+    """
+    one, two = _Passes(module), _Passes(module)
     checkpoints = bool(getattr(module, "_supports_gradient_checkpointing", False))
-    if checkpoints:
-        module.enable_gradient_checkpointing(part)
-    try:
-        with _Fused(), counter:
-            with torch.autograd.graph.saved_tensors_hooks(memory.add, lambda value: value):
-                result = call()
-            forward = counter.get_total_flops()
-            result.float().sum().backward()
-    finally:
-        if checkpoints:
-            module.disable_gradient_checkpointing()
+    with _Fused():
+        try:
+            if checkpoints:
+                module.enable_gradient_checkpointing(one.part)  # type: ignore[operator]  # of diffusers
+            with one.counter:
+                result = one.forward(lambda: call(1))
+                forward = one.counter.get_total_flops()
+                result.float().sum().backward()
+            if checkpoints:
+                module.enable_gradient_checkpointing(two.part)  # type: ignore[operator]
+            two.forward(lambda: call(2))
+        finally:
+            if checkpoints:
+                module.disable_gradient_checkpointing()  # type: ignore[operator]
+    saved, checkpointed = (
+        Kept(fixed=2 * first - second, each=second - first)
+        for first, second in zip(one.kept, two.kept, strict=True)
+    )
     return Work(
         forward=forward,
-        backward=counter.get_total_flops() - forward,
-        again=again,
-        saved=memory.bytes,
-        saved_with_checkpoints=memory.bytes - inside + inputs.bytes + largest,
+        backward=one.counter.get_total_flops() - forward,
+        again=one.again,
+        saved=saved,
+        checkpointed=checkpointed,
     )

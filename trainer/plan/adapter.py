@@ -1,0 +1,93 @@
+"""How large an adapter is: numbers that are trained, and bytes of the exported file to the last one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from registry.digest import digest_bytes
+from registry.families import family
+from trainer import export, lora
+from trainer.recipe import Recipe
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a trained tensor, as `trainer.lora.inject` gives it -> its shape."""
+
+_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """What is trained of a base.
+
+    Attributes:
+        modules: linear layers with an update.
+        parameters: numbers that are trained.
+        kinds: kind of module -> its share of them.
+        file: bytes of the exported file.
+    """
+
+    modules: int
+    parameters: int
+    kinds: Mapping[str, int]
+    file: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, shapes: Shapes) -> Adapter:
+        """Return the adapter that a recipe makes of tensors of these shapes."""
+        facts, kinds = family(recipe.base.family), dict[str, int]()
+        for name, shape in shapes.items():
+            kind = facts.block_of(module_of(name))[1]
+            kinds[kind] = kinds.get(kind, 0) + torch.Size(shape).numel()
+        return cls(
+            modules=len({module_of(name) for name in shapes}),
+            parameters=sum(kinds.values()),
+            kinds=kinds,
+            file=file_bytes(recipe, shapes),
+        )
+
+
+def module_of(name: str) -> str:
+    """Return the module of a trained tensor."""
+    return name.rpartition(".lora_")[0]
+
+
+def shapes_of(recipe: Recipe, denoiser: torch.nn.Module, preset: str) -> Shapes:
+    """Return the tensors that a preset of the base's family would train, at the recipe's rank.
+
+    Args:
+        recipe: its rank and kind of update are kept, its targets are not.
+        denoiser: without a LoRA.
+        preset: a preset of the family.
+    """
+    facts, rank = family(recipe.base.family), recipe.lora.rank
+    found: dict[str, tuple[int, ...]] = {}
+    for name in lora.target_modules(denoiser, facts.name, facts.presets[preset]):
+        layer = denoiser.get_submodule(name)
+        assert isinstance(layer, torch.nn.Linear)
+        found[f"{name}.lora_A.weight"] = (rank, layer.in_features)
+        found[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+        if recipe.lora.dora:
+            found[f"{name}.lora_magnitude_vector"] = (layer.out_features,)
+    return found
+
+
+def file_bytes(recipe: Recipe, shapes: Shapes) -> int:
+    """Return the size of the exported safetensors file: eight bytes, the header, the numbers."""
+    stand_in = digest_bytes(b"")  # of the dataset: all digests are of one length
+    header: dict[str, object] = {"__metadata__": export.tags(recipe, stand_in)}
+    entries = []
+    for name, shape in shapes.items():
+        # A magnitude of DoRA is near the norm of a row of the base: rounding it would change all of it.
+        dtype = "F32" if name.endswith("magnitude_vector") else recipe.lora.dtype
+        entries.append((-_BYTES[dtype], export.key(recipe, name), dtype, shape))
+    end = 0
+    for width, key, dtype, shape in sorted(entries):  # as safetensors orders them
+        start, end = end, end - width * torch.Size(shape).numel()
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // _ALIGNMENT) * _ALIGNMENT + end

@@ -1,0 +1,101 @@
+"""`trainer plan`: what a recipe takes, before it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from trainer.recipe import Recipe
+
+_MACHINES = ("H200", "H100", "A100", "L40S", "RTX4090", "CPU")
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--gpus", type=click.IntRange(1, 4096), help="How many GPUs; default: running.count.")
+@click.option("--gpu", type=click.Choice(_MACHINES), help="Which; default: running.gpu.")
+@click.option(
+    "--base-precision", type=click.Choice(["fp32", "bf16", "fp8", "nf4"]),
+    help="How the base's linear weights are stored; default: precision.base.",
+)  # fmt: skip
+@click.option(
+    "--triplets", type=click.IntRange(1), help="Training triplets of the dataset; default: counted."
+)
+@click.option("--price", type=click.FloatRange(0), help="US dollars a GPU and hour.")
+@click.option(
+    "--utilisation",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the GPU's peak that is reached.",
+)
+@click.option(
+    "--base", type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of the base model; without it the published shapes of the recipe's base.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def plan(
+    recipe: str,
+    gpus: int | None,
+    gpu: str | None,
+    base_precision: str | None,
+    triplets: int | None,
+    price: float | None,
+    utilisation: float | None,
+    base: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what RECIPE takes: trained parameters, file, memory, operations, hours and cost.
+
+    RECIPE is a YAML file or the name of a shipped recipe. Everything is counted on the base's real modules
+    without their weights; nothing is loaded or trained. Only the share of a GPU's peak and the prices are
+    assumptions, and are printed.
+    """
+    from dataclasses import replace
+
+    from trainer import recipe as recipes
+    from trainer.plan import bases
+    from trainer.plan.machines import MACHINES
+    from trainer.plan.reckoning import reckon
+
+    wanted = recipes.load(recipe)
+    known = triplets if triplets is not None else _triplets(wanted)
+    machine = MACHINES[gpu or wanted.running.gpu]
+    if price is not None:
+        machine = replace(machine, price=price)
+    if utilisation is not None:
+        machine = replace(machine, utilisation=utilisation)
+    found = reckon(
+        wanted,
+        bases.load(wanted, base or _shipped(wanted)),
+        triplets=known,
+        machine=machine,
+        gpus=gpus,
+        stored=base_precision,  # type: ignore[arg-type]  # click has checked it
+    )
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+        return
+    from rich.console import Console
+
+    from trainer.plan.tables import show
+
+    show(found, Console())
+
+
+def _triplets(recipe: Recipe) -> int:
+    """Return how many training triplets the recipe's data makes: an upper bound, for some are left out.
+
+    Raises:
+        RecipeError: the data is not there.
+    """
+    raise NotImplementedError
+
+
+def _shipped(recipe: Recipe) -> Path | None:
+    """Return the folder of the base that ships with the trainer, if the recipe wants that."""
+    from trainer.portraits import BASE_ID, base_path
+
+    return base_path() if recipe.base.id == BASE_ID else None
