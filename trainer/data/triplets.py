@@ -21,7 +21,7 @@ from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
-__all__ = ["Dataset", "Member", "Triplet", "build_triplets"]
+__all__ = ["Dataset", "Member", "Triplet", "build_triplets", "pairs_of"]
 
 _FULL = 0.95  # from this intensity on, the judge must see the expression before all others
 
@@ -58,7 +58,7 @@ def build_triplets(
         images=[line["digest"] for line in index],
         scores=digest_bytes(scores.tobytes()),
         min_score=recipe.data.min_score,
-        pairs=_pairs(recipe),
+        pairs=pairs_of(recipe),
     )
     if done := finished(out, key):
         return done
@@ -82,7 +82,7 @@ def build_triplets(
     return result
 
 
-def _pairs(recipe: Recipe) -> list[tuple[str, str]]:
+def pairs_of(recipe: Recipe) -> list[tuple[str, str]]:
     """Return the confusing pairs among the recipe's expressions; one without a partner gets its neighbour."""
     from trainer.portraits.expressions import CONFUSING_PAIRS
 
@@ -111,7 +111,7 @@ def _choose(
             continue
         person = (line["domain"], line["identity"])
         identity, split = f"{person[0]}-{person[1]}", line["split"]
-        for first, second in _pairs(recipe):
+        for first, second in pairs_of(recipe):
             for level in recipe.data.intensities:
                 a, b = row_of[(*person, first, level)], row_of[(*person, second, level)]
                 digests = tuple(index[row]["digest"] for row in (source, a, b))
