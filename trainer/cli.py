@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.command import run
+from trainer.plan.command import plan
 from trainer.zoo.cli import zoo
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def cli() -> None:
     """Make adapters: draw portraits, train on a recipe."""
 
 
+cli.add_command(plan)
 cli.add_command(zoo)
 
 

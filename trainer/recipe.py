@@ -7,7 +7,8 @@ one, so a typing error cannot silently train something else.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -20,7 +21,7 @@ from registry.families import family
 from registry.manifest import BaseModelRef, ConditioningSpec, canonical_json
 from registry.reference import NAME_PATTERN
 from trainer import combinations
-from trainer.errors import RecipeError
+from trainer.errors import DataError, RecipeError
 from trainer.sections import (
     DataSection,
     EmaSection,
@@ -122,18 +123,46 @@ def parse(text: str, where: str = "the recipe") -> Recipe:
 _MEND = "correct these keys; trainer/recipes/pixelsmile-portraits.yaml is an example that works"
 
 
+def require_data(recipe: Recipe) -> None:
+    """Look for the pictures of a recipe that brings its own; nothing is opened.
+
+    Raises:
+        DataError: they are not there.
+    """
+    if recipe.data.path is None:
+        return
+    listing = Path(recipe.data.path) / "pairs.jsonl"
+    if not listing.is_file():
+        raise DataError(
+            f"the pictures of {recipe.name} are not there: there is no file {listing}",
+            "put them there as docs/trainer.md describes, or write another data.path into the recipe",
+        )
+
+
 def _explained(error: ValidationError) -> list[str]:
-    """Return one line for each mistake, with the nearest right key for an unknown one."""
+    """Return one line for each mistake, with the nearest right key or value for a wrong one."""
     lines = []
-    for item in error.errors(include_url=False, include_context=False):
-        location = tuple(str(part) for part in item["loc"])
+    for item in error.errors(include_url=False):
+        location = tuple(str(part) for part in item["loc"] if part != "[key]")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(location[-1], _keys_at(location[:-1]), n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            text = f"there is no such key{hint}"
-        lines.append(f"  {'.'.join(part for part in location if part != '[key]') or 'the recipe'}: {text}")
+            text = "there is no such key" + _nearest(location[-1], _keys_at(location[:-1]))
+        elif item["type"] == "missing":
+            text = "is missing"
+        elif item["type"] == "literal_error":
+            choices = re.findall(r"'([^']+)'", str(item["ctx"]["expected"]))
+            text = (
+                f"there is no {item['input']!r}{_nearest(item['input'], choices)}; choose from "
+                + ", ".join(choices)
+            )
+        where = ".".join(location)
+        lines.append(f"  {where}: {text}" if where else f"  {text}")
     return lines
+
+
+def _nearest(word: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _keys_at(location: tuple[str, ...]) -> list[str]:

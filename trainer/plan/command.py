@@ -61,7 +61,9 @@ def plan(
     from trainer.plan.reckoning import reckon
 
     wanted = recipes.load(recipe)
-    known = triplets if triplets is not None else _triplets(wanted)
+    known = triplets
+    if known is None and wanted.optimiser.epochs is not None:
+        known = _triplets(wanted)
     machine = MACHINES[gpu or wanted.running.gpu]
     if price is not None:
         machine = replace(machine, price=price)
@@ -86,12 +88,27 @@ def plan(
 
 
 def _triplets(recipe: Recipe) -> int:
-    """Return how many training triplets the recipe's data makes: an upper bound, for some are left out.
+    """Return how many training triplets the recipe's data makes; of drawn ones some are left out later.
 
     Raises:
-        RecipeError: the data is not there.
+        DataError: the data is not there, or its list is not right.
     """
-    raise NotImplementedError
+    from trainer.data.folder import read_listing
+    from trainer.data.triplets import pairs_of
+    from trainer.errors import DataError
+    from trainer.recipe import require_data
+
+    data = recipe.data
+    if data.path is None:
+        return sum(data.identities.values()) * len(pairs_of(recipe)) * len(data.intensities)
+    try:
+        require_data(recipe)
+    except DataError as error:
+        raise DataError(
+            error.message, f"{error.mend}; to plan without them say how many: --triplets N"
+        ) from None
+    listing = read_listing(Path(data.path), recipe.conditioning.expressions)
+    return sum(pair.split == "train" for _, pair in listing.pairs)
 
 
 def _shipped(recipe: Recipe) -> Path | None:
