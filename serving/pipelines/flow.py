@@ -36,7 +36,6 @@ class FlowPipeline:
     family: ClassVar[str]
     sees_image = False
     diffusers_class: ClassVar[str]
-    text_encoders: ClassVar[tuple[str, ...]]
     default_pixels: ClassVar[int]
     default_tokens: ClassVar[int]
 
@@ -45,8 +44,9 @@ class FlowPipeline:
         self.pipe, self.size = pipe, (side, side)
         self.prompt_tokens = prompt_tokens or self.default_tokens
         self.transformer: torch.nn.Module = pipe.transformer
-        for module in (pipe.transformer, pipe.vae, *(getattr(pipe, name) for name in self.text_encoders)):
-            module.requires_grad_(False).eval()
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
         self.process: Process = Flow()
         self.multiple: int = 2 * pipe.vae_scale_factor
         self._positions: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}

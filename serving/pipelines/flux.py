@@ -8,7 +8,7 @@ all True.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
@@ -32,17 +32,24 @@ class Flux(FlowPipeline):
 
     family = "flux"
     diffusers_class = "FluxPipeline"
-    text_encoders = ("text_encoder", "text_encoder_2")
     default_pixels = DEFAULT_PIXELS
     default_tokens = DEFAULT_TOKENS
     guidance = 3.5
     training_guidance = 1.0
     strength = 0.6
 
+    @property
+    def text_encoders(self) -> Mapping[str, torch.nn.Module]:
+        """The text encoder that a LoRA may change, by its name in files."""
+        return {"text_encoder": self.pipe.text_encoder}
+
     def encode_prompts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None
     ) -> PromptEmbeds:
-        """See `EditPipeline`; T5's embeddings, CLIP's pooled vector. The pictures are not looked at."""
+        """See `EditPipeline`; T5's embeddings, CLIP's pooled vector. The pictures are not looked at.
+
+        Differentiable where CLIP has weights that want gradients; frozen ones keep nothing for a backward.
+        """
         device = next(self.pipe.text_encoder_2.parameters()).device
         embeds, pooled, _ = self.pipe.encode_prompt(
             list(prompts), None, device=device, max_sequence_length=self.prompt_tokens

@@ -26,7 +26,6 @@ class Flux2Klein(FlowPipeline):
 
     family = "flux2-klein"
     diffusers_class = "Flux2KleinPipeline"
-    text_encoders = ("text_encoder",)
     default_pixels = DEFAULT_PIXELS
     default_tokens = DEFAULT_TOKENS
 

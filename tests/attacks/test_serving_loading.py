@@ -153,6 +153,8 @@ LOADERS = {
 }  # fmt: skip
 # What remains: base models, which a person installs or names on the hub, and JSON.
 ALLOWED = {
+    ("pipelines/flow.py", "from_pretrained"),
+    ("pipelines/flow.py", "loads"),
     ("pipelines/qwen_image_edit.py", "from_pretrained"),
     ("pipelines/qwen_image_edit.py", "loads"),
     ("pipelines/stable_diffusion.py", "from_pretrained"),
@@ -201,6 +203,9 @@ def test_a_base_model_of_pickled_weights_is_not_opened(part: str, tmp_path: Path
 
 
 PARTS = {
+    "flux": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+    "flux-kontext": ("transformer", "vae", "text_encoder", "text_encoder_2"),
+    "flux2-klein": ("transformer", "vae", "text_encoder"),
     "sd15": ("unet", "vae", "text_encoder"),
     "sdxl": ("unet", "vae", "text_encoder", "text_encoder_2"),
     "sd3": ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),

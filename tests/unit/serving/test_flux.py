@@ -1,4 +1,4 @@
-"""The FLUX families: edits equal those of diffusers' own pipelines, batches their rows; LoRA goes in and out."""
+"""The FLUX families: edits equal those of diffusers' own pipelines, batches their rows; LoRA in and out."""
 
 from __future__ import annotations
 
