@@ -31,17 +31,22 @@ class ClipVision(torch.nn.Module):
             BaseModelError: a file is damaged, or it is no CLIP model.
         """
         from transformers import CLIPVisionModelWithProjection
+        from transformers.utils import logging
 
+        before = logging.get_verbosity()
+        logging.set_verbosity_error()  # each tensor of the text tower would be reported
         mend = "put the files of openai/clip-vit-large-patch14 into that folder again"
         try:
             model, found = CLIPVisionModelWithProjection.from_pretrained(
                 str(folder), local_files_only=True, use_safetensors=True, output_loading_info=True,
-                dtype=torch.float32,
+                ignore_mismatched_sizes=True, dtype=torch.float32,
             )  # fmt: skip
         except Exception as error:  # transformers raises whatever its parts raise
             raise BaseModelError(f"the CLIP model in {folder} cannot be loaded: {error}", mend) from error
+        finally:
+            logging.set_verbosity(before)
         # Tensors that are not there would be drawn at random, and the loss would look through noise.
-        if absent := sorted({*found["missing_keys"], *(str(one) for one in found["mismatched_keys"])}):
+        if absent := sorted({*found["missing_keys"], *(one[0] for one in found["mismatched_keys"])}):
             raise BaseModelError(f"the CLIP model in {folder} has no usable {absent[0]}", mend)
         return cls(model)
 
