@@ -189,9 +189,8 @@ class TrainingSet:
         size = sizes[0]
         if len(sizes) > 1:
             ends = list(accumulate(len(found) for found in self._of_size.values()))
-            size = sizes[
-                bisect_right(ends, torch.rand((), generator=generator(seed, step, "size")) * ends[-1])
-            ]
+            place = float(torch.rand((), generator=generator(seed, step, "size"))) * ends[-1]
+            size = sizes[bisect_right(ends, place)]
         draws = (self._draw(self._with[size], seed, step, slot) for slot in range(pairs))
         return StepPlan(size=size, draws=tuple(draws))
 
@@ -277,8 +276,8 @@ class TrainingSet:
         embeds = blend(self._read(neutral), self._read(asked).unsqueeze(1), weights, self._spec.token_window)
         pooled = None
         if self._pooled:
-            before, after = (self._read([*map(pooled_key, keys)]).unsqueeze(1) for keys in (neutral, asked))
-            pooled = blend(before, after.unsqueeze(1), weights).squeeze(1)
+            before, after = (self._read([*map(pooled_key, keys)]) for keys in (neutral, asked))
+            pooled = blend_pooled(before, after.unsqueeze(1), weights)
         mask = embeds.new_ones(embeds.shape[:2], dtype=torch.bool)
         return PromptEmbeds(embeds=embeds, mask=mask, pooled=pooled)
 
