@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.conditioning import blend, interpolate
+from serving.conditioning import blend, blend_pooled, blend_prompts, interpolate
 from serving.errors import ConditioningError
 from serving.pipelines.base import PromptEmbeds
 
@@ -21,6 +23,12 @@ def prompts(seed: int, rows: int = 2, real: int = LENGTH, dtype: torch.dtype = t
     embeds = torch.randn(rows, LENGTH, WIDTH, generator=torch.Generator().manual_seed(seed)).to(dtype)
     mask = (torch.arange(LENGTH) < real).expand(rows, LENGTH)
     return PromptEmbeds(embeds=embeds * mask[..., None], mask=mask)
+
+
+def with_pooled(seed: int, rows: int = 2, dtype: torch.dtype = torch.float32) -> PromptEmbeds:
+    plain = prompts(seed, rows, dtype=dtype)
+    pooled = torch.randn(rows, 4, generator=torch.Generator().manual_seed(seed + 99)).to(dtype)
+    return dataclasses.replace(plain, pooled=pooled)
 
 
 @few
@@ -73,6 +81,45 @@ def test_outside_of_the_window_nothing_moves(seed: int, a: float, start: int, st
     assert torch.equal(mixed[:, :start], neutral.embeds[:, :start])
     assert torch.equal(mixed[:, stop:], neutral.embeds[:, stop:])
     assert torch.equal(mixed[:, start:stop], everywhere[:, start:stop])
+
+
+@few
+@given(SEED, INTENSITY, INTENSITY)
+def test_a_pooled_vector_moves_by_the_same_weights_and_knows_no_window(seed: int, a: float, b: float) -> None:
+    neutral, happy, sad = with_pooled(seed), with_pooled(seed + 1), with_pooled(seed + 2)
+    mixed = interpolate(neutral, {"happy": happy, "sad": sad}, {"happy": a, "sad": b}, (0, 1)).pooled
+    by_hand = neutral.pooled + a * (happy.pooled - neutral.pooled) + b * (sad.pooled - neutral.pooled)
+    torch.testing.assert_close(mixed, by_hand, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_ends_of_a_pooled_vector_are_bit_exact(dtype: torch.dtype) -> None:
+    neutral, happy = with_pooled(0, dtype=dtype), with_pooled(1, dtype=dtype)
+    for intensity, end in ((0.0, neutral), (1.0, happy)):
+        mixed = interpolate(neutral, {"happy": happy}, {"happy": intensity})
+        assert torch.equal(mixed.pooled, end.pooled)
+        assert mixed.pooled.dtype == dtype
+
+
+def test_rows_of_one_picture_are_those_of_interpolate() -> None:
+    neutral, targets = with_pooled(0, rows=1), with_pooled(1, rows=2)
+    levels = [[0.0, 0.0], [1.0, 0.0], [0.5, 0.25]]
+    rows = blend_prompts(neutral, targets, torch.tensor(levels), (1, 4))
+    assert rows.mask.shape == (3, LENGTH)
+    for row, (happy, sad) in enumerate(levels):
+        words = {"happy": targets.rows(slice(0, 1)), "sad": targets.rows(slice(1, 2))}
+        single = interpolate(neutral, words, {"happy": happy, "sad": sad}, (1, 4))
+        assert torch.equal(rows.embeds[row], single.embeds[0])
+        assert torch.equal(rows.pooled[row], single.pooled[0])
+    bare = blend_prompts(prompts(0, rows=1), prompts(1, rows=2), torch.tensor(levels))
+    assert bare.pooled is None
+
+
+def test_pooled_vectors_that_do_not_belong_together_are_explained() -> None:
+    with pytest.raises(ConditioningError, match="only one has a pooled vector"):
+        interpolate(with_pooled(0), {"happy": prompts(1)}, {"happy": 1.0})
+    with pytest.raises(ConditioningError, match="do not belong together"):
+        blend_pooled(torch.zeros(1, 4), torch.zeros(1, 1, 5), torch.ones(1, 1))
 
 
 def test_rows_have_their_own_intensities() -> None:

@@ -220,6 +220,23 @@ def test_only_an_editing_family_looks_at_the_source(loaded: Mapping[str, Any], f
     assert same == (family == "flux")
 
 
+@pytest.mark.parametrize("family", ["flux", "flux-kontext"])
+def test_a_lora_in_the_text_encoder_gets_gradients(folders: Mapping[str, Path], family: str) -> None:
+    from peft import LoraConfig
+
+    pipeline = pipelines.load(family, folders[family])
+    assert not pipeline.encode_prompts([], PROMPTS).pooled.requires_grad
+    text = pipeline.text_encoders["text_encoder"]
+    text.add_adapter(LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    noisy, latents, _, level = given(pipeline)
+    prompts = pipeline.encode_prompts([], PROMPTS)
+    assert not prompts.embeds.requires_grad  # T5 stays frozen
+    pipeline.predict(noisy, latents, prompts, level).square().mean().backward()
+    trained = [weight for weight in text.parameters() if weight.requires_grad]
+    assert len(trained) == 8
+    assert all(float(weight.grad.abs().max()) > 0 for weight in trained)
+
+
 def blocks_of(transformer: torch.nn.Module) -> list[str]:
     return [
         name
