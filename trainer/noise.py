@@ -28,7 +28,8 @@ def noise_level(settings: NoiseSection, choice: float, uniform: float, normal: f
 
 def _logit_normal(settings: NoiseSection, uniform: float, normal: float) -> float:
     """Esser et al., arXiv 2403.03206, eq. 19."""
-    return 1 / (1 + math.exp(-(settings.mean + settings.std * normal)))
+    logit = settings.mean + settings.std * normal
+    return 1 / (1 + math.exp(min(700.0, -logit)))  # beyond, the exponential is no number any more
 
 
 def _mode(settings: NoiseSection, uniform: float, normal: float) -> float:
