@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from serving import pipelines
 from serving.errors import BaseNotFound
@@ -168,6 +169,31 @@ def test_a_batch_is_its_rows(pipeline: Any, size: tuple[int, int]) -> None:
         torch.testing.assert_close(encoded.embeds, prompts.embeds[part], rtol=0, atol=1e-4)
         again = pipeline.encode_images(pictures(size)[part], size)
         torch.testing.assert_close(again, latents[part], rtol=0, atol=1e-5)
+
+
+class Waiting(TorchDispatchMode):
+    """Notes operations that make the host wait for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(
+            word in str(function) for word in ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+        ):
+            self.waits.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_prediction_never_waits_for_the_device(pipeline: Any) -> None:
+    inputs = given(pipeline)
+    with Waiting() as watched:
+        pipeline.predict(*inputs)
+    assert watched.waits == []
+    with Waiting() as watched:
+        assert bool(inputs[3].sum() > 0)
+    assert watched.waits == ["aten._local_scalar_dense.default"]
 
 
 @pytest.mark.parametrize("size", SIZES)
