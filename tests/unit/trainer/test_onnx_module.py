@@ -75,3 +75,30 @@ def test_an_unknown_operator_is_an_explained_error(tmp_path: Path) -> None:
         onnx_module.load(tmp_path / "cos.onnx")
     with pytest.raises(BaseModelError, match="No such file"):
         onnx_module.load(tmp_path / "nothing.onnx")
+
+
+def test_a_stack_gives_every_rectified_convolution(tmp_path: Path) -> None:
+    net = ExpressionNet(4)
+    stack = onnx_module.load_stack(exported(net, 64, tmp_path / "net.onnx"))
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = stack(x)
+        assert len(found) == 5
+        y = x
+        for layer in net.layers[:15]:
+            y = layer(y)
+            if isinstance(layer, torch.nn.ReLU):
+                assert torch.allclose(found.pop(0), y, atol=1e-4)
+    assert not found
+
+
+def test_networks_without_such_layers_are_explained(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph), str(tmp_path / "relu.onnx"))
+    with pytest.raises(BaseModelError, match="no convolution"):
+        onnx_module.load_stack(tmp_path / "relu.onnx")
