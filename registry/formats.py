@@ -3,8 +3,10 @@
 The header is read by this module's own bounded, strict parser before any library sees the bytes: the
 reference reader accepts a repeated header key and lets the last one win, so that two readers may see two
 adapters in one file. The dialect is diffusers': ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
-(rank x in) and ``...lora_B.weight`` (out x rank), alpha folded into B. Other dialects are recognised only to
-explain a refusal; ``registry.dialects`` reads them, with the same parser under the rules ``FOREIGN``.
+(rank x in) and ``...lora_B.weight`` (out x rank), alpha folded into B, and ``...lora_magnitude_vector``
+(out) for DoRA; ``unet.`` or ``text_encoder.`` stands in front of the modules of these parts. Other dialects
+are recognised only to explain a refusal; ``registry.dialects`` reads them, with the same parser under the
+rules ``FOREIGN``.
 
 The file is long because the parser, its rules and the writer of one format belong together: whoever changes
 one of them has to see the others.
@@ -35,7 +37,12 @@ _MAX_DIMENSIONS = 4
 _MAX_DIMENSION = 1 << 24
 _MAX_NESTING = 3
 _METADATA = "__metadata__"
-_KEY = re.compile(r"transformer\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)\.lora_(A|B)\.weight", re.ASCII)
+_TEXT = "text_encoder"
+_KEY = re.compile(
+    r"(transformer|unet|text_encoder(?:_[0-9])?)\.([A-Za-z0-9_]+(?:\.[A-Za-z0-9_]+)*)"
+    r"\.lora_(?:(A|B)\.weight|(magnitude)_vector)",
+    re.ASCII,
+)
 _TOKEN = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _PRINTABLE = re.compile(r"[\x20-\x7e]*", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -145,13 +152,26 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoraKey:
-    """A parsed key: the base's module, and which factor of B @ A it is."""
+    """A parsed key: the base's module, and what it is of the module's update.
+
+    Attributes:
+        module: as in the spec of a base: a text encoder's begins with its part of the pipeline.
+        factor: a factor of B @ A, or the lengths that DoRA gives the rows of the updated weight.
+        part: the part of the pipeline that the key names.
+    """
 
     module: str
-    factor: Literal["A", "B"]
+    factor: Literal["A", "B", "magnitude"]
+    part: str = "transformer"
+
+    @property
+    def tensor(self) -> str:
+        """What stands behind the module, without "weight"."""
+        return "lora_magnitude_vector" if self.factor == "magnitude" else f"lora_{self.factor}"
 
     def __str__(self) -> str:
-        return f"transformer.{self.module}.lora_{self.factor}.weight"
+        module = self.module if self.part.startswith(_TEXT) else f"{self.part}.{self.module}"
+        return f"{module}.{self.tensor}" + ("" if self.factor == "magnitude" else ".weight")
 
 
 def parse_key(key: str) -> LoraKey | None:
@@ -159,7 +179,14 @@ def parse_key(key: str) -> LoraKey | None:
     match = _KEY.fullmatch(key)
     if match is None:
         return None
-    return LoraKey(module=match[1], factor="A" if match[2] == "A" else "B")
+    part, module = match[1], match[2]
+    if module.startswith(_TEXT) and not part.startswith(_TEXT):
+        return None  # else a module would have two names, and a text encoder hide behind the denoiser
+    return LoraKey(
+        module=f"{part}.{module}" if part.startswith(_TEXT) else module,
+        factor="magnitude" if match[4] else "A" if match[3] == "A" else "B",
+        part=part,
+    )
 
 
 def foreign_dialect(key: str) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 from registry.content import Content
 from registry.dialects.grammar import DIFFUSERS, Role
 from registry.dialects.reading import LoraFile, Update
+from registry.families import FAMILIES
 from registry.formats import DTYPE_BYTES, Header, TensorInfo
 from registry.scanning.product import F32, tensor
 
@@ -37,13 +38,13 @@ class CanonicalContent:
         self._made: list[tuple[TensorInfo, Update, Role]] = []
         self._kept: tuple[int, bytes] | None = None
         tensors: dict[str, TensorInfo] = {}
-        at = 0
+        at, family = 0, FAMILIES[lora.base.family]
         for update in lora.updates:
             for role in _ROLES:
                 shape = _shape(lora, update, role)
                 size = math.prod(shape) * DTYPE_BYTES[lora.dtype]
                 info = TensorInfo(dtype=lora.dtype, shape=shape, start=at, end=at + size)
-                tensors[DIFFUSERS.key(update.factors.module, role)] = info
+                tensors[DIFFUSERS.key(update.factors.module, role, family)] = info
                 self._made.append((info, update, role))
                 at += size
         self._starts = [info.start for info, *_ in self._made]

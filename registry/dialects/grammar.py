@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from registry.errors import InvalidDocument, shown
-from registry.families import BaseSpec
+from registry.families import QWEN_IMAGE_EDIT, BaseSpec, FamilyFacts
 
 Role = Literal["A", "B", "alpha"]
 
@@ -72,13 +72,26 @@ class Spelling:
     b: str
     flat: bool = False
 
-    def key(self, module: str, role: Role) -> str:
-        """Return the key of one of a module's tensors."""
+    def key(self, module: str, role: Role, facts: FamilyFacts | None = None) -> str:
+        """Return the key of one of a module's tensors.
+
+        Args:
+            module: its name, as in the base's spec.
+            role: which tensor.
+            facts: the family, where its denoiser may be no ``transformer``.
+        """
         stem = module.replace(".", "_") if self.flat else module
-        return self.prefix + stem + {"A": self.a, "B": self.b, "alpha": ALPHA}[role]
+        whole = self.prefix + stem
+        if facts is not None and self.prefix == DENOISER:
+            whole = facts.key(module)
+        return whole + {"A": self.a, "B": self.b, "alpha": ALPHA}[role]
 
 
 ALPHA: Final = ".alpha"
+DENOISER: Final = "transformer."
+"""The part of the pipeline that carries the LoRA; the table says so for U-Nets, too, whose files say
+``unet.``."""
+TEXT: Final = "text_encoder"
 _AB: Final = (".lora_A.weight", ".lora_B.weight")
 _DEFAULT: Final = (".lora_A.default.weight", ".lora_B.default.weight")
 _DOWN_UP: Final = (".lora_down.weight", ".lora_up.weight")
@@ -89,8 +102,8 @@ def _spelling(dialect: str, prefix: str, pair: tuple[str, str], *, flat: bool = 
     return Spelling(dialect=dialect, prefix=prefix, a=pair[0], b=pair[1], flat=flat)
 
 
-DIFFUSERS: Final = _spelling("diffusers", "transformer.", _AB)
-OLD_DIFFUSERS: Final = _spelling("old diffusers", "transformer.", _DOTTED)
+DIFFUSERS: Final = _spelling("diffusers", DENOISER, _AB)
+OLD_DIFFUSERS: Final = _spelling("old diffusers", DENOISER, _DOTTED)
 PEFT: Final = _spelling("PEFT", "base_model.model.", _AB)
 KOHYA: Final = _spelling("kohya", "lora_unet_", _DOWN_UP, flat=True)
 COMFYUI: Final = _spelling("ComfyUI", "diffusion_model.", _AB)
@@ -98,9 +111,9 @@ DIFFSYNTH: Final = _spelling("DiffSynth", "", _DEFAULT)
 
 SPELLINGS: Final[tuple[Spelling, ...]] = (
     DIFFUSERS,
-    _spelling("diffusers", "transformer.", _DEFAULT),
+    _spelling("diffusers", DENOISER, _DEFAULT),
     OLD_DIFFUSERS,
-    _spelling("OneTrainer", "transformer.", _DOWN_UP),
+    _spelling("OneTrainer", DENOISER, _DOWN_UP),
     PEFT,
     _spelling("PEFT", "base_model.model.", _DEFAULT),
     KOHYA,
@@ -144,7 +157,8 @@ _REFUSED: Final[tuple[tuple[re.Pattern[str], str, Problem], ...]] = (
             r"^(lora_te\d*_|lora_prior_te|text_encoders?[._]|text_encoder_\d|text_model\.|te\d*[._]"
             r"|base_model\.model\.(text_model|text_encoder)|conditioner\.|cond_stage_model\.|qwen_vl\.)"
         ),
-        "they change the text encoder, which adapters may not: it is the lever of published LoRA backdoors",
+        "they change a text encoder that adapters of this base may not change, or in a spelling that is not "
+        "read: it is the lever of published LoRA backdoors",
         "text encoder",
     ),
     (
@@ -196,30 +210,39 @@ def names(keys: Sequence[str]) -> str:
     return few if len(keys) <= _SHOWN_KEYS else f"{few} and {len(keys) - _SHOWN_KEYS} more"
 
 
-def parse(keys: Sequence[str], spec: BaseSpec, base: str) -> tuple[str, list[ParsedKey]]:
+def parse(
+    keys: Sequence[str], spec: BaseSpec, base: str, facts: FamilyFacts = QWEN_IMAGE_EDIT
+) -> tuple[str, list[ParsedKey]]:
     """Return the file's dialect and what each key names.
 
     Args:
         keys: the names of all tensors, each once.
-        spec: the modules that an adapter of the base may change.
+        spec: the modules that an adapter of the base may change; they decide what keys mean.
         base: the base's name, for messages.
+        facts: its family, which names the parts of the pipeline.
 
     Raises:
         DialectError: a key is of no known dialect, of a module that the base has not, or of another dialect
             than the others.
     """
-    _refuse_other_methods(keys)
+    texts = tuple(f"{part}." for part in facts.text_encoders)
+    _refuse_other_methods([key for key in keys if not _of_text_encoder(key, texts, spec)])
     flat: dict[str, list[str]] = defaultdict(list)
     for module in spec:
-        flat[module.replace(".", "_")].append(module)
+        if not module.startswith(TEXT):  # of a text encoder only diffusers' own spelling is taken
+            flat[module.replace(".", "_")].append(module)
     parsed, unknown, foreign, ambiguous = [], [], [], []
     for key in keys:
-        parts = _split(key)
+        parts = _split(key, facts, texts)
         if parts is None:
             unknown.append(key)
             continue
         prefix, stem, role, spelling = parts
-        candidates = flat.get(stem, []) if prefix == KOHYA.prefix else [stem] if stem in spec else []
+        if prefix == KOHYA.prefix:
+            candidates = flat.get(stem, [])
+        else:
+            known = stem in spec and stem.startswith(TEXT) == key.startswith(texts)
+            candidates = [stem] if known else []
         if len(candidates) > 1:
             ambiguous.append(key)
         elif not candidates:
@@ -249,10 +272,24 @@ def _refuse_other_methods(keys: Sequence[str]) -> None:
             raise DialectError(f"{len(found)} keys cannot be imported, {why}", keys=found, problem=problem)
 
 
-def _split(key: str) -> tuple[str, str, Role, Spelling | None] | None:
+def _of_text_encoder(key: str, parts: tuple[str, ...], spec: BaseSpec) -> bool:
+    """Return whether a key of diffusers names a module of a text encoder that adapters may change."""
+    return key.startswith(parts) and any(key.endswith(end) and key[: -len(end)] in spec for end in _AB)
+
+
+def _split(
+    key: str, facts: FamilyFacts, texts: tuple[str, ...]
+) -> tuple[str, str, Role, Spelling | None] | None:
     """Return prefix, stem, role and spelling of a key, or None when it is none of a known dialect."""
     prefix = next(prefix for prefix in _PREFIXES if key.startswith(prefix))
     rest = key[len(prefix) :]
+    if facts.prefix + "." != DENOISER:
+        if prefix == DENOISER:
+            rest = key  # another base's: a module that this one has not
+        elif key.startswith(facts.prefix + "."):
+            prefix, rest = DENOISER, key.removeprefix(facts.prefix + ".")
+    if key.startswith(texts) and prefix == "":
+        prefix = DENOISER  # diffusers names this part itself; the stem is the module's whole name
     if rest.endswith(ALPHA):
         return prefix, rest[: -len(ALPHA)], "alpha", None
     for spelling in SPELLINGS:

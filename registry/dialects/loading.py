@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 from registry.dialects import strength
 from registry.dialects.grammar import (
     COMFYUI,
+    DENOISER,
     DIFFSYNTH,
     DIFFUSERS,
     KOHYA,
@@ -28,8 +29,8 @@ from registry.dialects.grammar import (
     DialectError,
 )
 from registry.dialects.reading import LoraFile
+from registry.families import FAMILIES, QWEN_IMAGE_EDIT
 
-_PART: Final = "transformer."
 _CONVERTED: Final = (KOHYA.prefix, COMFYUI.prefix, DIFFSYNTH.prefix)
 """What stands before modules in the files that diffusers' conversion ends with the right names of."""
 
@@ -77,13 +78,14 @@ def applied(lora: LoraFile, config: bytes | None = None) -> Applied:
         return Applied(loader="diffusers", scales={}, whole=False, why=reason)
     if lora.dialect == PIXELSMILE:
         return _in_part(lora)
+    part = _part(lora)
     factors = [update.factors for update in lora.updates]
     scales = {item.module: lora.alphas.get(item.module, item.rank) / item.rank for item in factors}
     if strength.HEADER_CONFIG in lora.metadata:
         values = strength.header_config(lora.metadata)
         where = f"the header's {strength.HEADER_CONFIG}"
-        _check_plain(values, where)
-        kept = {name.removeprefix(_PART): value for name, value in values.items() if name.startswith(_PART)}
+        _check_plain(values, where, part)
+        kept = {name.removeprefix(part): value for name, value in values.items() if name.startswith(part)}
         kept = {"r": _PEFT_DEFAULT, "lora_alpha": _PEFT_DEFAULT} | kept
         for module, scale in strength.configured(kept, where, factors).items():
             scales[module] *= scale
@@ -98,7 +100,12 @@ def is_stabilised(lora: LoraFile, config: bytes | None = None) -> bool:
         values = strength.header_config(lora.metadata)
     elif lora.dialect == PEFT.dialect and config is not None:
         values = strength.config_values(config, strength.CONFIG_NAME)
-    return values.get("use_rslora", values.get(_PART + "use_rslora")) is True
+    return values.get("use_rslora", values.get(_part(lora) + "use_rslora")) is True
+
+
+def _part(lora: LoraFile) -> str:
+    """The name of the denoiser in the pipeline, with a dot."""
+    return FAMILIES[lora.base.family].prefix + "."
 
 
 def _unread(lora: LoraFile) -> str:
@@ -107,11 +114,13 @@ def _unread(lora: LoraFile) -> str:
     prefix = next(iter(spellings)).prefix
     default = any(spelling.a.endswith(".default.weight") for spelling in spellings)
     converts = bool(lora.alphas) or default or prefix in (KOHYA.prefix, COMFYUI.prefix)
-    if prefix not in (_PART, *_CONVERTED):
+    if lora.base.family != QWEN_IMAGE_EDIT.name and (converts or spellings != {DIFFUSERS}):
+        return f"what it makes of this layout for the family {lora.base.family} is not known here"
+    if prefix not in (DENOISER, *_CONVERTED):
         return "it knows no such prefix"
     if converts:
-        return "" if prefix in _CONVERTED else f"it refuses alpha or an adapter's name behind {_PART!r}"
-    if prefix != _PART:
+        return "" if prefix in _CONVERTED else f"it refuses alpha or an adapter's name behind {DENOISER!r}"
+    if prefix != DENOISER:
         return "it takes keys without a prefix only with alpha or an adapter's name in them"
     known = spellings <= {DIFFUSERS, OLD_DIFFUSERS}
     return "" if known else "it does not know these names of the factors"
@@ -158,12 +167,12 @@ def _by_peft(lora: LoraFile, config: bytes | None) -> Applied:
     return Applied(loader="PEFT", scales=scales)
 
 
-def _check_plain(values: Mapping[str, Any], where: str) -> None:
+def _check_plain(values: Mapping[str, Any], where: str, part: str = DENOISER) -> None:
     """Demand of a configuration that a loader which obeys it does nothing surprising.
 
     As regular expressions, the targets of a stranger could run for ever; names of libraries are imported.
     """
-    fields = {name.removeprefix(_PART): value for name, value in values.items()}
+    fields = {name.removeprefix(part): value for name, value in values.items()}
     wrong = [
         name
         for name in ("exclude_modules", "layers_to_transform", "layers_pattern")

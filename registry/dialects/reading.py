@@ -106,7 +106,7 @@ def understood(
     alpha: float | None = None,
 ) -> LoraFile:
     """Return what a LoRA file says whose table of contents is known; see `read`."""
-    dialect, parsed = grammar.parse(list(header.tensors), base.spec, base.id)
+    dialect, parsed = grammar.parse(list(header.tensors), base.spec, base.id, FAMILIES[base.family])
     factors = _factors(header, parsed, base)
     alpha_keys = {item.module: item.key for item in parsed if item.role == "alpha"}
     alphas = {
@@ -125,6 +125,7 @@ def understood(
         config,
         alpha,
         _kinds(base, [item.module for item in factors]),
+        FAMILIES[base.family].prefix + ".",
     )
     rank = max(item.rank for item in factors)
     scales = set(found.scales.values())

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from registry.content import Content
-from registry.dialects.grammar import PEFT, PIXELSMILE, RELEASED_KINDS, DialectError
+from registry.dialects.grammar import DENOISER, PEFT, PIXELSMILE, RELEASED_KINDS, DialectError
 from registry.errors import shown
 from registry.formats import TensorInfo
 from registry.manifest import strict_json
@@ -96,6 +96,7 @@ def resolve(
     config: bytes | None,
     stated: float | None,
     kinds: frozenset[str],
+    part: str = DENOISER,
 ) -> Strength:
     """Return the strength of every module.
 
@@ -108,6 +109,7 @@ def resolve(
         config: the PEFT configuration that lies beside the file, if any.
         stated: what the user says alpha is, if anything.
         kinds: the kinds of modules in the file.
+        part: the denoiser's name in the pipeline, with a dot.
 
     Raises:
         DialectError: places disagree, a number is out of range, or the strength cannot be known.
@@ -118,7 +120,7 @@ def resolve(
         claims.append(_from_tensors(factors, alphas, precision))
     if HEADER_CONFIG in metadata:
         where = f"the header's {HEADER_CONFIG}"
-        values = _unprefixed(header_config(metadata), where)
+        values = _unprefixed(header_config(metadata), where, part)
         claims.append(_Claim(where=where, scales=configured(values, where, factors)))
     if dialect == PEFT.dialect and config is not None:
         values = config_values(config, CONFIG_NAME)
@@ -202,14 +204,13 @@ def config_values(data: bytes, where: str) -> dict[str, Any]:
     return value
 
 
-def _unprefixed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the configuration of the transformer; diffusers puts the part's name before each field."""
-    part = "transformer."
+def _unprefixed(values: Mapping[str, Any], where: str, part: str) -> dict[str, Any]:
+    """Return the configuration of the denoiser; diffusers puts the part's name before each field."""
     if not any("." in name for name in values):
         return dict(values)
     others = [name for name in values if not name.startswith(part)]
     if others:
-        raise DialectError(f"{where} is about other parts than the transformer", keys=others)
+        raise DialectError(f"{where} is about other parts than {part[:-1]}", keys=others)
     return {name.removeprefix(part): value for name, value in values.items()}
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.content import Content
-from registry.dialects.grammar import KOHYA, WRITABLE, DialectError, Role, Spelling
+from registry.dialects.grammar import KOHYA, TEXT, WRITABLE, DialectError, Role, Spelling
 from registry.dialects.reading import LoraFile, Update
+from registry.families import FAMILIES
 from registry.formats import DTYPE_BYTES, TensorInfo, write_container
 from registry.scanning.product import tensor
 
@@ -62,14 +63,16 @@ def write(
         dtype: F16, BF16 or F32; None for the file's own.
 
     Raises:
-        DialectError: a number is not finite, or the dtype cannot hold it.
+        DialectError: a number is not finite, or the dtype cannot hold it; or the dialect has no name for a
+            module.
     """
-    spelling, dtype = WRITABLE[to], dtype or lora.dtype
+    spelling, dtype, family = WRITABLE[to], dtype or lora.dtype, FAMILIES[lora.base.family]
+    _refuse_text_encoders(lora, to)
     contents: dict[str, tuple[Update, Role]] = {}
     tensors: dict[str, TensorInfo] = {}
     for update in lora.updates:
         for role, shape in _shapes(lora, update, spelling).items():
-            key = spelling.key(update.factors.module, role)
+            key = spelling.key(update.factors.module, role, family)
             contents[key] = update, role
             kept = "F32" if role == "alpha" else dtype
             tensors[key] = TensorInfo(dtype=kept, shape=shape, start=0, end=0)
@@ -131,6 +134,21 @@ def encode(values: F32, dtype: str, where: str) -> bytes:
             f"{dtype} cannot hold the numbers", "write it with more range (--dtype F32)", keys=[where]
         )
     return data
+
+
+def _refuse_text_encoders(lora: LoraFile, to: str) -> None:
+    """Only diffusers has one spelling for all parts of a pipeline.
+
+    Raises:
+        DialectError: the file changes a text encoder.
+    """
+    texts = [update.factors.module for update in lora.updates if update.factors.module.startswith(TEXT)]
+    if texts and to != "diffusers":
+        raise DialectError(
+            f"{to} has no name for modules of a text encoder that every loader takes for one",
+            "write it in the diffusers dialect (--to diffusers)",
+            keys=texts,
+        )
 
 
 def _shapes(lora: LoraFile, update: Update, spelling: Spelling) -> dict[Role, tuple[int, ...]]:

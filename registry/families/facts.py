@@ -97,6 +97,10 @@ class FamilyFacts:
         except ValueError:
             return False
 
+    def key(self, module: str) -> str:
+        """Return what a file calls a module: it names the part of the pipeline, too."""
+        return module if _TEXT.fullmatch(module) else f"{self.prefix}.{module}"
+
     def silent(self, modules: Iterable[str]) -> frozenset[str]:
         """Return which of a model's modules never get a gradient.
 

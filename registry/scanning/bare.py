@@ -20,7 +20,7 @@ from registry.dialects.canonical import CanonicalContent
 from registry.dialects.grammar import PIXELSMILE, DialectError, Problem
 from registry.digest import Digest, digest_content
 from registry.errors import DigestMismatch, InvalidDocument, NetworkError, UsageError, shown
-from registry.families import KNOWN_BASES, BaseFacts
+from registry.families import FAMILIES, KNOWN_BASES, BaseFacts
 from registry.formats import FOREIGN, FormatError, Header
 from registry.scanning import container, structure
 from registry.scanning.report import UNFINISHED, Finding, ScanReport, finding, report
@@ -199,11 +199,18 @@ def _understood(
     if not fitting:
         run.findings += _refusal(errors, len(bases) > 1)
         return None
-    named = [lora for lora in fitting if lora.base.id == header.metadata.get("base")]
-    chosen = (named or fitting)[0]
+    # The trainer's tag names the revision, too. Several bases of one architecture fit the same file.
+    named = [lora for lora in fitting if lora.base.id == header.metadata.get("base", "").partition("@")[0]]
+    chosen = min(named or fitting, key=_left_out)
     if len(fitting) > 1:
         run.about["fits"] = ", ".join(lora.base.id for lora in fitting)
     return chosen
+
+
+def _left_out(lora: LoraFile) -> int:
+    """How many modules of the base an adapter of these kinds would have and the file has not."""
+    facts, kinds = FAMILIES[lora.base.family], set(lora.targets)
+    return sum(facts.block_of(module)[1] in kinds for module in lora.base.spec) - len(lora.updates)
 
 
 def _refusal(errors: Sequence[DialectError], several: bool) -> list[Finding]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 _OTHER_PARTS: Final = re.compile(
-    r"^(base_model\.model\.|transformer\.|model\.|pipe\.|pipeline\.)*"
+    r"^(base_model\.model\.|transformer\.|unet\.|model\.|pipe\.|pipeline\.)*"
     r"(text_encoder|text_model|te\d*[._]|lora_te|lora_prior_te|clip|t5|qwen_vl|qwen2|language_model|conditioner"
     r"|cond_stage_model|vae|lora_vae|first_stage|image_encoder|visual\.|vision|tokenizer|scheduler"
     r"|safety_checker)",
@@ -47,7 +47,7 @@ _ALIKE: Final = str.maketrans(
 _NUMBER: Final = re.compile(r"\d+")
 
 _WHY: Final = (
-    (_OTHER_PARTS, "ADP-STR-002", "only transformer.* is allowed"),
+    (_OTHER_PARTS, "ADP-STR-002", "adapters of this base may not change that part"),
     (_STRENGTH, "ADP-MET-002", "it scales a module"),
     (_METHOD, "ADP-STR-014", "no factor of B @ A"),
     (_WHOLE, "ADP-STR-013", "it is no LoRA factor"),
@@ -82,7 +82,7 @@ def stem(key: str) -> str:
     """Return a key without the canonical prefix and without a factor's name, however they are written."""
     for pattern, _ in _FACTORS:
         key = pattern.sub("", key)
-    return re.sub(r"^\s*transformer\.", "", key, count=1, flags=re.IGNORECASE)
+    return re.sub(r"^\s*(transformer|unet)\.", "", key, count=1, flags=re.IGNORECASE)
 
 
 def twins(keys: Iterable[str]) -> list[tuple[str, str]]:

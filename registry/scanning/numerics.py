@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -67,12 +67,14 @@ class _Seen:
         silent_rows: largest magnitude of B in the output features that the base discards; 0 if A is zero.
         cast_loss: which part of the update changes in float16.
         hidden: (factor, rule, evidence) of what is hidden in the numbers.
+        magnitudes: the smallest and the largest of DoRA's, NaN where one is; None without them.
     """
 
     update: Update
     silent_rows: float
     cast_loss: float
     hidden: tuple[tuple[str, str, str], ...]
+    magnitudes: tuple[float, float] | None = None
 
 
 def survey(
@@ -97,17 +99,21 @@ def survey(
     findings: list[Finding] = []
     dead: list[str] = []
     updates: list[Update] = []
+    rescaled, lowest, highest = 0, np.inf, 0.0
     silent = family.silent(spec)
     for seen in _each(weights, pairs, family, spec, scales or {}):
         update = seen.update
         updates.append(update)
-        problem = _number_finding(update)
+        problem = _number_finding(update) or _magnitude_finding(seen)
         if problem is not None:
             findings.append(problem)
             continue
         findings += [
             finding(rule, f"{update.module}.{factor}", evidence) for factor, rule, evidence in seen.hidden
         ]
+        if seen.magnitudes is not None:
+            rescaled += 1
+            lowest, highest = min(lowest, seen.magnitudes[0]), max(highest, seen.magnitudes[1])
         zero = update.a.largest == 0 or update.b.largest == 0
         if update.module in silent:
             if not zero:
@@ -124,6 +130,9 @@ def survey(
         findings.append(finding("ADP-NUM-003", "the file", f"all {len(updates)} updates are zero"))
     else:
         findings += [finding("ADP-NUM-004", module, "its update is zero") for module in dead]
+    if rescaled:
+        evidence = f"{rescaled} modules have magnitudes, from {lowest:.3g} to {highest:.3g}"
+        findings.append(finding("ADP-NUM-012", "the file", evidence))
     return Survey(findings=tuple(findings), facts=_facts(updates), updates=tuple(updates))
 
 
@@ -144,7 +153,8 @@ def _each(
             for pair in pairs:
                 block, kind = family.block_of(pair.module)
                 discarded = rows.get(pair.module, slice(0))
-                pieces = weights[pair.a.start : pair.a.end], weights[pair.b.start : pair.b.end]
+                tensors = (pair.a, pair.b) if pair.magnitude is None else (pair.a, pair.b, pair.magnitude)
+                pieces = [weights[info.start : info.end] for info in tensors]
                 scale = scales.get(pair.module, 1.0)
                 waiting.append(pool.submit(_see, pair, pieces, places[block], kind, scale, discarded))
                 if len(waiting) > 2 * _WORKERS:
@@ -155,9 +165,7 @@ def _each(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _see(
-    pair: Pair, pieces: tuple[bytes, bytes], block: int, kind: str, scale: float, discarded: slice
-) -> _Seen:
+def _see(pair: Pair, pieces: Sequence[bytes], block: int, kind: str, scale: float, discarded: slice) -> _Seen:
     a, b = decoded(pieces[0], pair.a), decoded(pieces[1], pair.b)
     update = measure(a, b, module=pair.module, block=block, kind=kind, scale=scale)
     hidden = [
@@ -169,10 +177,20 @@ def _see(
         if figures.largest > 0
         for rule, evidence in mantissa.hidden(piece, info)
     ]
+    magnitudes = None
+    if pair.magnitude is not None:
+        values = decoded(pieces[2], pair.magnitude)
+        magnitudes = float(values.min()), float(values.max())
+        hidden += [
+            ("lora_magnitude_vector", rule, evidence)
+            for rule, evidence in mantissa.hidden(pieces[2], replace(pair.magnitude, shape=(1, len(values))))
+        ]
     rows = b[discarded]
     silent_rows = float(np.abs(rows).max()) if rows.size and update.a.largest > 0 else 0.0
     loss = _cast_loss(a, b, update) if update.finite and update.norm > 0 else 0.0
-    return _Seen(update=update, silent_rows=silent_rows, cast_loss=loss, hidden=tuple(hidden))
+    return _Seen(
+        update=update, silent_rows=silent_rows, cast_loss=loss, hidden=tuple(hidden), magnitudes=magnitudes
+    )
 
 
 def _cast_loss(a: F32, b: F32, update: Update) -> float:
@@ -195,6 +213,21 @@ def _number_finding(update: Update) -> Finding | None:
         if factor.largest > _F16_MAX:
             evidence = f"largest magnitude {factor.largest:.4g}"
             return finding("ADP-NUM-002", f"{update.module}.{name}", evidence)
+    return None
+
+
+def _magnitude_finding(seen: _Seen) -> Finding | None:
+    """What is wrong with DoRA's magnitudes: each is the length of a row of a trained weight."""
+    if seen.magnitudes is None:
+        return None
+    where, (lowest, highest) = f"{seen.update.module}.lora_magnitude_vector", seen.magnitudes
+    if not np.isfinite([lowest, highest]).all():
+        return finding("ADP-NUM-001", where, "NaN or infinity")
+    if lowest <= 0:
+        return finding("ADP-NUM-013", where, f"the smallest is {lowest:.4g}")
+    if highest > MAX_SPECTRAL_NORM:  # no row is longer than its matrix
+        evidence = f"the largest is {highest:.4g}; at most {MAX_SPECTRAL_NORM:g} is believable"
+        return finding("ADP-NUM-006", where, evidence)
     return None
 
 

@@ -180,7 +180,7 @@ def located(findings: Iterable[Finding], tensors: Mapping[str, TensorInfo]) -> l
         region = Region(key=shown(key), start=info.start, end=info.end)
         names = {key}
         if (parsed := parse_key(key)) is not None:
-            names |= {parsed.module, f"{parsed.module}.lora_{parsed.factor}"}
+            names |= {parsed.module, f"{parsed.module}.{parsed.tensor}"}
         for name in names:
             places.setdefault(shown(name), []).append(region)
     return [

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 Severity = Literal["block", "review"]
 
-RULES_VERSION: Final = "2"
+RULES_VERSION: Final = "3"
 
 LAYERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -102,9 +102,11 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "that is raised or silenced hides there."),
     ("ADP-STR-001", "block", "a key is not of the supported dialect",
      "What a loader makes of other keys is not what was checked. Supported is the diffusers dialect: "
-     "transformer.<module>.lora_A.weight and lora_B.weight."),
-    ("ADP-STR-002", "block", "the file changes the text encoder or the VAE",
-     "Adapters change the transformer only. Text-encoder weights are the lever of published LoRA backdoors."),
+     "transformer.<module>.lora_A.weight and lora_B.weight (unet. in front for a U-Net), and "
+     "lora_magnitude_vector for DoRA."),
+    ("ADP-STR-002", "block", "the file changes a text encoder or the VAE that its base lets nobody change",
+     "Adapters change the denoiser, and those text encoders that the family names. Text-encoder weights are "
+     "the lever of published LoRA backdoors."),
     ("ADP-STR-003", "block", "the base has no such module",
      "A loader drops or misplaces it silently."),
     ("ADP-STR-004", "block", "a factor is alone",
@@ -118,7 +120,7 @@ RULES: Final[Mapping[str, Rule]] = _rules(
     ("ADP-STR-008", "review", "a target is missing in some blocks",
      "Training adapts a target in every block; a file that lacks some was edited or trained in another way."),
     ("ADP-STR-009", "block", "a dtype is not the card's dtype",
-     "All tensors have the one dtype that the card declares."),
+     "All factors have the one dtype that the card declares; DoRA's magnitudes are F32."),
     ("ADP-STR-010", "block", "the base is not known",
      "Without the shapes of its base an adapter cannot be checked. Add the base to the known ones."),
     ("ADP-STR-020", "block", "the keys are of several dialects",
@@ -140,6 +142,11 @@ RULES: Final[Mapping[str, Rule]] = _rules(
     ("ADP-STR-015", "review", "the rank is larger than the module can use",
      "A product B @ A has at most the rank of the module's smaller side: the rest of the factors is room for "
      "something else."),
+    ("ADP-STR-016", "review", "the adapter changes a text encoder",
+     "Its card declares it and its family allows it, but text-encoder weights are the lever of published "
+     "LoRA backdoors, and the probe of the behaviour looks at the denoiser alone."),
+    ("ADP-STR-017", "block", "only some modules have a DoRA magnitude",
+     "A loader gives every layer a magnitude or none; what it makes of the others is not what was trained."),
     ("ADP-NUM-001", "block", "a number is not finite",
      "NaN and infinity destroy every image, and tests with thresholds pass them."),
     ("ADP-NUM-002", "block", "a number overflows float16",
@@ -152,7 +159,8 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "The last block discards its text output, so these modules never get a gradient. An update there was "
      "not made by training."),
     ("ADP-NUM-006", "block", "an update is absurdly large",
-     "The spectral norm of B @ A is far beyond what training gives; it would drown the base model."),
+     "The spectral norm of B @ A, or a DoRA magnitude, is far beyond what training gives; it would drown the "
+     "base model."),
     ("ADP-NUM-007", "review", "the factors are out of balance",
      "One factor is huge, the other tiny: their product loses precision, and a change of scale hides there."),
     ("ADP-NUM-008", "review", "components of an update cancel each other",
@@ -165,6 +173,12 @@ RULES: Final[Mapping[str, Rule]] = _rules(
      "Trained numbers spell nothing. Weights carry data past every check of files; export them again."),
     ("ADP-NUM-011", "review", "the last bits of the numbers are not those of rounding",
      "Data written over the lowest bits leaves no trace in pictures, but one in how often the bits are set."),
+    ("ADP-NUM-012", "review", "the adapter rescales the base's own weights (DoRA)",
+     "How much depends on the lengths of the base's rows, which are not in the file: the effect of the "
+     "adapter cannot be bounded from its bytes. Whoever accepts it relies on the evaluation."),
+    ("ADP-NUM-013", "block", "a DoRA magnitude is not positive",
+     "It is the length of a row of the trained weight: zero silences an output of the base, and a negative "
+     "one turns it round. No training does that."),
     ("ADP-WGT-001", "review", "the weights are unlike those of clean adapters",
      "Beside clean adapters of the same base, rank and recipe its statistics are more unusual than all but "
      "the few that chance gives. Alone it proves nothing: an unusual training looks unusual too."),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,11 +61,15 @@ class Claims(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """The two factors of one module's update B @ A: ``a`` is (rank, in), ``b`` is (out, rank)."""
+    """The two factors of one module's update B @ A: ``a`` is (rank, in), ``b`` is (out, rank).
+
+    With DoRA, ``magnitude`` (out) has the lengths of the rows of the weight that the update was added to.
+    """
 
     module: str
     a: TensorInfo
     b: TensorInfo
+    magnitude: TensorInfo | None = None
 
 
 def check(header: Header, card: Claims, base: BaseFacts | None) -> tuple[list[Pair], list[Finding]]:
@@ -79,37 +83,44 @@ def check(header: Header, card: Claims, base: BaseFacts | None) -> tuple[list[Pa
     if base is None or base.family != card.base.family or base.family not in FAMILIES:
         evidence = f"family {card.base.family}; the scanner knows no such base"
         return [], [finding("ADP-STR-010", card.base.id, evidence)]
-    spec = base.spec
+    spec, family = base.spec, FAMILIES[base.family]
     imitations = Imitations(spec)
     findings = [
         finding("ADP-STR-011", key, f"it is {first} in another spelling")
         for key, first in twins(sorted(header.tensors))
     ]
-    factors = _factors(header, imitations, findings)
+    factors = _factors(header, family, imitations, findings)
     pairs = []
     for module, found in sorted(factors.items()):
         if module not in spec:
             why = f"{base.id} has no such module that an adapter may change"
             findings.append(finding("ADP-STR-002" if other_part(module) else "ADP-STR-003", module, why))
             findings += _imitation(module, module, imitations)
-        elif len(found) == 1:
-            findings.append(finding("ADP-STR-004", module, f"only lora_{next(iter(found))}"))
+        elif not found.keys() >= {"A", "B"}:
+            findings.append(finding("ADP-STR-004", module, f"only {', '.join(sorted(found))}"))
         else:
-            pair = Pair(module=module, a=found["A"], b=found["B"])
+            pair = Pair(module=module, a=found["A"], b=found["B"], magnitude=found.get("magnitude"))
             findings += _pair_findings(pair, card, spec)
             pairs.append(pair)
-    findings += _target_findings(pairs, card, FAMILIES[base.family], spec)
+    findings += _target_findings(pairs, card, family, spec)
+    findings += _partly_rescaled(pairs)
+    findings += [
+        finding("ADP-STR-016", part, f"{count} modules of it")
+        for part in family.text_encoders
+        if (count := sum(pair.module.startswith(f"{part}.") for pair in pairs))
+    ]
     return pairs, findings
 
 
 def _factors(
-    header: Header, imitations: Imitations, findings: list[Finding]
+    header: Header, family: FamilyFacts, imitations: Imitations, findings: list[Finding]
 ) -> Mapping[str, dict[str, TensorInfo]]:
-    """Group the tensors by module; what is no LoRA factor becomes a finding."""
+    """Group the tensors by module; what is no LoRA factor of a part that adapters change is a finding."""
+    parts = {family.prefix, *family.text_encoders}
     factors: dict[str, dict[str, TensorInfo]] = {}
     for key, info in header.tensors.items():
         parsed = parse_key(key)
-        if parsed is not None:
+        if parsed is not None and parsed.part in parts:
             factors.setdefault(parsed.module, {})[parsed.factor] = info
             continue
         why = explained(key)
@@ -147,7 +158,26 @@ def _pair_findings(pair: Pair, card: Claims, spec: BaseSpec) -> list[Finding]:
     if wrong:
         evidence = f"{', '.join(sorted(wrong))}, the card says {card.lora.dtype}"
         findings.append(finding("ADP-STR-009", pair.module, evidence))
-    return findings
+    return [*findings, *_magnitude_findings(pair, out)]
+
+
+def _magnitude_findings(pair: Pair, out: int) -> Iterator[Finding]:
+    if pair.magnitude is None:
+        return
+    where, found = f"{pair.module}.lora_magnitude_vector", pair.magnitude
+    if found.shape != (out,):
+        yield finding("ADP-STR-005", where, f"{found.shape}, the module has {out} outputs")
+    if found.dtype != "F32":  # in sixteen bits it would change the base itself by as much as a whole update
+        yield finding("ADP-STR-009", where, f"{found.dtype}, magnitudes are F32")
+
+
+def _partly_rescaled(pairs: list[Pair]) -> list[Finding]:
+    """DoRA is a matter of the whole file: a loader either gives all layers a magnitude or none."""
+    without = [pair.module for pair in pairs if pair.magnitude is None]
+    if not 0 < len(without) < len(pairs):
+        return []
+    evidence = f"{len(pairs) - len(without)} modules have one, {len(without)} have none"
+    return [finding("ADP-STR-017", without[0], evidence)]
 
 
 def _target_findings(pairs: list[Pair], card: Claims, family: FamilyFacts, spec: BaseSpec) -> list[Finding]:

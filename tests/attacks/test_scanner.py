@@ -365,7 +365,12 @@ STRUCTURE: dict[str, tuple[Callable[[], Factors], str]] = {
     ),
     "a rank that the module cannot use": (lambda: factors(rank=64), "ADP-STR-015"),
     "an alpha tensor": (lambda: added(f"{Q}.alpha"), "ADP-MET-002"),
-    "a DoRA magnitude": (lambda: added(f"{Q}.lora_magnitude_vector", (32,)), "ADP-MET-002"),
+    "a DoRA magnitude of one module": (lambda: added(f"{Q}.lora_magnitude_vector", (32,)), "ADP-STR-017"),
+    "a DoRA magnitude of kohya": (lambda: added(f"{Q}.dora_scale", (32,)), "ADP-MET-002"),
+    "a DoRA magnitude in PEFT's wrapping": (
+        lambda: added(f"{Q}.lora_magnitude_vector.default.weight", (32,)),
+        "ADP-MET-002",
+    ),
 }
 
 

@@ -37,6 +37,7 @@ BASES: Mapping[str, BaseFacts] = {**KNOWN_BASES, TINY_BASE.id: TINY_BASE}
 TRAINED_KINDS: tuple[str, ...] = tuple(sorted(RELEASED_KINDS))
 """The twelve kinds of modules that PixelSmile and the shipped recipes train."""
 
+MAGNITUDE = "lora_magnitude_vector"
 Factors = dict[str, NDArray[np.float32]]
 
 
@@ -63,9 +64,19 @@ def factors(
         a = generator.normal(0, 1 / np.sqrt(into), (rank, into))
         b = np.zeros((out, rank)) if module in silent else generator.normal(0, 0.02, (out, rank))
         b[rows.get(module, slice(0))] = 0
-        values[f"transformer.{module}.lora_A.weight"] = a.astype(np.float32)
-        values[f"transformer.{module}.lora_B.weight"] = b.astype(np.float32)
+        values[f"{family.key(module)}.lora_A.weight"] = a.astype(np.float32)
+        values[f"{family.key(module)}.lora_B.weight"] = b.astype(np.float32)
     return values
+
+
+def rescaled(values: Factors, *, seed: int = 0) -> Factors:
+    """The same with DoRA's magnitudes (out), as far from 1 as the rows of real weights are."""
+    generator = np.random.default_rng(seed)
+    return values | {
+        key.replace("lora_B.weight", MAGNITUDE): generator.uniform(0.4, 3.0, len(b)).astype(np.float32)
+        for key, b in values.items()
+        if key.endswith("lora_B.weight")
+    }
 
 
 def encode(values: NDArray[np.float32], dtype: str) -> bytes:
@@ -84,13 +95,14 @@ def raw_container(header: str | bytes, data: bytes, *, length: int | None = None
 
 
 def table(values: Mapping[str, NDArray[np.float32]], dtype: str = "BF16") -> tuple[dict[str, Any], bytes]:
-    """The header entries and the data of an honest container."""
+    """The header entries and the data of an honest container; magnitudes are F32 in any."""
     entries: dict[str, Any] = {}
     data = b""
     for key in sorted(values):
-        piece = encode(values[key], dtype)
+        kept = "F32" if key.endswith(MAGNITUDE) else dtype
+        piece = encode(values[key], kept)
         entries[key] = {
-            "dtype": dtype,
+            "dtype": kept,
             "shape": list(values[key].shape),
             "data_offsets": [len(data), len(data) + len(piece)],
         }
@@ -114,14 +126,20 @@ def padded(header: str) -> str:
     return header + " " * (-len(header.encode()) % 8)
 
 
-def card(base: BaseFacts = TINY_BASE, *, rank: int = RANK, dtype: str = "BF16") -> dict[str, Any]:
+def card(
+    base: BaseFacts = TINY_BASE,
+    *,
+    rank: int = RANK,
+    dtype: str = "BF16",
+    targets: Collection[str] = TRAINED_KINDS,
+) -> dict[str, Any]:
     """The JSON values of a clean card; change them and write them with ``json.dumps``."""
     return {
         "base": {"id": base.id, "revision": base.revision, "family": base.family, "license": base.license},
         "lora": {
             "rank": rank,
             "alpha": 8.0,
-            "targets": [*TRAINED_KINDS],
+            "targets": [*targets],
             "dtype": dtype,
         },
         "conditioning": {

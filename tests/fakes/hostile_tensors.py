@@ -111,7 +111,7 @@ SCHEMA: Mapping[str, _Row] = {
     "IA3": (lambda: added(f"{Q}.ia3_l"), "ADP-STR-014"),
     "a Tucker core": (lambda: added(f"{Q}.lora_mid.weight"), "ADP-STR-014"),
     "an embedding": (lambda: added("transformer.txt_in.lora_embedding_A"), "ADP-STR-014"),
-    "DoRA of PEFT": (lambda: added(f"{Q}.lora_magnitude_vector", shape=(32,)), "ADP-MET-002"),
+    "DoRA of one module": (lambda: added(f"{Q}.lora_magnitude_vector", shape=(32,)), "ADP-STR-017"),
     "DoRA of kohya": (lambda: added(f"{Q}.dora_scale", shape=(32,)), "ADP-MET-002"),
     "an alpha": (lambda: added(f"{Q}.alpha", shape=(1,)), "ADP-MET-002"),
     "a whole weight": (lambda: added(f"{Q}.weight", shape=(32, 32)), "ADP-STR-013"),

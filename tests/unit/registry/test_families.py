@@ -7,36 +7,10 @@ from typing import Any
 
 import pytest
 
+from fakes.families import CLIP
+from fakes.families import CONFIGS as TINY
 from registry.errors import UsageError
 from registry.families import FAMILIES, KNOWN_BASES, FamilyFacts, base_spec, family
-
-FLUX = {"num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16}
-UNET = {
-    "block_out_channels": [16, 32],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-    "layers_per_block": 1,
-    "cross_attention_dim": 24,
-    "attention_head_dim": [2, 4],
-    "norm_num_groups": 8,
-}
-TINY: Mapping[str, Mapping[str, Any]] = {
-    "qwen-image-edit": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16},
-    "flux": FLUX,
-    "flux-kontext": FLUX,
-    "flux2-klein": {**FLUX, "mlp_ratio": 3.0},
-    "sd3": {
-        "num_layers": 3,
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "dual_attention_layers": [0, 1],
-    },
-    "sdxl": {**UNET, "transformer_layers_per_block": [1, 2], "use_linear_projection": True},
-    "sd15": UNET,
-}
-"""Family -> values of a small config.json; nothing about it is special but its size."""
-
-CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
 def model(name: str, config: Mapping[str, Any]) -> Any:
