@@ -1,12 +1,18 @@
 """From trained weights to an adapter folder: a file that diffusers loads as trained, and its card.
 
-Keys are ``transformer.<module>.lora_A.weight`` and ``.lora_B.weight``; alpha is folded into B, so a loader
-that takes alpha for the rank applies exactly the trained update. Tags in the header tell people what the file
-is; no loader may depend on them.
+Keys are ``transformer.<module>.lora_A.weight`` and ``.lora_B.weight`` (``unet.`` in the older families); the
+scale is folded into B, so a loader that takes alpha for the rank applies exactly the trained update. With
+DoRA there is ``.lora_magnitude_vector``, always in fp32, for it replaces the length of the base's own rows;
+the scale stands before B A inside the norm, too, so folding it is exact there as well.
+
+Tags in the header tell people what the file is; no loader may depend on them. None of them states an alpha:
+loaders that believe one would apply it a second time. There is no date, so that equal trainings give equal
+bytes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -30,7 +36,25 @@ from trainer.stage import new_folder
 if TYPE_CHECKING:
     import torch
 
-_TOLERANCE = 1e-3
+_TOLERANCE, _MODULE_TOLERANCE = 1e-3, 1e-2
+_MAGNITUDE = "lora_magnitude_vector"
+
+# Names of the field where it has agreed on one, and otherwise the name of the published model.
+_ARCHITECTURES = {
+    "qwen-image-edit": "Qwen-Image-Edit",
+    "flux": "flux-1-dev",
+    "flux-kontext": "flux-1-kontext-dev",
+    "flux2-klein": "Flux.2-klein-4b",
+    "sd3": "stable-diffusion-3",
+    "sdxl": "stable-diffusion-xl-v1-base",
+    "sd15": "stable-diffusion-v1",
+}
+_BASES = {
+    "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
+    "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
+    "stabilityai/stable-diffusion-3.5-medium": "stable-diffusion-3-5-medium",
+    "stabilityai/stable-diffusion-3.5-large": "stable-diffusion-3-5-large",
+}
 
 
 def code_version() -> str:
@@ -42,7 +66,7 @@ def code_version() -> str:
 
 
 def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, torch.Tensor]:
-    """Return the tensors of the file, by key: in the recipe's dtype, with alpha / rank folded into B.
+    """Return the tensors of the file, by key: in the recipe's dtype, with the scale folded into B.
 
     Raises:
         ExportError: a weight is not finite, or too large for the dtype.
@@ -50,14 +74,14 @@ def folded(weights: Mapping[str, torch.Tensor], recipe: Recipe) -> dict[str, tor
     import torch
 
     scale = recipe.lora.scale
-    dtype = getattr(torch, DTYPES[recipe.lora.dtype])
     result = {}
     for name, value in weights.items():
         factor = scale if name.endswith("lora_B.weight") else 1.0
-        tensor = (value.detach().float().cpu() * factor).to(dtype).contiguous()
+        dtype = "F32" if name.endswith(_MAGNITUDE) else recipe.lora.dtype
+        tensor = (value.detach().float().cpu() * factor).to(getattr(torch, DTYPES[dtype])).contiguous()
         if not torch.isfinite(tensor).all():
             raise ExportError(
-                f"{name} has values that {recipe.lora.dtype} cannot hold",
+                f"{name} has values that {dtype} cannot hold",
                 "export as BF16 or F32 (lora.dtype), or train with a lower learning rate",
             )
         result[key(recipe, name)] = tensor
@@ -70,18 +94,43 @@ def key(recipe: Recipe, name: str) -> str:
     return name if name.partition(".")[0] in facts.text_encoders else f"{facts.prefix}.{name}"
 
 
-def tags(recipe: Recipe, dataset: Digest) -> dict[str, str]:
-    """Return what the header of the file tells people about it."""
-    return {
+def tags(recipe: Recipe, dataset: Digest, size: tuple[int, int] | None = None) -> dict[str, str]:
+    """Return what the header of the file tells people about it.
+
+    Args:
+        recipe: of the training.
+        dataset: its digest.
+        size: height and width in pixels that the base is made for; the largest of ``data.sizes`` goes first.
+
+    Those that begin with "modelspec." follow version 1.0.1 of the Stability AI Model Metadata Standard.
+    """
+    facts = family(recipe.base.family)
+    if recipe.data.sizes:
+        size = (max(recipe.data.sizes),) * 2
+    found = {
         "format": "pt",
         "base": f"{recipe.base.id}@{recipe.base.revision}",
         "recipe": str(recipe.digest),
         "dataset": str(dataset),
+        "code": code_version(),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{recipe.base.family}/lora",
+        "modelspec.architecture": f"{architecture(recipe)}/lora",
+        "modelspec.implementation": "diffusers",
         "modelspec.title": recipe.release.adapter,
         "modelspec.license": recipe.release.license,
     }
+    if recipe.release.description:
+        found["modelspec.description"] = recipe.release.description
+    if size is not None:
+        found["modelspec.resolution"] = f"{size[1]}x{size[0]}"
+    if facts.prediction != "velocity":  # the standard knows no more than these two
+        found["modelspec.prediction_type"] = facts.prediction
+    return found
+
+
+def architecture(recipe: Recipe) -> str:
+    """Return the name by which other programs know the base's architecture."""
+    return _BASES.get(recipe.base.id, _ARCHITECTURES.get(recipe.base.family, recipe.base.family))
 
 
 def strength_ratio(
@@ -91,18 +140,41 @@ def strength_ratio(
 
     With an update of zero in both it is 1.
     """
-    scale = recipe.lora.scale
-    along = length = 0.0
+    lengths = _lengths(file, weights, recipe).values()
+    along, trained = sum(pair[0] for pair in lengths), sum(pair[1] for pair in lengths)
+    return along / trained if trained else 1.0
+
+
+def weakest(
+    file: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], recipe: Recipe
+) -> tuple[str, float]:
+    """Return the module whose exported update is farthest from the trained one in length, and their ratio.
+
+    Modules with less than a thousandth of the longest update do not count.
+    """
+    lengths = _lengths(file, weights, recipe)
+    enough = 1e-6 * max((trained for _, trained in lengths.values()), default=0.0)
+    ratios = {module: along / trained for module, (along, trained) in lengths.items() if trained > enough}
+    return max(ratios.items(), key=lambda item: abs(item[1] - 1), default=("", 1.0))
+
+
+def _lengths(
+    file: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], recipe: Recipe
+) -> dict[str, tuple[float, float]]:
+    """Return module -> <trained, exported> and <trained, trained> of the updates."""
+    found = {}
     for name, a in weights.items():
         if not name.endswith("lora_A.weight"):
             continue
         b_name = name.replace("lora_A", "lora_B")
-        a, b = a.detach().double().cpu(), weights[b_name].detach().double().cpu() * scale
+        a, b = a.detach().double().cpu(), weights[b_name].detach().double().cpu() * recipe.lora.scale
         x, y = file[key(recipe, name)].double(), file[key(recipe, b_name)].double()
         # <B A, Y X> without forming either product.
-        along += float(((b.T @ y) * (a @ x.T)).sum())
-        length += float(((b.T @ b) * (a @ a.T)).sum())
-    return along / length if length else 1.0
+        found[name.removesuffix(".lora_A.weight")] = (
+            float(((b.T @ y) * (a @ x.T)).sum()),
+            float(((b.T @ b) * (a @ a.T)).sum()),
+        )
+    return found
 
 
 def card(
@@ -144,25 +216,49 @@ def card(
 
 
 def export(
-    recipe: Recipe, weights: Mapping[str, torch.Tensor], adapter_card: AdapterCard, out: Path
+    recipe: Recipe,
+    weights: Mapping[str, torch.Tensor],
+    adapter_card: AdapterCard,
+    out: Path,
+    size: tuple[int, int] | None = None,
 ) -> Digest:
     """Write the adapter folder ``out`` and prove that it gives back what was trained.
+
+    Args:
+        recipe: of the training.
+        weights: its weights, or their average.
+        adapter_card: what the adapter says about itself.
+        out: folder to make, in the place of an older one.
+        size: see `tags`.
 
     Returns:
         the digest of the weights' file.
 
     Raises:
-        ExportError: the written file does not have the trained update within 0.1 %.
+        ExportError: the file does not have the trained update within 0.1 %, or that of a module within 1 %.
     """
     from safetensors.torch import load, save
 
-    data = save(folded(weights, recipe), metadata=tags(recipe, adapter_card.training.dataset))
-    ratio = strength_ratio(load(data), weights, recipe)
+    about = tags(recipe, adapter_card.training.dataset, size)
+    data = _in_order(save(folded(weights, recipe), metadata=about))
+    file = load(data)
+    ratio, (module, worst) = strength_ratio(file, weights, recipe), weakest(file, weights, recipe)
+    mend = "export as F32 (lora.dtype)"
     if abs(ratio - 1) > _TOLERANCE:
-        raise ExportError(
-            f"the exported update has {ratio:.4f} of the trained strength", "export as F32 (lora.dtype)"
-        )
+        raise ExportError(f"the exported update has {ratio:.4f} of the trained strength", mend)
+    if abs(worst - 1) > _MODULE_TOLERANCE:
+        raise ExportError(f"the exported update of {module} has {worst:.4f} of the trained strength", mend)
     with new_folder(out) as folder:
         (folder / WEIGHTS_NAME).write_bytes(data)
         (folder / CARD_NAME).write_text(adapter_card.model_dump_json(indent=1) + "\n", "utf-8")
     return digest_bytes(data)
+
+
+def _in_order(data: bytes) -> bytes:
+    """Return a safetensors file with its tags in order; safetensors puts them in one of chance."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]

@@ -55,7 +55,9 @@ class Job:
         self.out.mkdir(parents=True, exist_ok=True)
         folders = {"dataset": self.dataset, "cache": self.cache, "base_path": self.base_path, "out": self.out}
         places = {name: str(folder.resolve()) for name, folder in folders.items()}
-        value = {"recipe": self.recipe.model_dump(mode="json"), **places, "track": self.track}
+        # Only what was said: some rules ask whether a field was given at all.
+        recipe = self.recipe.model_dump(mode="json", exclude_unset=True)
+        value = {"recipe": recipe, **places, "track": self.track}
         write_atomically(self.out / JOB, json.dumps(value, indent=1).encode())
         return self.out / JOB
 
@@ -206,8 +208,10 @@ def _train_here(
         facts = {**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW}
         result = StageResult(stage="train", folder=out, key=key, digest=data.digest, facts=facts)
         if main:
-            export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW)
-            digest = export(recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER)
+            export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW, trained.size)
+            digest = export(
+                recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER, trained.size
+            )
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=facts)
             losses = {name: facts[name] for name in ("validation_loss", "validation_loss_ema")}
             tracker.metrics(facts["steps"], losses)

@@ -21,7 +21,7 @@ import torch
 from registry.digest import Digest
 from registry.manifest import Ingredient
 from serving.memory import keep_freed_memory
-from serving.pipelines.base import EditPipeline
+from serving.pipelines.base import EditPipeline, Size
 from trainer import lora, optimisers, placement, text_lora
 from trainer.checkpoint import TrainingState
 from trainer.data.batches import StepPlan, TrainingSet
@@ -51,12 +51,14 @@ class Trained:
     Attributes:
         weights, ema: fp32 weights and their average.
         facts: how it went.
+        size: height and width in pixels that the base is made for.
         ingredients: the networks that the losses looked through, with their licences.
     """
 
     weights: Mapping[str, torch.Tensor]
     ema: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
+    size: Size
     ingredients: tuple[Ingredient, ...]
 
 
@@ -170,7 +172,11 @@ def run(
             # From the networks themselves, not from the recipe: what was looked through is what is named.
             seen = tuple(one for net in features.values() for one in net.ingredients)
             return Trained(
-                weights=_copy(parameters), ema=_copy(state.ema.values), facts=facts, ingredients=seen
+                weights=_copy(parameters),
+                ema=_copy(state.ema.values),
+                facts=facts,
+                size=pipeline.size,
+                ingredients=seen,
             )
         finally:
             lora.remove(pipeline.transformer)

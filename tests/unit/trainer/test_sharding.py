@@ -17,7 +17,7 @@ from trainer.recipe import Recipe
 def changed(recipe: Recipe, **sections: dict[str, object]) -> Recipe:
     parts = {name: getattr(recipe, name).model_copy(update=part) for name, part in sections.items()}
     # Anew from its values: a copy would keep the digest of the original.
-    return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json"))
+    return Recipe.model_validate(recipe.model_copy(update=parts).model_dump(mode="json", exclude_unset=True))
 
 
 @pytest.fixture(scope="module")
