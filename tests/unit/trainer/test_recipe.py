@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer import recipe as recipes
-from trainer.errors import RecipeError
+from trainer.errors import DataError, RecipeError
 
 
 def shipped() -> str:
@@ -28,7 +28,15 @@ def test_the_shipped_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None
         ("seed: 7", "sead: 7", "did you mean 'seed'?"),
         ("temperature: 0.07", "temprature: 0.07", "did you mean 'temperature'?"),
         ("neutral: neutral", "nuetral: neutral", "did you mean 'neutral'?"),
-        ("flow_matching:", "flow_match:", "flow_matching"),
+        (
+            "flow_matching:",
+            "flow_match:",
+            "losses.flow_match: there is no 'flow_match'; did you mean 'flow_matching'?",
+        ),
+        ("schedule: cosine", "schedule: cosin", "did you mean 'cosine'?"),
+        ("encoder: portraits", "encoder: antelope", "did you mean 'antelopev2'?"),
+        ("  rank: 32\n", "", "lora.rank: is missing"),
+        ("targets: full", "targets: all", "lora.targets: qwen-image-edit has no 'all'"),
         ("batch_pairs: 16", "batch_pairs: many", "optimiser.batch_pairs"),
         ("warmup_steps: 30", "warmup_steps: 30000", "warmup_steps must be below steps"),
         ("[0.33, 0.67, 1.0]", "[1.0, 0.33]", "intensities must rise"),
@@ -68,3 +76,21 @@ def test_all_losses_off_is_refused() -> None:
     text = shipped().replace("weight: 1.0", "weight: 0").replace("weight: 0.05", "weight: 0")
     with pytest.raises(RecipeError, match="weight 0"):
         recipes.parse(text.replace("weight: 0.1,", "weight: 0,"))
+
+
+def test_pictures_that_are_not_there_are_missed_before_anything_is_loaded(tmp_path: Path) -> None:
+    text = shipped().replace("source: renderer", f"source: folder\n  path: {tmp_path / 'pictures'}")
+    drawn = ("identities: {human: 42", "validation:", "first_identity: 40000", "intensities: [0.33")
+    recipe = recipes.parse(
+        "\n".join(line for line in text.splitlines() if not line.strip().startswith(drawn))
+    )
+    with pytest.raises(DataError, match=r"no file .*pairs\.jsonl") as caught:
+        recipes.require_data(recipe)
+    assert "data.path" in caught.value.mend
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "pairs.jsonl").touch()
+    recipes.require_data(recipe)
+
+
+def test_drawn_people_are_always_there() -> None:
+    recipes.require_data(recipes.load("pixelsmile-portraits"))
