@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from trainer import losses
 from trainer.data.batches import Batch, Draw, StepPlan
 from trainer.data.triplets import Member, Triplet
 from trainer.identity import FeatureNet, Truth
+from trainer.launch import train
 from trainer.losses import (
     LOSSES,
     StepOutputs,
@@ -26,6 +29,7 @@ from trainer.losses import (
     symmetric_info_nce,
 )
 from trainer.perceptual import PerceptualNet
+from trainer.recipe import Recipe
 from trainer.sections import LossName, LossSection
 
 SIDE = 8
@@ -394,3 +398,38 @@ def test_micro_batches_add_up() -> None:
         )
         total = total + combined(made, settings)[0]
     assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_all_losses_train_together_and_recomputing_the_decode_changes_nothing(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline, tmp_path: Path
+) -> None:
+    values = tiny_recipe.model_dump(mode="json")
+    values["optimiser"] |= {"steps": 4, "warmup_steps": 1}
+    looking = {"pairs": 2, "max_sigma": 1.0}
+    values["losses"] = {
+        "flow_matching": {"weight": 1.0},
+        "contrastive": {"weight": 0.05, **looking},
+        "identity": {"weight": 0.1, **looking},
+        "perceptual": {"weight": 0.1, **looking},
+    }
+    curves = []
+    for checkpointing in (False, True):
+        values["running"] |= {"checkpointing": checkpointing}
+        out = tmp_path / str(checkpointing)
+        recipe = Recipe.model_validate(values)
+        result = train(
+            recipe,
+            tiny_run / "dataset",
+            tiny_run / "cache",
+            tiny_base,
+            out,
+            pipeline=tiny_pipeline,
+            track=False,
+        )
+        assert result.facts["decodes"] > 0
+        curves.append([json.loads(line) for line in (out / "loss.jsonl").read_text("utf-8").splitlines()])
+    for plain, again in zip(*curves, strict=True):
+        assert {"flow_matching", "contrastive", "identity", "perceptual"} < set(plain)
+        assert "unseen" not in plain  # no loss looks for faces
+        assert plain["loss"] == pytest.approx(again["loss"], rel=1e-4)
+        assert plain["perceptual"] > 0
