@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from registry.digest import Digest
 from registry.errors import Explained
 from serving.bases import fingerprint
-from trainer import errors
+from trainer import encoders, errors
 from trainer.data.cache import TensorCache, load_base
 from trainer.data.triplets import Dataset
 from trainer.errors import Interrupted, ProcessLost, TrainerError
@@ -128,6 +128,7 @@ def train(
     if done := finished(out, key):
         return done
     _divided(recipe, count)
+    encoders.require(recipe.losses)
     _launch(job, count, progress, key)
     result = finished(out, key)
     assert result is not None
@@ -175,6 +176,7 @@ def _train_here(
     if found := processes.tell(done.as_json() if done else None):
         return done or StageResult.from_json(found)
     _divided(recipe, processes.count)
+    encoders.require(recipe.losses)  # before anything large is loaded
     tags = {
         "recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base,
         "code": code_version(),

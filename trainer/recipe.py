@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -63,7 +62,7 @@ class Recipe(Section):
             raise ValueError(problem)
         return self
 
-    @cached_property
+    @property
     def digest(self) -> Digest:
         """sha256 of the canonical JSON without ``running``; comments and layout do not count either."""
         return digest_bytes(canonical_json(self.model_dump(mode="json", exclude={"running"})))
