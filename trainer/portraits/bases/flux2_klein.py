@@ -72,10 +72,35 @@ def _vae() -> Any:
     return made
 
 
+def _transformer() -> Any:
+    """A transformer whose shared modulation is strong enough for its blocks to matter."""
+    import torch
+    from diffusers import Flux2Transformer2DModel
+
+    made = Flux2Transformer2DModel(
+        in_channels=32,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * _WIDTH,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    ).eval()
+    with torch.no_grad():
+        for modulation in (
+            made.double_stream_modulation_img,
+            made.double_stream_modulation_txt,
+            made.single_stream_modulation,
+        ):
+            modulation.linear.weight.mul_(8.0)
+    return made
+
+
 def build(folder: Path, seed: int = 2) -> Path:
     """Write the base."""
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline
 
     torch.manual_seed(seed)
     tokenizer = _tokenizer()
@@ -86,16 +111,7 @@ def build(folder: Path, seed: int = 2) -> Path:
         vae=_vae(),
         text_encoder=_text_encoder(tokenizer),
         tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
-            in_channels=32,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
-            joint_attention_dim=3 * _WIDTH,
-            axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
-        ).eval(),
+        transformer=_transformer(),
         is_distilled=True,
     )
     return parts.save(pipe, folder, prompt_tokens=parts.PROMPT_TOKENS)
