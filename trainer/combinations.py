@@ -79,6 +79,13 @@ def _known_text_targets(recipe: Recipe) -> str | None:
     return found and f"lora.text_encoder: {facts.name} has {found}"
 
 
+def _no_magnitudes_in_text(recipe: Recipe) -> str | None:
+    if not (recipe.lora.dora and recipe.lora.text_encoder):
+        return None
+    # transformers 5 takes their magnitudes for unexpected keys, and an adapter has magnitudes of all or none.
+    return "lora.dora: loaders do not load it into text encoders; leave lora.dora or lora.text_encoder out"
+
+
 def _rank_below_width(recipe: Recipe) -> str | None:
     known = KNOWN_BASES.get(recipe.base.id)
     if known is None:
@@ -208,6 +215,7 @@ RULES: tuple[Rule, ...] = (
     _known_targets,
     _each_target_once,
     _known_text_targets,
+    _no_magnitudes_in_text,
     _rank_below_width,
     _some_weight,
     _own_loss,

@@ -56,8 +56,11 @@ def encoder(pipeline: EditPipeline, recipe: Recipe) -> Callable[[Sequence[str], 
     """Return what encodes prompts with gradients, or None if the cached embeddings stay right."""
     if not recipe.lora.text_encoder:
         return None
+    from PIL import Image
+
     # The families with text encoders to train do not look at the pictures beside the prompts.
-    return lambda prompts, size: pipeline.encode_prompts([], prompts, size)
+    blank = Image.new("RGB", (1, 1))
+    return lambda prompts, size: pipeline.encode_prompts([blank] * len(prompts), prompts, size)
 
 
 def target_modules(model: torch.nn.Module, component: str, recipe: Recipe) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from registry.families import family as registry_family
 from serving.errors import BaseNotFound
 from serving.pipelines import load
 from serving.pipelines.base import PromptEmbeds, pixels_of
@@ -186,25 +187,27 @@ def test_a_seed_alone_decides_the_noise_of_its_row(pipeline: Any) -> None:
     assert not torch.allclose(second, other, atol=1e-2)
 
 
-def test_lora_layers_get_gradients(family: str, bases: dict[str, Path]) -> None:
-    """Through the prediction and through decoded pixels; frozen weights get none."""
+def test_every_module_that_may_be_trained_gets_a_gradient(family: str, bases: dict[str, Path]) -> None:
+    """Through the prediction and through decoded pixels; the silent ones and frozen weights get none."""
     from peft import LoraConfig
 
-    pipeline = load(family, bases[family])
+    pipeline, facts = load(family, bases[family]), registry_family(family)
     latents, prompts = sample(pipeline, 1, SQUARE)
-    pipeline.transformer.add_adapter(
-        LoraConfig(r=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"], init_lora_weights=False)
-    )
+    modules = [name for name, _ in pipeline.transformer.named_modules() if facts.is_target(name)]
+    pipeline.transformer.add_adapter(LoraConfig(r=2, target_modules=modules, init_lora_weights=False))
     level = torch.tensor([0.4])
     noisy = pipeline.process.noisy(latents, torch.randn_like(latents), level)
     predicted = pipeline.predict(noisy, latents, prompts, level)
     clean = pipeline.process.clean(noisy, predicted, level)
     pipeline.decode(clean).square().mean().backward()
     named = dict(pipeline.transformer.named_parameters())
-    grads = {name: value.grad for name, value in named.items() if "lora_" in name}
-    assert grads
-    assert all(grad is not None and bool(torch.isfinite(grad).all()) for grad in grads.values())
-    assert sum(float(grad.abs().max()) > 0 for grad in grads.values()) > 0.8 * len(grads)
+    moved = {
+        name.partition(".lora_")[0]
+        for name, value in named.items()
+        if "lora_" in name and value.grad is not None and float(value.grad.abs().max()) > 0
+    }
+    assert moved == set(modules) - facts.silent(modules)
+    assert {facts.block_of(name)[1] for name in modules} >= set(facts.presets["attention"])
     frozen = [value for name, value in named.items() if "lora_" not in name]
     assert all(value.grad is None and not value.requires_grad for value in frozen)
     assert all(value.grad is None for value in pipeline.pipe.vae.parameters())

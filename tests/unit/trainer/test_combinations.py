@@ -62,6 +62,11 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "choose from portraits, antelopev2, buffalo_l",
     ),
     "_own_encoders": (OWN, {"losses.identity": {"weight": 0.1}}, "choose from antelopev2, buffalo_l"),
+    "_no_magnitudes_in_text": (
+        OWN,
+        {"lora.text_encoder": ["self_attn.q_proj"], "lora.dora": True},
+        "leave lora.dora or lora.text_encoder out",
+    ),
     "_some_levels": (
         DRAWN,
         {"losses.identity": {"weight": 0.1, "min_sigma": 0.5, "max_sigma": 0.5}},

@@ -149,20 +149,24 @@ def test_diffusers_loads_every_module_at_full_strength(world: World, trained: Pa
     assert 2 * seen == len(file)
 
 
+def encoded(pipeline: Any) -> torch.Tensor:
+    found: torch.Tensor = pipeline.encode_prompts([], ["show a fear expression"]).embeds
+    return found
+
+
 def test_the_loaded_adapter_changes_prompts_as_the_trained_one_did(world: World, trained: Path) -> None:
     pipeline: Any = load_base(world.base, world.recipe)
-    prompts = ["show a fear expression"]
     with torch.no_grad():
-        before = pipeline.encode_prompts([], prompts).embeds
+        before = encoded(pipeline)
         parameters = text_lora.inject(pipeline, world.recipe)
         file = weights(trained)
         for name, parameter in parameters.items():
             parameter.copy_(file[name] / (2.0 if "lora_B" in name else 1.0))  # the file has alpha / rank in B
-        ours = pipeline.encode_prompts([], prompts).embeds
+        ours = encoded(pipeline)
         text_lora.remove(pipeline, world.recipe)
-        assert torch.equal(pipeline.encode_prompts([], prompts).embeds, before)
+        assert torch.equal(encoded(pipeline), before)
         pipeline.pipe.load_lora_weights(str(trained / "adapter-raw"))
-        theirs = pipeline.encode_prompts([], prompts).embeds
+        theirs = encoded(pipeline)
     assert not torch.allclose(ours, before, atol=1e-3)
     assert torch.allclose(ours, theirs, atol=1e-5)
 
