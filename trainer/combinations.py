@@ -132,7 +132,7 @@ def _snr_gamma(recipe: Recipe) -> str | None:
 def _encoders(recipe: Recipe) -> str | None:
     for name, loss in recipe.losses.items():
         choices = CHOICES.get(name, ())
-        if "encoder" in loss.model_fields_set and not choices:
+        if not choices and loss.encoder != "portraits":  # the default, which it does not use
             return f"losses.{name}.encoder: this loss looks through none; leave it out"
         if choices and loss.encoder not in choices:
             return f"losses.{name}.encoder: {loss.encoder} is not for it; choose from {', '.join(choices)}"

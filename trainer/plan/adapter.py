@@ -37,8 +37,8 @@ class Adapter:
     file: int
 
     @classmethod
-    def of(cls, recipe: Recipe, shapes: Shapes) -> Adapter:
-        """Return the adapter that a recipe makes of tensors of these shapes."""
+    def of(cls, recipe: Recipe, shapes: Shapes, pixels: int) -> Adapter:
+        """Return the adapter that a recipe makes of tensors of these shapes, on a base for ``pixels``."""
         facts, kinds = family(recipe.base.family), dict[str, int]()
         for name, shape in shapes.items():
             kind = facts.block_of(module_of(name))[1]
@@ -47,7 +47,7 @@ class Adapter:
             modules=len({module_of(name) for name in shapes}),
             parameters=sum(kinds.values()),
             kinds=kinds,
-            file=file_bytes(recipe, shapes),
+            file=file_bytes(recipe, shapes, pixels),
         )
 
 
@@ -76,10 +76,10 @@ def shapes_of(recipe: Recipe, denoiser: torch.nn.Module, preset: str) -> Shapes:
     return found
 
 
-def file_bytes(recipe: Recipe, shapes: Shapes) -> int:
+def file_bytes(recipe: Recipe, shapes: Shapes, pixels: int) -> int:
     """Return the size of the exported safetensors file: eight bytes, the header, the numbers."""
     stand_in = digest_bytes(b"")  # of the dataset: all digests are of one length
-    header: dict[str, object] = {"__metadata__": export.tags(recipe, stand_in)}
+    header: dict[str, object] = {"__metadata__": export.tags(recipe, stand_in, (pixels, pixels))}
     entries = []
     for name, shape in shapes.items():
         # A magnitude of DoRA is near the norm of a row of the base: rounding it would change all of it.

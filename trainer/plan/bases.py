@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 from registry.families import family
 from trainer.errors import BaseModelError
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
     import torch
 
 Size = tuple[int, int]
+
+OWN_PIXELS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "qwen-image-edit": 512, "flux": 1024, "flux-kontext": 1024, "flux2-klein": 1024, "sd3": 1024,
+        "sdxl": 1024, "sd15": 512,
+    }
+)  # fmt: skip
+"""Family -> side in pixels that its pipeline takes where the base says nothing."""
 
 _LAYOUT = "give a folder in diffusers layout"
 _CLIP_TOKENS, _T5_TOKENS, _SD3_T5_TOKENS = 77, 512, 256
@@ -102,7 +111,8 @@ def load(recipe: Recipe, folder: Path | None) -> Base:
     if shipped.is_file():
         value = json.loads(shipped.read_text("utf-8"))
         if value["base"] == recipe.base.id:
-            return Base(family=recipe.base.family, parts=value["parts"], pixels=value["pixels"])
+            family_name = recipe.base.family
+            return Base(family=family_name, parts=value["parts"], pixels=OWN_PIXELS[family_name])
     raise BaseModelError(
         f"the shapes of {recipe.base.id} are not known here", "give the folder of the base with --base"
     )
@@ -126,7 +136,7 @@ def _from_folder(family_name: str, folder: Path) -> Base:
     return Base(
         family=family_name,
         parts=parts,
-        pixels=sides.get("pixels", 512),
+        pixels=sides.get("pixels", OWN_PIXELS[family_name]),
         condition_pixels=sides.get("condition_pixels", _QWEN_CONDITION),
         prompt_tokens=sides.get("prompt_tokens"),
     )

@@ -184,7 +184,8 @@ def _count(
     }
     by_format = {kind: BaseBytes.of(denoiser, kind, dtype.itemsize) for kind in (*STORED, plain)}
     presets = {
-        name: Adapter.of(recipe, shapes_of(recipe, denoiser, name)) for name in family(base.family).presets
+        name: Adapter.of(recipe, shapes_of(recipe, denoiser, name), base.pixels)
+        for name in family(base.family).presets
     }
     trained = lora.inject(denoiser, recipe)
     trained |= text_lora.inject(cast(Any, _Parts(pipe=_Pipe(components=encoders))), recipe)
@@ -201,8 +202,8 @@ def _count(
         denoiser=work(denoiser, predict),
         decode=_decode(base, vae, side, dtype) if memory.looking(recipe) else None,
     )
-    adapter = Adapter.of(recipe, {name: tuple(value.shape) for name, value in trained.items()})
-    return sizes, weights, adapter, presets
+    shapes = {name: tuple(value.shape) for name, value in trained.items()}
+    return sizes, weights, Adapter.of(recipe, shapes, base.pixels), presets
 
 
 def _vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:

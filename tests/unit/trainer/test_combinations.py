@@ -88,7 +88,7 @@ ALSO = [
     (OWN, {"base.family": "sd15"}, "is of the family sdxl"),
     (DRAWN, {"lora.targets": "all"}, "choose from attention, full, image-stream"),
     (DRAWN, {"lora.text_encoder": ["self_attn.q_proj"]}, "no text encoder of qwen-image-edit"),
-    (DRAWN, {"losses.flow_matching": {"weight": 1.0, "encoder": "portraits"}}, "looks through none"),
+    (DRAWN, {"losses.flow_matching": {"weight": 1.0, "encoder": "antelopev2"}}, "looks through none"),
     (DRAWN, {"losses": {"denoising": {"weight": 1.0}}}, "predicts velocity; name the loss flow_matching"),
 ]
 FINE: list[tuple[str, dict[str, Any]]] = [
