@@ -172,7 +172,7 @@ def test_a_pack_gives_gradients_and_names_both_its_networks(pack: Path) -> None:
 
 
 def looking_through(recipe: Recipe, encoder: str, **release: Any) -> Recipe:
-    values = recipe.model_dump(mode="json")
+    values = recipe.model_dump(mode="json", exclude_unset=True)
     values["losses"]["identity"] = {"weight": 0.1, "pairs": 1, "max_sigma": 1.0, "encoder": encoder}
     values["release"] |= release
     values["optimiser"] |= {"steps": 3, "warmup_steps": 1}
@@ -212,6 +212,22 @@ def test_an_adapter_trained_with_antelopev2_cannot_be_sold(
     )
     with pytest.raises(LicenseRefused, match="antelopev2"):
         Registry.init(home).push(folder, "tiny")
+
+
+def test_a_missing_encoder_stops_the_training_before_the_base_is_loaded(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, root: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    for weights in base.rglob("*.safetensors"):
+        weights.write_bytes(b"cannot be loaded")
+    recipe = looking_through(tiny_recipe, "portraits")
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    values["losses"]["contrastive"] = {"weight": 0.05, "encoder": "clip-vit-l-14"}
+    with pytest.raises(BaseModelError, match=r"clip-vit-l-14 is not at .*config\.json"):
+        train(
+            Recipe.model_validate(values), tiny_run / "dataset", tiny_run / "cache", base, tmp_path / "out",
+            track=False,
+        )  # fmt: skip
 
 
 def test_an_adapter_trained_with_the_shipped_encoder_stays_clean(
@@ -351,10 +367,12 @@ def finder(name: str) -> encoders.Encoder:
     return encoders.contrastive(name) if name.startswith("clip") else encoders.perceptual(name)
 
 
-def test_only_the_identity_loss_has_an_encoder() -> None:
+def test_each_loss_has_its_own_encoders() -> None:
     text = (Path(encoders.__file__).parent / "recipes" / "pixelsmile-portraits.yaml").read_text("utf-8")
     wrong = text.replace("flow_matching: {weight: 1.0}", "flow_matching: {weight: 1.0, encoder: antelopev2}")
-    with pytest.raises(RecipeError, match="only identity has"):
+    with pytest.raises(RecipeError, match=r"flow_matching\.encoder"):
         parse(wrong)
-    with pytest.raises(RecipeError, match="portraits"):
-        parse(text.replace("encoder: portraits", "encoder: glintr100.onnx"))
+    assert "encoder: portraits" in text
+    for name in ("glintr100.onnx", "clip-vit-l-14", "lpips-alex"):  # of nobody, and of other losses
+        with pytest.raises(RecipeError, match=r"identity\.encoder"):
+            parse(text.replace("encoder: portraits", f"encoder: {name}"))
