@@ -129,12 +129,33 @@ class Bench:
 
 
 @contextmanager
-def injected(transformer: torch.nn.Module, recipe: Recipe) -> Iterator[dict[str, torch.nn.Parameter]]:
-    """Put LoRA layers in and take them out again."""
+def injected(transformer: Any, recipe: Recipe) -> Iterator[dict[str, torch.nn.Parameter]]:
+    """Put the LoRA layers of peft in, with our starting weights, and take them out again."""
+    from peft import LoraConfig
+
+    start = lora.inject(transformer, recipe)
+    values = {name: parameter.detach().clone() for name, parameter in start.items()}
+    lora.remove(transformer)
+    names = [name.removesuffix(".lora_A.weight") for name in values if name.endswith("lora_A.weight")]
+    settings = recipe.lora
+    transformer.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names), "x")
+    found = {
+        name.replace(".x.weight", ".weight"): parameter
+        for name, parameter in transformer.named_parameters()
+        if parameter.requires_grad
+    }
     try:
-        yield lora.inject(transformer, recipe)
+        lora.put(found, values)
+        yield found
     finally:
-        lora.remove(transformer)
+        transformer.delete_adapters("x")
+        for name in names:
+            parent, _, child = name.rpartition(".")
+            setattr(
+                transformer.get_submodule(parent), child, transformer.get_submodule(name).get_base_layer()
+            )
+        vars(transformer).pop("peft_config", None)
+        transformer._hf_peft_config_loaded = False
 
 
 def changed(recipe: Recipe, section: str, **values: Any) -> Recipe:

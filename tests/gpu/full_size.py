@@ -32,8 +32,8 @@ from typing import Any
 
 import torch
 
-from bench.training_loop import eyes, injected
 from bench.training.reference import ReferenceLoop
+from bench.training_loop import eyes, injected
 from serving.pipelines.qwen_image_edit import QwenImageEdit
 from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
