@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from fakes.tiny_bases import inputs
 from serving import pipelines
-from serving.pipelines.base import EditPipeline, PromptEmbeds
+from serving.pipelines.base import EditPipeline
 from trainer import lora, placement
 from trainer.errors import BaseModelError
 from trainer.frozen import FrozenLinear, pack, stored_bytes, whole
@@ -41,30 +42,6 @@ def changed(recipe: Recipe, family: str = "qwen-image-edit", **sections: dict[st
     parts = {name: getattr(recipe, name).model_copy(update=part) for name, part in sections.items()}
     base = recipe.base.model_copy(update={"family": family})
     return recipe.model_copy(update={**parts, "base": base})
-
-
-def inputs(pipeline: EditPipeline, rows: int = 4) -> dict[str, Any]:
-    """What `predict` is given for a batch, with padding in no row."""
-    from PIL import Image
-
-    picture = Image.new("RGB", pipeline.size, (90, 120, 60))
-    prompts = pipeline.encode_prompts([picture], ["show a happy expression"])
-    latents = pipeline.encode_images([picture])
-    draw = torch.Generator().manual_seed(5)
-
-    def noise(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=draw)
-
-    return {
-        "latents": noise(rows, *latents.shape[1:]),
-        "image_latents": latents.float().expand(rows, -1, -1),
-        "prompts": PromptEmbeds(
-            embeds=prompts.embeds.float() + 0.1 * noise(rows, *prompts.embeds.shape[1:]),
-            mask=prompts.mask.expand(rows, -1),
-            pooled=None if prompts.pooled is None else prompts.pooled.float().expand(rows, -1),
-        ),
-        "level": torch.linspace(0.2, 0.9, rows),
-    }
 
 
 @contextmanager
