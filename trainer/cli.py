@@ -1,4 +1,4 @@
-"""The command line of the trainer: `trainer train`, `trainer probe`, `trainer render`.
+"""The command line of the trainer: `trainer train`, `trainer plan`, `trainer doctor`, …
 
 Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run
 them, so that `trainer --help` answers at once.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.command import run
+from trainer.doctor.command import doctor
 from trainer.plan.command import plan
 from trainer.zoo.cli import zoo
 
@@ -29,6 +30,7 @@ def cli() -> None:
     """Make adapters: draw portraits, train on a recipe."""
 
 
+cli.add_command(doctor)
 cli.add_command(plan)
 cli.add_command(zoo)
 

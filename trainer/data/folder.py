@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -29,6 +29,9 @@ from trainer.errors import DataError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PAIRS_NAME = "pairs.jsonl"
 LICENSE_NAME = "license.txt"
@@ -161,7 +164,11 @@ def read_folder(recipe: Recipe, out: Path, progress: Progress = silent) -> Stage
         return done
     with new_folder(out) as new:
         pictures = Pictures(new)
-        rows = _add_all(listing, pictures, progress)
+        rows: dict[str, int] = {}
+        for name, pixels in open_listed(listing):
+            rows[name] = pictures.add(pixels)
+            if len(rows) % 100 == 0 or len(rows) == len(listing.files):
+                progress("triplets", len(rows), len(listing.files), "pictures")
         kept, rejected = _triplets(listing, rows)
         about = {"source": f"folder {folder.name}", "license": license, "scorer": "given with the pictures"}
         digest = write_dataset(new, pictures, kept, rejected, about)
@@ -281,33 +288,35 @@ def _license(listing: Listing, recipe: Recipe) -> str:
     return " AND ".join(f"({text})" if len(texts) > 1 and " " in text else text for text in texts)
 
 
-def _add_all(listing: Listing, pictures: Pictures, progress: Progress) -> dict[str, int]:
-    """Decode every picture; return name -> row."""
+def open_listed(listing: Listing) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and pixels, uint8 [H, W, 3], of every picture in the order of ``listing.files``.
+
+    Raises:
+        DataError: after the last one, if some cannot be read or are over the limits of `serving.images`.
+    """
     import numpy as np
 
     from serving.errors import ImageRefused
     from serving.images import MAX_IMAGE_BYTES, open_picture
 
-    problems, rows = _Problems(listing.folder / PAIRS_NAME), dict[str, int]()
-    first = _first_lines(listing, lambda pair: pair.pictures)
-    for number, (name, path) in enumerate(listing.files.items(), 1):
+    problems = _Problems(listing.folder / PAIRS_NAME)
+    first = _first_lines(listing)
+    for name, path in listing.files.items():
         try:
             with path.open("rb") as stream:
                 picture = open_picture(stream.read(MAX_IMAGE_BYTES + 1))
-            rows[name] = pictures.add(np.asarray(picture))
         except (OSError, ImageRefused) as error:
             problems.add(first[name], f"{name!r}: {getattr(error, 'message', None) or error}")
-        if number % 100 == 0 or number == len(listing.files):
-            progress("triplets", number, len(listing.files), "pictures")
+        else:
+            yield name, np.asarray(picture)
     problems.refuse()
-    return rows
 
 
-def _first_lines(listing: Listing, names: Callable[[Pair], Sequence[str]]) -> dict[str, int]:
-    """Return name -> the first line that has it."""
+def _first_lines(listing: Listing) -> dict[str, int]:
+    """Return name of a picture -> the first line that has it."""
     found: dict[str, int] = {}
     for number, pair in listing.pairs:
-        for name in names(pair):
+        for name in pair.pictures:
             found.setdefault(name, number)
     return found
 
