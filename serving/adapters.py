@@ -1,7 +1,7 @@
 """A verified adapter on a base: attached whole or not at all, at an exact strength, removed without a trace.
 
-The LoRA layers stand beside the base's weights and are never merged into them: detaching puts the base's own
-modules back, so the base is bit for bit what it was. Tensors come from the bytes that admission verified,
+The adapter's layers stand beside the base's weights and are never merged into them: detaching puts the base's
+own modules back, so the base is bit for bit what it was. Tensors come from the bytes that admission verified,
 their layout from the signed card; nothing that a file says about itself is believed.
 """
 
@@ -10,38 +10,49 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from registry.admission import VerifiedAdapter
 from registry.families import FamilyFacts, family
+from registry.formats import LoraKey, parse_key
 from serving.errors import AdapterMismatch, StrengthOutOfRange, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+    from serving.layers import Update
     from serving.pipelines.base import EditPipeline
 
-_SLOT = "verified"
 _SHOWN = 4
+
+Place = tuple[str, str]
+"""A part of the pipeline, and the name of one of its modules there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Mounted:
-    """An adapter and the LoRA layers that were built for it, by the name of the module each one wraps."""
+    """An adapter and the layers that were built for it, by the place of the module each one wraps."""
 
     adapter: VerifiedAdapter
-    layers: Mapping[str, torch.nn.Module]
+    layers: Mapping[Place, torch.nn.Module]
 
 
 class AdapterSlots:
-    """The place for one adapter on a pipeline's transformer.
+    """The place for one adapter on a pipeline: on its denoiser, and on the text encoders of its family.
 
     Not for concurrent use: the engine holds a lock around it.
+
+    Args:
+        pipeline: the base; one whose text encoders can be trained has them as ``text_encoders``, by part.
     """
 
     def __init__(self, pipeline: EditPipeline) -> None:
-        self._transformer = pipeline.transformer
         self._family = family(pipeline.family)
+        texts: Mapping[str, torch.nn.Module] = getattr(pipeline, "text_encoders", {})
+        self._parts: dict[str, torch.nn.Module] = {
+            self._family.prefix: pipeline.transformer,
+            **{part: texts[part] for part in self._family.text_encoders if part in texts},
+        }
         self._mounted: _Mounted | None = None
 
     @property
@@ -53,8 +64,9 @@ class AdapterSlots:
         """Put ``adapter`` on the base at strength 1, in the place of what was there.
 
         Raises:
-            AdapterMismatch: a tensor is missing, unexpected or of the wrong shape, or the transformer carries
-                layers of somebody else. Whatever was attached before is still attached.
+            AdapterMismatch: a tensor is missing, unexpected or of the wrong shape, or the base carries layers
+                of somebody else, or is quantised and the adapter DoRA. Whatever was attached before is still
+                attached.
             UsageError: ``adapter`` did not pass admission.
         """
         if type(adapter) is not VerifiedAdapter:
@@ -66,14 +78,18 @@ class AdapterSlots:
             self.set_strength(1.0)
             return
         self._refuse_strangers()
-        tensors = _fitting_tensors(adapter, self._transformer, self._family)
+        updates = _fitting_updates(adapter, self._parts, self._family)
         previous = self._mounted
         self._unmount()
-        wants_grad = [(parameter, parameter.requires_grad) for parameter in self._transformer.parameters()]
+        wants_grad = [
+            (parameter, parameter.requires_grad)
+            for model in self._parts.values()
+            for parameter in model.parameters()
+        ]
         try:
-            layers = _inject(self._transformer, tensors, adapter.card.lora.rank)
+            layers = self._inject(updates, adapter.card.lora.rank)
         except BaseException:
-            _unwrap(self._transformer)
+            self._unwrap()
             if previous is not None:
                 self._mount(previous)
             raise
@@ -106,32 +122,53 @@ class AdapterSlots:
             UsageError: no adapter is attached.
             StrengthOutOfRange: ``strength`` is not a finite number.
         """
+        from serving import layers
+
         _require_finite(strength)
         if self._mounted is None:
             raise UsageError("no adapter is attached", "attach one first")
         for layer in self._mounted.layers.values():
-            # Set, never multiplied: the strength of the request before leaves nothing behind. The exported
-            # file has alpha folded into B, so the scale of PEFT's layer is the strength itself.
-            layer.scaling[_SLOT] = float(strength)  # type: ignore[index, operator]
+            layers.set_strength(layer, strength)
+
+    def _inject(self, updates: Mapping[Place, Update], rank: int) -> dict[Place, torch.nn.Module]:
+        from serving import layers
+
+        made: dict[Place, torch.nn.Module] = {}
+        for part, model in self._parts.items():
+            mine = {name: update for (where, name), update in updates.items() if where == part}
+            if mine:
+                made |= {(part, name): layer for name, layer in layers.inject(model, mine, rank).items()}
+        return made
 
     def _mount(self, mounted: _Mounted) -> None:
-        for name, layer in mounted.layers.items():
-            _replace(self._transformer, name, layer)
+        from serving import layers
+
+        for (part, name), layer in mounted.layers.items():
+            layers.replace(self._parts[part], name, layer)
         self._mounted = mounted
 
     def _unmount(self) -> None:
         if self._mounted is not None:
-            _unwrap(self._transformer)
+            self._unwrap()
             self._mounted = None
 
+    def _unwrap(self) -> None:
+        from serving import layers
+
+        for model in self._parts.values():
+            layers.unwrap(model)
+
     def _refuse_strangers(self) -> None:
+        from serving import layers
+
         mine = set() if self._mounted is None else {id(layer) for layer in self._mounted.layers.values()}
-        for name, module in _lora_layers(self._transformer).items():
-            if id(module) not in mine:
-                raise AdapterMismatch(
-                    f"the transformer already carries LoRA layers that were not attached here ({name})",
-                    "use a freshly loaded base model",
-                )
+        for part, model in self._parts.items():
+            for name, module in layers.found(model).items():
+                if id(module) not in mine:
+                    raise AdapterMismatch(
+                        f"the {part} already carries LoRA layers that were not attached here ({name})",
+                        "use a freshly loaded base model",
+                    )
 
 
 def _require_finite(strength: float) -> None:
@@ -139,134 +176,91 @@ def _require_finite(strength: float) -> None:
         raise StrengthOutOfRange(f"the strength {strength} is not a finite number", "use for example 1.0")
 
 
-def _fitting_tensors(
-    adapter: VerifiedAdapter, transformer: torch.nn.Module, facts: FamilyFacts
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Return module name -> (A [rank, in], B [out, rank]); every tensor of the file has its place.
+def _fitting_updates(
+    adapter: VerifiedAdapter, parts: Mapping[str, torch.nn.Module], facts: FamilyFacts
+) -> dict[Place, Update]:
+    """Return what is done to each module; every tensor of the file has its place.
 
     Raises:
         AdapterMismatch: the file and the base do not fit each other.
     """
     from safetensors.torch import load
 
-    tensors = load(adapter.weights)
-    required, optional = _targets(adapter, transformer, facts)
-    wanted = required | optional
+    from serving.layers import Update
+
+    targets = _targets(adapter, parts, facts)
+    rank = adapter.card.lora.rank
     found: dict[str, dict[str, torch.Tensor]] = {}
     problems: list[str] = []
-    for key, tensor in tensors.items():
-        module, side = _split(key, facts)
-        if module not in wanted:
+    for key, tensor in load(adapter.weights).items():
+        parsed = parse_key(key)
+        if parsed is None or parsed.module not in targets or not key.startswith(facts.key(parsed.module)):
             problems.append(f"unexpected tensor {key}")
             continue
-        linear = wanted[module]
-        rank = adapter.card.lora.rank
-        shape = (rank, linear.in_features) if side == "A" else (linear.out_features, rank)
+        shape = _shape(parsed, targets[parsed.module].linear, rank)
         if tuple(tensor.shape) != shape:
             problems.append(f"{key} has the shape {list(tensor.shape)}, not {list(shape)}")
             continue
-        found.setdefault(module, {})[side] = tensor
-    for module in wanted:
-        sides = found.get(module, {})
-        if (module in required or sides) and len(sides) < 2:
-            problems += [f"missing tensor of {module} (lora_{side})" for side in "AB" if side not in sides]
+        found.setdefault(parsed.module, {})[parsed.factor] = tensor
+    sides = {"A", "B"} | ({"magnitude"} if any("magnitude" in one for one in found.values()) else set())
+    for module, target in targets.items():
+        has = found.get(module, {}).keys()
+        if (target.required or has) and not has >= sides:
+            problems += [f"missing tensor of {module} (lora_{side})" for side in sorted(sides - has)]
     if problems:
         rest = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise AdapterMismatch(
             "the adapter does not fit the base model: " + "; ".join(problems[:_SHOWN]) + rest,
             "serve it on the base it was trained for, or export it again with every target",
         )
-    return {module: (sides["A"], sides["B"]) for module, sides in found.items()}
+    return {
+        targets[module].place: Update(a=one["A"], b=one["B"], magnitude=one.get("magnitude"))
+        for module, one in found.items()
+    }
+
+
+def _shape(key: LoraKey, linear: torch.nn.Linear, rank: int) -> tuple[int, ...]:
+    if key.factor == "magnitude":
+        return (linear.out_features,)
+    return (rank, linear.in_features) if key.factor == "A" else (linear.out_features, rank)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    """A module that the signed card names; ``required`` unless training cannot reach it."""
+
+    place: Place
+    linear: torch.nn.Linear
+    required: bool
 
 
 def _targets(
-    adapter: VerifiedAdapter, transformer: torch.nn.Module, facts: FamilyFacts
-) -> tuple[dict[str, torch.nn.Linear], dict[str, torch.nn.Linear]]:
-    """Return the modules that the signed card names: those the file must have, and those it may omit."""
+    adapter: VerifiedAdapter, parts: Mapping[str, torch.nn.Module], facts: FamilyFacts
+) -> dict[str, _Target]:
+    """Return the modules that the signed card names, as the registry calls them."""
     import torch
 
     kinds = set(adapter.card.lora.targets)
-    modules: dict[str, torch.nn.Linear] = {}
-    for name, module in transformer.named_modules():
-        plain = name.replace(".base_layer", "")
-        if isinstance(module, torch.nn.Linear) and facts.is_target(plain):
-            modules[plain] = module
+    modules: dict[str, tuple[Place, torch.nn.Linear]] = {}
+    for part, model in parts.items():
+        start = ""
+        if part != facts.prefix:
+            # Newer transformers have no `text_model` around some encoders' layers; files always name it.
+            start = f"{part}." if hasattr(model, "text_model") else f"{part}.text_model."
+        for name, module in model.named_modules():
+            plain = name.replace(".base_layer", "")
+            if isinstance(module, torch.nn.Linear) and facts.is_target(start + plain):
+                modules[start + plain] = (part, plain), module
     absent = kinds - {facts.block_of(name)[1] for name in modules}
     if absent:
         raise AdapterMismatch(
             f"the base model has no module of the kind {', '.join(sorted(absent))}",
             "serve the adapter on the base it was trained for",
         )
-    # Their output is discarded, so an exporter may leave them out and nothing changes.
+    # The output of silent modules is discarded, so an exporter may leave them out and nothing changes.
     silent = facts.silent(modules)
-    required: dict[str, torch.nn.Linear] = {}
-    optional: dict[str, torch.nn.Linear] = {}
-    for name, linear in modules.items():
-        if facts.block_of(name)[1] in kinds:
-            (optional if name in silent else required)[name] = linear
-    return required, optional
-
-
-def _split(key: str, facts: FamilyFacts) -> tuple[str, str]:
-    """Return (module, "A" or "B") of a key of the file; ("", "") of any other key."""
-    for side in "AB":
-        suffix = f".lora_{side}.weight"
-        if key.startswith(facts.prefix + ".") and key.endswith(suffix):
-            return key[len(facts.prefix) + 1 : -len(suffix)], side
-    return "", ""
-
-
-def _inject(
-    transformer: torch.nn.Module, tensors: Mapping[str, tuple[torch.Tensor, torch.Tensor]], rank: int
-) -> dict[str, torch.nn.Module]:
-    """Wrap the named modules in LoRA layers that hold ``tensors``; returns the layers by module name.
-
-    Raises:
-        AdapterMismatch: PEFT wrapped other modules than those named.
-    """
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-
-    # lora_alpha == rank: the scale of the layer is 1 until a strength is set. The layers are made empty (on
-    # the meta device), because PEFT would fill them from the global random state, which others rely on.
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(tensors), lora_dropout=0.0, bias="none",
-        init_lora_weights=False,
-    )  # fmt: skip
-    inject_adapter_in_model(config, transformer, adapter_name=_SLOT, low_cpu_mem_usage=True)
-    layers = _lora_layers(transformer)
-    if layers.keys() != tensors.keys():
-        raise AdapterMismatch(
-            "the LoRA layers did not land on the modules of the adapter: "
-            + ", ".join(sorted(layers.keys() ^ tensors.keys())[:_SHOWN]),
-            "report this with the versions of peft and diffusers",
-        )
-    for name, layer in layers.items():
-        base: Any = layer.get_base_layer()  # type: ignore[operator]
-        dtype = base.weight.dtype if base.weight.is_floating_point() else torch.bfloat16
-        for bank, tensor in zip((layer.lora_A, layer.lora_B), tensors[name], strict=True):
-            value = tensor.to(device=base.weight.device, dtype=dtype, copy=True)
-            bank[_SLOT].weight = torch.nn.Parameter(value, requires_grad=False)  # type: ignore[index, union-attr]
-        layer.train(base.training)
-    return layers
-
-
-def _lora_layers(transformer: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     return {
-        name: module for name, module in transformer.named_modules() if isinstance(module, BaseTunerLayer)
+        name: _Target(place=place, linear=linear, required=name not in silent)
+        for name, (place, linear) in modules.items()
+        if facts.block_of(name)[1] in kinds
     }
-
-
-def _unwrap(transformer: torch.nn.Module) -> None:
-    """Put the base's own modules back into their places."""
-    for name, layer in _lora_layers(transformer).items():
-        _replace(transformer, name, layer.get_base_layer())  # type: ignore[operator]
-    if hasattr(transformer, "peft_config"):
-        del transformer.peft_config
-
-
-def _replace(transformer: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(transformer.get_submodule(parent), leaf, module)

@@ -56,10 +56,10 @@ def loaded_pipeline(tiny_base: Path) -> Any:
 @pytest.fixture
 def pipeline(loaded_pipeline: Any) -> Iterator[Any]:
     """The loaded base; what a test attached is taken off again."""
-    from serving.adapters import _unwrap
+    from serving.layers import unwrap
 
     yield loaded_pipeline
-    _unwrap(loaded_pipeline.transformer)
+    unwrap(loaded_pipeline.transformer)
 
 
 @pytest.fixture(scope="session")
