@@ -42,8 +42,8 @@ def _buckets(side: float, max_aspect: float, multiple: int) -> tuple[Size, ...]:
     for step in sorted(range(-most, most + 1), key=abs):
         root = 2 ** (step / _STEPS / 2)
         height, width = (max(1, round(part / multiple)) * multiple for part in (side / root, side * root))
-        if step == 0 or max(height, width) <= max_aspect * min(height, width):
-            found.append((height, width))
+        longest = int(max_aspect * min(height, width) / multiple + 1e-9) * multiple
+        found.append((min(height, longest), min(width, longest)))  # rounding may have gone over the limit
     return tuple(dict.fromkeys(found))
 
 

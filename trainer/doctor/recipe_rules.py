@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from trainer.doctor.advice import Advice, Findings
 from trainer.recipe import Recipe
@@ -117,14 +118,14 @@ def _rate(recipe: Recipe, facts: Facts) -> Findings:
                 mend="use optimiser.learning_rate: 1",
             )  # fmt: skip
         return
-    width = min((min(shape) for shape in facts.shapes.values()), default=_WIDTH)
-    low, high = (rate * max(1.0, _WIDTH / width) for rate in _RATES)
+    width = int(median([min(shape) for shape in facts.shapes.values()] or [_WIDTH]))
+    low, high = _RATES[0], _RATES[1] * max(1.0, _WIDTH / width)
     if not low <= settings.learning_rate <= high:
         yield Advice(
             rule="learning-rate", level="warning",
             seen=f"a learning rate of {settings.learning_rate:g} for {settings.name}",
             why=f"usual for LoRA is {low:.1g} to {high:.1g} at a width of {width}: 1e-5 to 1e-3 at {_WIDTH}, "
-            "as in the field's trainers, in inverse proportion below (muP, Yang et al., arXiv 2203.03466)",
+            "as in the field's trainers; narrower bases bear more (muP, Yang et al., arXiv 2203.03466)",
             mend=f"begin with {(low * high) ** 0.5:.1g}",
         )  # fmt: skip
 
