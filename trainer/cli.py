@@ -20,6 +20,9 @@ from trainer.zoo.cli import zoo
 
 if TYPE_CHECKING:
     from registry.manifest import BaseModelRef
+    from trainer.progress import Progress
+    from trainer.recipe import Recipe
+    from trainer.stage import StageResult
 
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
@@ -54,8 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     "--out", type=click.Path(file_okay=False, path_type=Path),
     help="Folder of the run; default: runs/NAME in the data folder.",
 )  # fmt: skip
+@click.option(
+    "--processes", type=click.IntRange(min=1), metavar="N",
+    help="How many processes train together; default: one for each GPU.",
+)  # fmt: skip
+@click.option(
+    "--prepare-only", is_flag=True,
+    help="Make all but the adapter, and JOB for torchrun or accelerate launch -m trainer.launch JOB.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> None:
+def train(
+    recipe: str,
+    base: Path | None,
+    out: Path | None,
+    processes: int | None,
+    prepare_only: bool,
+    as_json: bool,
+) -> None:
     """Draw, score, choose, cache and train: every stage of RECIPE up to the adapter.
 
     A recipe with `data.source: folder` takes the pictures of that folder; nothing is drawn or scored then.
@@ -65,31 +83,45 @@ def train(recipe: str, base: Path | None, out: Path | None, as_json: bool) -> No
     """
     from registry.settings import home
     from trainer import recipe as recipes
-    from trainer.data import build_triplets, cache_dataset, read_folder
+    from trainer.launch import Job
     from trainer.launch import train as train_stage
     from trainer.progress import ConsoleProgress
-    from trainer.scoring import score
-    from trainer.synthesis import synthesise
 
     wanted = recipes.load(recipe)
     place = base or find_base(wanted.base)
-    run, progress = out or home() / "runs" / wanted.name, ConsoleProgress()
-    if wanted.data.source == "folder":
-        results = [read_folder(wanted, run / "dataset", progress)]
+    run, cache, progress = out or home() / "runs" / wanted.name, home() / "latents", ConsoleProgress()
+    results = _prepared(wanted, place, run, cache, progress)
+    job = Job(recipe=wanted, dataset=run / "dataset", cache=cache, base_path=place, out=run / "train")
+    if prepare_only:
+        made = {"job": str(job.write())}
     else:
-        results = [synthesise(wanted, run / "images", progress)]
-        results.append(score(wanted, run / "images", run / "scored", progress))
-        results.append(build_triplets(wanted, run / "images", run / "scored", run / "dataset", progress))
-    results.append(cache_dataset(wanted, run / "dataset", place, home() / "latents", progress))
-    results.append(train_stage(wanted, run / "dataset", home() / "latents", place, run / "train", progress))
+        told = (wanted, job.dataset, cache, place, job.out, progress)
+        results.append(train_stage(*told, processes=processes))
+        made = {"adapter": str(job.out / "adapter")}
     if as_json:
         stages = [result.as_json() for result in results]
-        content = {"recipe": str(wanted.digest), "adapter": str(run / "train" / "adapter"), "stages": stages}
-        click.echo(json.dumps(content))
+        click.echo(json.dumps({"recipe": str(wanted.digest), **made, "stages": stages}))
         return
     for result in results:
         click.echo(f"{result.stage:<12} {'reused' if result.reused else 'made':<7} {result.folder}")
-    click.echo(f"{'adapter':<20} {run / 'train' / 'adapter'}")
+    for name, path in made.items():
+        click.echo(f"{name:<20} {path}")
+
+
+def _prepared(recipe: Recipe, base: Path, run: Path, cache: Path, progress: Progress) -> list[StageResult]:
+    """Return the stages before the training: the dataset, and what the base makes of it."""
+    from trainer.data import build_triplets, cache_dataset, read_folder
+    from trainer.scoring import score
+    from trainer.synthesis import synthesise
+
+    if recipe.data.source == "folder":
+        results = [read_folder(recipe, run / "dataset", progress)]
+    else:
+        results = [synthesise(recipe, run / "images", progress)]
+        results.append(score(recipe, run / "images", run / "scored", progress))
+        results.append(build_triplets(recipe, run / "images", run / "scored", run / "dataset", progress))
+    results.append(cache_dataset(recipe, run / "dataset", base, cache, progress))
+    return results
 
 
 def find_base(base: BaseModelRef) -> Path:

@@ -9,6 +9,9 @@ import pytest
 from PIL import Image
 
 from trainer.cli import main
+from trainer.data.dataset import Dataset
+from trainer.launch import Job
+from trainer.recipe import Recipe
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -61,3 +64,20 @@ def test_help_needs_no_torch() -> None:
 
     command = "import sys, trainer.cli, trainer.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+def test_a_training_can_be_prepared_for_a_launcher_on_several_machines(
+    tiny_recipe: Recipe, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(tiny_recipe.model_dump(mode="json", exclude_unset=True)))
+    words = ["train", str(recipe), "--base", str(tiny_base), "--out", str(tmp_path / "run"), "--prepare-only"]
+    code, out, err = run(capsys, *words, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert [stage["stage"] for stage in told["stages"]] == ["synthesise", "score", "triplets", "cache"]
+    job = Job.read(Path(told["job"]))
+    assert job.recipe.digest == tiny_recipe.digest == told["recipe"]
+    assert job.out == tmp_path / "run" / "train"
+    assert Dataset.open(job.dataset).triplets
+    assert not (job.out / "adapter").exists()
