@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
+from serving.errors import UsageError
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import OnStep, PromptEmbeds, Size, pixels_of
 from serving.pipelines.process import Process
@@ -47,6 +48,12 @@ class StableDiffusion(ABC):
     multiple: int
 
     def __init__(self, pipe: Any, pixels: int) -> None:
+        taken, given = self._denoiser(pipe).config.in_channels, pipe.vae.config.latent_channels
+        if taken != given:
+            raise UsageError(
+                f"the base's denoiser takes {taken} channels, a latent has {given}",
+                "take a text-to-image base; those for inpainting and depth are of another kind",
+            )
         self.pipe, self.size, self.strength = pipe, (pixels, pixels), STRENGTH
         self.transformer: torch.nn.Module = self._denoiser(pipe)
         # Read before anything is quantised: latents and embeddings come in the denoiser's own numbers.
@@ -218,7 +225,9 @@ class StableDiffusion(ABC):
             if hasattr(scheduler, "scale_model_input"):
                 inputs = scheduler.scale_model_input(latents, timestep)
             predicted = self.forward(inputs, timestep.expand(len(latents)), prompts, whole)
-            latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+            # A denoiser that computes in fewer bits than the latents have must not take them away.
+            same = predicted.to(latents.dtype)
+            latents = scheduler.step(same, timestep, latents, return_dict=False, **extra)[0]
             if on_step is not None and not on_step(step, self.pack(latents)):
                 break
         return self.pack(latents)

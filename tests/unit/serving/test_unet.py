@@ -141,6 +141,27 @@ def test_a_base_that_predicts_v_is_one(tmp_path: Path) -> None:
     assert pipeline.process.prediction == "v"
 
 
+def test_a_base_for_inpainting_is_refused(tmp_path: Path) -> None:
+    """It takes nine channels: latents, a mask, and the latents of what is left."""
+    import diffusers
+
+    folder = sd15.build(tmp_path / "sd15")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet")
+    diffusers.UNet2DConditionModel.from_config(unet.config, in_channels=9).save_pretrained(folder / "unet")
+    with pytest.raises(UsageError, match="9 channels"):
+        load("sd15", folder)
+
+
+def test_latents_keep_their_bits_over_a_coarser_denoiser(tmp_path: Path) -> None:
+    """As while training, where the denoiser may compute in bf16 and latents are fp32."""
+    pipeline = load("sd15", sd15.build(tmp_path / "sd15"))
+    pipeline.transformer.register_forward_hook(lambda module, args, found: (found[0].bfloat16(),))
+    prompts = pipeline.encode_prompts([], ["show a happy expression"])
+    found = pipeline.denoise(torch.randn(1, 64, 4), prompts, seeds=[3], steps=4)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, found.bfloat16().float())
+
+
 def test_xl_is_told_the_size_and_the_pooled_prompt(tmp_path: Path) -> None:
     pipeline = load("sdxl", sdxl.build(tmp_path / "sdxl"))
     seen = asked(pipeline, 0.5, 0.5, size=(48, 80))
