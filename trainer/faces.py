@@ -121,6 +121,8 @@ class FaceNet(FeatureNet):
         encoder: names what the adapter's card says about both networks.
     """
 
+    takes_faces = True
+
     def __init__(
         self,
         network: torch.nn.Module,
@@ -130,7 +132,7 @@ class FaceNet(FeatureNet):
     ) -> None:
         super().__init__(network, ARCFACE_SIDE, truth, encoder)
         self._detector = detector
-        self.blind: set[int] = set()
+        self._named: set[int] = set()
         self._moves: dict[tuple[int, Size], tuple[complex, complex] | None] = {}
 
     def sees(self, row: int, size: Size) -> bool:
@@ -154,8 +156,8 @@ class FaceNet(FeatureNet):
         if (row, size) not in self._moves:
             landmarks = self._detector(self._truth.fitted([row], size)[0])
             self._moves[row, size] = None if landmarks is None else similarity(landmarks, template())
-            if landmarks is None and row not in self.blind:
-                self.blind.add(row)
+            if landmarks is None and row not in self._named:
+                self._named.add(row)
                 digest = self._truth.digests[row]
                 _LOG.warning("no face was found in the picture %s: the identity loss skips it", digest)
         return self._moves[row, size]

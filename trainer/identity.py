@@ -51,8 +51,10 @@ class FeatureNet:
 
     Attributes:
         ingredients: what the network is and under which licence; the adapter's card names it.
-        blind: rows of true pictures in which no face was found; None if faces are not looked for.
+        takes_faces: whether it looks at a face in the picture, and only at true pictures that show one.
     """
+
+    takes_faces = False
 
     def __init__(
         self, network: torch.nn.Module, side: int, truth: Truth, encoder: encoders.Encoder | None = None
@@ -60,7 +62,6 @@ class FeatureNet:
         self._network = network.eval().requires_grad_(False)
         self._side, self._truth = side, truth
         self.ingredients = () if encoder is None else encoder.ingredients
-        self.blind: set[int] | None = None
         self._known: dict[tuple[int, Size], torch.Tensor] = {}
 
     def __call__(self, pixels: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ the number of pairs that the loss looks at *in the whole step*, so micro-batches
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from types import MappingProxyType
@@ -24,11 +24,22 @@ if TYPE_CHECKING:
     from trainer.identity import FeatureNet
     from trainer.perceptual import PerceptualNet
 
-Selection = Mapping[LossName, tuple[int, ...]]
-"""Which slots of a step each active loss looks at."""
-
 DECODED_AT_ONCE: Final = 1 << 19
 """Pixels of predicted pictures that are decoded together: two of 512 x 512."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """What the losses look at in a step, over all processes.
+
+    Attributes:
+        slots: which slots each active loss looks at.
+        unseen: slots of the true pictures that were looked at and show no face, one for each; None if no loss
+            takes faces.
+    """
+
+    slots: Mapping[LossName, tuple[int, ...]] = field(default_factory=dict)
+    unseen: tuple[int, ...] | None = None
 
 
 @dataclass(kw_only=True)
@@ -51,7 +62,7 @@ class StepOutputs:
     noisy: torch.Tensor
     predicted: torch.Tensor
     pipeline: EditPipeline
-    selection: Selection = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection)
     features: Mapping[str, FeatureNet | PerceptualNet] = field(default_factory=dict)
     checkpointing: bool = False
     snr_gamma: float = 0.0
@@ -60,14 +71,14 @@ class StepOutputs:
 
     @property
     def unseen(self) -> int | None:
-        """How many of the batch's true pictures are known to show no face; None if none is looked for."""
-        blind = [net.blind for net in self.features.values() if net.blind is not None]
-        return sum(row in rows for rows in blind for row in self.batch.images) if blind else None
+        """How many of the batch's true pictures show no face where a loss takes one; None if none does."""
+        found = self.selection.unseen
+        return None if found is None else sum(slot in self.batch.slots for slot in found)
 
     def pairs(self, name: LossName) -> list[int]:
         """Return the pairs of this batch (0..P-1) that a loss looks at, in the order of its selection."""
         place = {slot: pair for pair, slot in enumerate(self.batch.slots)}
-        return [place[slot] for slot in self.selection.get(name, ()) if slot in place]
+        return [place[slot] for slot in self.selection.slots.get(name, ()) if slot in place]
 
     def pictures(self, name: LossName) -> tuple[list[int], torch.Tensor]:
         """Return what a loss looks at: rows of the dataset, and the predictions of them [2n, 3, H, W].
@@ -235,35 +246,39 @@ def select(
     plan: StepPlan,
     settings: Mapping[LossName, LossSection],
     features: Mapping[str, FeatureNet | PerceptualNet] = MappingProxyType({}),
-) -> dict[LossName, tuple[int, ...]]:
-    """Return the slots that each active loss looks at in a step, the same in every process.
+) -> Selection:
+    """Return what each active loss looks at in a step; the same in every process, and in a resumed run.
 
-    A loss on decoded pictures takes those with a noise level in its range, least noise first, each judged by
-    its own level. Pairs with a member that keeps the source have nothing to contrast, and those whose true
+    A loss on decoded pictures takes pairs with a noise level in its range, least noise first, each judged by
+    its own level. Those with a member that keeps the source have nothing to contrast, and those whose true
     pictures both show no face nothing to look at.
     """
-    every = tuple(range(len(plan.draws)))
     chosen: dict[LossName, tuple[int, ...]] = {}
+    unseen: list[int] = []
     for name, one in active(settings).items():
-        chosen[name] = every
+        draws, net = plan.draws, features.get(name)
         if name in DECODING:
-            fit = sorted(
-                (d for d in plan.draws if one.min_sigma <= d.sigma <= one.max_sigma and not any(d.keeps)),
-                key=lambda draw: draw.sigma,
-            )
-            chosen[name] = tuple(
-                islice((d.slot for d in fit if _shown(d, plan.size, features.get(name))), one.pairs)
-            )
-    return chosen
+            fit = (d for d in draws if one.min_sigma <= d.sigma <= one.max_sigma and not any(d.keeps))
+            draws = tuple(islice(_shown(sorted(fit, key=_level), plan.size, net, unseen), one.pairs))
+        chosen[name] = tuple(draw.slot for draw in draws)
+    takes_faces = any(net.takes_faces for net in features.values())
+    return Selection(slots=chosen, unseen=tuple(unseen) if takes_faces else None)
 
 
-def _shown(draw: Draw, size: Size, net: FeatureNet | PerceptualNet | None) -> bool:
-    """Return whether at least one true picture of a pair shows what a loss looks at."""
-    if net is None:
-        return True
-    # Both are asked, so that both are known when what was not seen is counted.
-    shown = [net.sees(member.image, size) for member in (draw.triplet.a, draw.triplet.b)]
-    return any(shown)
+def _level(draw: Draw) -> float:
+    return draw.sigma
+
+
+def _shown(
+    draws: Iterable[Draw], size: Size, net: FeatureNet | PerceptualNet | None, unseen: list[int]
+) -> Iterator[Draw]:
+    """Yield the pairs of which at least one true picture can be looked at; add the others to ``unseen``."""
+    for draw in draws:
+        rows = (draw.triplet.a.image, draw.triplet.b.image)
+        blind = [row for row in rows if net is not None and not net.sees(row, size)]
+        unseen += [draw.slot] * len(blind)
+        if len(blind) < len(rows):
+            yield draw
 
 
 def combined(
@@ -271,7 +286,7 @@ def combined(
 ) -> tuple[torch.Tensor, dict[LossName, torch.Tensor]]:
     """Return this batch's share of the step's weighted loss, and of each active loss without gradient."""
     shares = {
-        name: LOSSES[name](outputs, one).sum() / max(1, len(outputs.selection[name]))
+        name: LOSSES[name](outputs, one).sum() / max(1, len(outputs.selection.slots[name]))
         for name, one in active(settings).items()
     }
     total = sum((settings[name].weight * value for name, value in shares.items()), torch.zeros(()))

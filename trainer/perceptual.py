@@ -110,10 +110,10 @@ class PerceptualNet:
         encoder: names what the adapter's card says about the network.
 
     Attributes:
-        ingredients, blind: as of `trainer.identity.FeatureNet`.
+        ingredients, takes_faces: as of `trainer.identity.FeatureNet`.
     """
 
-    blind: set[int] | None = None
+    takes_faces = False
 
     def __init__(
         self,

@@ -158,7 +158,6 @@ def test_all_faces_of_a_step_are_one_call_and_the_truth_is_looked_at_once(detect
         assert (network.calls, network.seen) == (4 + step, 4 + 4 * step)
         net.of_truth(rows, SIZE, CPU)
     assert counting.calls == 4
-    assert net.blind == set()
 
 
 def test_the_prediction_is_cut_out_where_the_truth_has_its_face(detector: Detector) -> None:
@@ -180,7 +179,6 @@ def test_a_picture_without_a_face_is_named_once_and_never_cut(
         assert [[net.sees(row, SIZE) for row in (0, 1)] for _ in range(2)] == [[True, False]] * 2
         assert not net.sees(1, (64, 64))  # at another size
     assert counting.calls == 3
-    assert net.blind == {1}
     assert [f"sha256:{1:064x}" in record.getMessage() for record in caplog.records] == [True]
     with pytest.raises(ValueError, match="shows no face"):
         net(as_pixels(face, face), [0, 1])

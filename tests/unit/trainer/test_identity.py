@@ -84,7 +84,7 @@ def test_the_portraits_encoder_knows_a_person_as_onnxruntime_does() -> None:
     found = net.of_truth([0, 1, 2], (64, 64), CPU).numpy()
     assert np.sum(found * IdentityEncoder.load()(given), axis=1) == pytest.approx(1, abs=0.02)
     assert net.sees(0, (64, 64))
-    assert net.blind is None
+    assert not net.takes_faces
 
 
 @pytest.mark.parametrize("make", [identity_features, contrastive_features])

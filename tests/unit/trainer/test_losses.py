@@ -21,6 +21,7 @@ from trainer.identity import FeatureNet, Truth
 from trainer.launch import train
 from trainer.losses import (
     LOSSES,
+    Selection,
     StepOutputs,
     combined,
     flow_matching,
@@ -178,7 +179,7 @@ def test_two_looking_losses_share_one_decode() -> None:
     }
     made = outputs(batch([0.4, 0.2, 0.45, 0.9]), torch.zeros(8, 3, SIDE * SIDE), settings)
     combined(made, settings)
-    assert made.selection == {"contrastive": (1, 0), "identity": (1,)}
+    assert made.selection == Selection(slots={"contrastive": (1, 0), "identity": (1,)})
     assert (made.decodes, made.pipeline.calls) == (4, 1)  # type: ignore[attr-defined]
     assert made.pictures("identity")[0] == [1, 5]  # rows of the dataset, which are those of the batch here
 
@@ -197,7 +198,7 @@ def test_pairs_are_gated_one_by_one(
     sigma: list[float], keeps: tuple[bool, ...] | None, expected: tuple[int, ...]
 ) -> None:
     settings = {"contrastive": LossSection(weight=1, pairs=2, max_sigma=0.5)}
-    assert select(plan_of(batch(sigma, keeps)), settings)["contrastive"] == expected
+    assert select(plan_of(batch(sigma, keeps)), settings).slots["contrastive"] == expected
 
 
 def test_without_a_pair_the_looking_losses_are_zero() -> None:
@@ -230,6 +231,8 @@ def test_auxiliary_networks_are_frozen_and_the_truth_is_seen_once() -> None:
 class Seeing(FeatureNet):
     """Finds no face in some rows."""
 
+    takes_faces = True
+
     def __init__(self, network: nn.Module, truth: Truth, blind: set[int]) -> None:
         super().__init__(network, SIDE, truth)
         self.blind = blind
@@ -251,8 +254,9 @@ def test_a_pair_counts_by_those_of_its_members_that_show_a_face() -> None:
         made.features = {"identity": net}
         made.selection = select(plan_of(given), settings, {"identity": net})
         values[len(blind)] = dict(
-            zip(made.selection["identity"], LOSSES["identity"](made, settings["identity"]), strict=True)
+            zip(made.selection.slots["identity"], LOSSES["identity"](made, settings["identity"]), strict=True)
         )
+        assert made.selection.unseen == ((1, 1, 0) if blind else ())  # once each, in the order they were seen
         assert made.unseen == len(blind)
     # Of pair 1 no member shows a face, so the fourth takes its place; of pair 0 member b counts alone.
     assert list(values[0]) == [1, 0, 2]
@@ -273,7 +277,10 @@ def test_nothing_to_see_is_a_loss_of_zero_with_a_gradient() -> None:
     made = outputs(given, velocity, settings)
     net = Seeing(nn.Flatten(), made.features["identity"]._truth, {0, 1})
     made.features = {"identity": net}
-    for selection in ({"identity": (0,)}, select(plan_of(given), settings, {"identity": net})):
+    for selection in (
+        Selection(slots={"identity": (0,)}),
+        select(plan_of(given), settings, {"identity": net}),
+    ):
         made.selection = selection
         total, _ = combined(made, settings)
         total.backward()
