@@ -1,26 +1,24 @@
-"""The training: resumed is the same as uninterrupted, stopped is safe, and the export is what was trained."""
+"""The training as a whole: what it reports, and that the export is what was trained."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from fakes.trainings import changed, key_of, train_tiny
 from registry.admission import Policy, admit_candidate
 from registry.families import BaseFacts
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
 from trainer import checkpoint, lora
 from trainer.data.batches import TrainingSet, generator
-from trainer.data.cache import TensorCache, encoder_digest
+from trainer.data.cache import TensorCache, View
 from trainer.data.triplets import Dataset
 from trainer.ema import Ema
-from trainer.errors import BaseModelError, CheckpointError, ExportError, Interrupted, NotFinite
+from trainer.errors import BaseModelError, ExportError, NotFinite
 from trainer.export import folded, strength_ratio
 from trainer.launch import train
 from trainer.loop import learning_rate
@@ -45,19 +43,6 @@ def trained(tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline)
     """The output of the uninterrupted training."""
     train_tiny(tiny_recipe, tiny_run, tiny_base, tiny_pipeline, tiny_run / "train")
     return tiny_run / "train"
-
-
-def train_tiny(recipe: Recipe, run: Path, base: Path, pipeline, out: Path, progress=lambda *a: None):
-    return train(recipe, run / "dataset", run / "cache", base, out, progress, pipeline=pipeline, track=False)
-
-
-def changed(recipe: Recipe, section: str, **values: object) -> Recipe:
-    part = getattr(recipe, section)
-    return recipe.model_copy(update={section: part.model_copy(update=values)})
-
-
-def weights(out: Path, which: str = "adapter") -> dict[str, torch.Tensor]:
-    return load_file(out / which / WEIGHTS_NAME)
 
 
 def test_training_lowers_the_loss_and_reports_it(trained: Path) -> None:
@@ -85,55 +70,6 @@ def test_a_finished_training_is_reused(
 def test_the_base_is_left_as_it_was(trained: Path, tiny_pipeline) -> None:
     assert not any("lora" in name for name, _ in tiny_pipeline.transformer.named_parameters())
     assert not any(parameter.requires_grad for parameter in tiny_pipeline.transformer.parameters())
-
-
-def test_stopped_and_resumed_is_the_same_bit_for_bit(
-    trained: Path,
-    tiny_recipe: Recipe,
-    tiny_run: Path,
-    tiny_base: Path,
-    tiny_pipeline,
-    tmp_path: Path,
-) -> None:
-    def stop_after_ten(stage: str, done: int, total: int, note: str = "") -> None:
-        if done == 10:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(Interrupted, match="after step 11 of 12") as caught:
-        train_tiny(tiny_recipe, tiny_run, tiny_base, tiny_pipeline, tmp_path, stop_after_ten)
-    assert caught.value.exit_code == 143
-    assert (tmp_path / "checkpoints" / "step-000011" / "state.json").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    resumed = train_tiny(tiny_recipe, tiny_run, tiny_base, tiny_pipeline, tmp_path)
-    assert resumed.facts["resumed_from"] == 11
-    for which in ("adapter", "adapter-raw"):
-        one, other = weights(trained, which), weights(tmp_path, which)
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[name], other[name]) for name in one)
-    assert (trained / "loss.jsonl").read_text() == (tmp_path / "loss.jsonl").read_text()
-    last = [checkpoint.latest(folder / "checkpoints", key_of(trained)) for folder in (trained, tmp_path)]
-    assert all(torch.equal(last[0].tensors[name], last[1].tensors[name]) for name in last[0].tensors)
-
-
-def key_of(out: Path) -> str:
-    return json.loads((out / "stage.json").read_text())["key"]
-
-
-def test_a_truncated_checkpoint_is_never_chosen(trained: Path, tmp_path: Path) -> None:
-    import shutil
-
-    folder = tmp_path / "checkpoints"
-    shutil.copytree(trained / "checkpoints", folder)
-    newest = folder / "step-000012" / "tensors.safetensors"
-    newest.write_bytes(newest.read_bytes()[:-1])
-    assert checkpoint.latest(folder, key_of(trained)).step == 10
-    (folder / "step-000010" / "state.json").write_text("{")
-    assert checkpoint.latest(folder, key_of(trained)) is None
-
-
-def test_a_checkpoint_of_another_recipe_is_refused(trained: Path) -> None:
-    with pytest.raises(CheckpointError, match="another recipe"):
-        checkpoint.latest(trained / "checkpoints", "sha256:" + "0" * 64)
 
 
 def test_the_export_passes_the_registrys_admission(trained: Path) -> None:
@@ -225,11 +161,11 @@ def test_all_losses_train_on_the_shipped_judges(
 
 
 def test_batches_are_the_same_on_any_number_of_processes(
-    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline
 ) -> None:
     data = TrainingSet(
-        Dataset.open(tiny_run / "dataset"), TensorCache(tiny_run / "cache"), encoder_digest(tiny_base),
-        tiny_recipe, (64, 64),
+        Dataset.open(tiny_run / "dataset"), TensorCache(tiny_run / "cache"),
+        View.of(tiny_pipeline, tiny_base, tiny_recipe), tiny_recipe,
     )  # fmt: skip
     whole, second = data.batch(data.plan(3, 5, 4), range(4)), data.batch(data.plan(3, 5, 4), [1, 3])
     rows = [1, 3, 5, 7]
@@ -292,22 +228,6 @@ def test_the_learning_rate_rises_then_falls(tiny_recipe: Recipe) -> None:
     assert max(curve) == curve[9] == curve[10] == pytest.approx(0.01)
     assert curve[10:] == sorted(curve[10:], reverse=True)
     assert curve[-1] == pytest.approx(0.01 * 0.05, rel=0.05)
-
-
-@pytest.mark.slow
-def test_two_processes_train_what_one_does(
-    trained: Path, tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
-) -> None:
-    """Each of the two has one pair of every batch; only the order of the sums differs."""
-    told: list[int] = []
-    result = train(
-        tiny_recipe, tiny_run / "dataset", tiny_run / "cache", tiny_base, tmp_path,
-        lambda stage, done, total, note="": told.append(done), processes=2, track=False,
-    )  # fmt: skip
-    assert told == [5, 10, 12]
-    assert result.facts["steps"] == 12
-    one, two = weights(trained), weights(tmp_path)
-    assert all(torch.allclose(one[name], two[name], atol=2e-3) for name in one)
 
 
 def test_a_training_is_an_mlflow_run(
