@@ -120,6 +120,14 @@ def test_large_pictures_are_found_too(detector: Detector) -> None:
     assert np.abs(found - truth).max() < 3  # of 300 pixels from eye to mouth; it is resized to 640 and 128
 
 
+@pytest.mark.parametrize("scale", [2.0, 3.0])
+def test_a_large_face_is_made_smaller_to_the_same_places(scale: float) -> None:
+    landmarks = fakes.posed(10, scale, (200, 190))
+    picture = fakes.drawn(landmarks, 400, 400, radius=5 * scale)
+    crop = aligned(as_pixels(picture), [similarity(landmarks, template())])
+    assert np.abs(fakes.dots(crop[0]) - fakes.TEMPLATE).max() < 0.2
+
+
 def test_gradient_reaches_the_face_and_nothing_else() -> None:
     landmarks = fakes.posed(25, 0.5, (50, 60))
     pixels = as_pixels(fakes.drawn(landmarks, HEIGHT, WIDTH)).requires_grad_()
