@@ -169,11 +169,12 @@ def _two_to_contrast(recipe: Recipe) -> str | None:
 
 
 def _sizes(recipe: Recipe) -> str | None:
-    wrong = [side for side in recipe.data.sizes if side % _MULTIPLE]
+    unit = _MULTIPLES.get(recipe.base.family, 16)
+    wrong = [side for side in recipe.data.sizes if side % unit]
     if not wrong:
         return None
-    near = max(64, round(wrong[0] / _MULTIPLE) * _MULTIPLE)
-    return f"data.sizes: {wrong[0]} is no multiple of {_MULTIPLE}; {near} is the nearest"
+    near = max(64, round(wrong[0] / unit) * unit)
+    return f"data.sizes: {recipe.base.family} needs multiples of {unit}; instead of {wrong[0]} write {near}"
 
 
 def _judged_people(recipe: Recipe) -> str | None:
@@ -206,8 +207,9 @@ def _pairs_for_all(recipe: Recipe) -> str | None:
     )
 
 
-# A latent has 8 pixels a side and a token two latents; only the U-Nets would do with multiples of 8.
-_MULTIPLE = 16
+# A latent is 8 pixels wide and a token 2 latents, the same in all families but these: the U-Nets halve their
+# latents two or three times more.
+_MULTIPLES = {"sdxl": 32, "sd15": 64}
 
 RULES: tuple[Rule, ...] = (
     _known_family,

@@ -53,7 +53,11 @@ def plan(
     without their weights; nothing is loaded or trained. Only the share of a GPU's peak and the prices are
     assumptions, and are printed.
     """
+    import logging
     from dataclasses import replace
+
+    # Its remark that a CPU has no fast kernels for 4 bits is beside the point where nothing is computed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from trainer import recipe as recipes
     from trainer.plan import bases

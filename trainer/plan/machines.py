@@ -43,7 +43,7 @@ MACHINES: Final[Mapping[str, Machine]] = MappingProxyType(
             _gpu("A100", 81_920, 312, 1.8),
             _gpu("L40S", 46_068, 362, 1.1),
             _gpu("RTX4090", 24_564, 165, 0.5),
-            Machine(name="CPU", memory=None, peak=0.1e12, price=0.1, utilisation=0.4),
+            Machine(name="CPU", memory=None, peak=0.25e12, price=0.1, utilisation=0.4),
         )
     }
 )

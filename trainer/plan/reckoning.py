@@ -79,8 +79,8 @@ class Plan:
         recipe, base: names.
         pixels: side of a training picture.
         tokens: text tokens of a prompt.
-        adapter: of the recipe.
-        presets: the family's presets at the recipe's rank.
+        rank, adapter: of the recipe.
+        presets: the family's presets at that rank.
         weights: part of the base -> its parameters.
         machine, placement: what it is reckoned for.
         pairs: of one pass through the denoiser on one GPU.
@@ -95,6 +95,7 @@ class Plan:
     base: str
     pixels: int
     tokens: int
+    rank: int
     adapter: Adapter
     presets: Mapping[str, Adapter]
     weights: Mapping[str, int]
@@ -154,6 +155,7 @@ def reckon(
         base=recipe.base.id,
         pixels=side,
         tokens=text_tokens(base),
+        rank=recipe.lora.rank,
         adapter=adapter,
         presets=presets,
         weights=weights,
@@ -286,6 +288,8 @@ def _needs(recipe: Recipe, sizes: Sizes, own: Placement, side: int, machine: Mac
     found = []
     for placement in dict.fromkeys(wanted):
         parts = memory.parts(recipe, sizes, placement, _pass_pairs(recipe, placement.gpus), side * side)
+        if machine.memory is None:
+            del parts["reserve"]  # of CUDA
         total = sum(parts.values())
         fits = tuple(one.name for one in MACHINES.values() if one.memory is not None and one.memory >= total)
         found.append(Need(placement=placement, parts=parts, fits=fits))

@@ -77,7 +77,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         {"losses.contrastive": {"weight": 0.1}, "conditioning.expressions": ["fear"]},
         "nothing to contrast",
     ),
-    "_sizes": (OWN, {"data.sizes": [512, 777]}, "784 is the nearest"),
+    "_sizes": (OWN, {"data.sizes": [512, 784]}, "needs multiples of 32; instead of 784 write"),
     "_judged_people": (DRAWN, {"evaluation": {}}, "say how many of each domain"),
     "_held_out": (DRAWN, {"evaluation.first_identity": 102}, "begin at 103 or later"),
     "_pairs_for_all": (DRAWN, {"running": {"count": 4}}, "give each of them one"),

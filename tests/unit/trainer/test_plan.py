@@ -415,7 +415,14 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
         capsys, "pixelsmile-portraits", "--gpu", "RTX4090", "--price", "2", "--utilisation", "0.1"
     )
     assert code == 0
-    for word in ("preset attention", "fits RTX4090", "gradients, fp32", "640 steps", "at 2 a GPU", "10%"):
+    for word in (
+        "preset attention",
+        "fits RTX4090",
+        "gradients, fp32",
+        "640 steps",
+        "at 2 for each RTX4090",
+        "10%",
+    ):
         assert word in out
     code, out, _ = run(capsys, "pixelsmile-portraits", "--json", "--gpus", "2", "--base-precision", "nf4")
     found = json.loads(out)
