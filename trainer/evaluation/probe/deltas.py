@@ -24,11 +24,21 @@ Deltas = Mapping[str, "tuple[torch.Tensor, torch.Tensor]"]
 
 
 def deltas_of(adapter: VerifiedAdapter, family_name: str) -> Deltas:
-    """Return the updates of a verified adapter; its bytes are canonical and its keys were checked."""
+    """Return the updates of a verified adapter; its bytes are canonical and its keys were checked.
+
+    Raises:
+        BaseModelError: it is more than low-rank updates of the denoiser: DoRA, or a text encoder's.
+    """
     from safetensors.torch import load
 
     prefix = family(family_name).prefix + "."
     tensors = load(adapter.weights)
+    others = [key for key in tensors if not key.startswith(prefix) or key.endswith(".lora_magnitude_vector")]
+    if others:
+        raise BaseModelError(
+            f"adapters are probed in pairs by their low-rank updates alone, and this one has {others[0]}",
+            "probe it by itself",
+        )
     return {
         key.removeprefix(prefix).removesuffix(".lora_A.weight"): (
             tensors[key],
