@@ -9,14 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from insightface.model_zoo import SCRFD
+from insightface.model_zoo import SCRFD, ArcFaceONNX
 from insightface.utils import face_align
 from torch import nn
 
 from fakes import faces as fakes
+from trainer import onnx_module
 from trainer.errors import BaseModelError
 from trainer.faces import Detector, FaceNet, aligned, similarity, template
 from trainer.identity import Truth
+from trainer.portraits import judges
 
 HEIGHT, WIDTH = 120, 128  # the detector's smallest input is 128 x 128: nothing is resized
 SIZE = (HEIGHT, WIDTH)
@@ -213,3 +215,18 @@ def test_a_file_that_is_no_detector_is_explained(scrfd: Path, tmp_path: Path) ->
     onnx.save(model, str(tmp_path / "blind.onnx"))
     with pytest.raises(BaseModelError, match="no landmarks"):
         Detector(tmp_path / "blind.onnx")
+
+
+@pytest.mark.parametrize("pose", POSES[:2])
+def test_an_embedding_is_what_insightface_itself_computes(detector: Detector, pose: tuple) -> None:
+    """Detection, alignment, order of colours and normalisation together, for the same ONNX file."""
+    rng = np.random.default_rng(1)
+    picture = fakes.drawn(fakes.posed(*pose), HEIGHT, WIDTH)
+    picture[100:] = rng.integers([0, 0, 128], [100, 100, 255], (20, 1, 3))  # blue stripes below the face
+    recogniser = ArcFaceONNX(str(judges.path("identity")))
+    blue_first = np.ascontiguousarray(picture[..., ::-1])
+    crop = face_align.norm_crop(blue_first, detector(picture).astype(np.float32))
+    expected = recogniser.get_feat(crop)[0]
+    net = FaceNet(onnx_module.load(judges.path("identity")), detector, truth_of(picture))
+    found = net.of_truth([0], SIZE, CPU)[0].numpy()
+    assert found @ expected / np.linalg.norm(expected) > 0.999
