@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from registry.families import family
 from trainer import lora
@@ -104,8 +104,8 @@ def target_modules(model: torch.nn.Module, component: str, recipe: Recipe) -> li
 def _encoders(pipeline: EditPipeline, recipe: Recipe) -> Mapping[str, torch.nn.Module]:
     """Return the text encoders of a base that may be trained, by their part of the pipeline."""
     parts = family(recipe.base.family).text_encoders
-    components: Mapping[str, Any] = cast(Any, pipeline).pipe.components
-    found = {part: model for part in parts if (model := components.get(part)) is not None}
+    present: Mapping[str, torch.nn.Module] = getattr(pipeline, "text_encoders", {})
+    found = {part: model for part, model in present.items() if part in parts}
     if not found:
         raise BaseModelError(
             f"the family {recipe.base.family} has no text encoder that a LoRA can be trained in",

@@ -13,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from registry.admission import Policy, admit_candidate
+from registry.errors import NeedsReview
+from registry.families import BaseFacts, family
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
-from serving.conditioning import blend
+from serving.engine import EditEngine
 from trainer import recipe as recipes
 from trainer import text_lora
 from trainer.data import cache_dataset
@@ -26,25 +29,25 @@ from trainer.launch import train
 from trainer.portraits.bases import build
 from trainer.recipe import Recipe
 
-FAMILIES = "sd15", "sdxl", "sd3"
-TARGETS = {"sd15": "attn2.to_q", "sdxl": "attn2.to_q", "sd3": "attn.add_v_proj"}
-LOSS = {"sd15": "denoising", "sdxl": "denoising", "sd3": "flow_matching"}
+FAMILIES = "sd15", "sdxl", "sd3", "flux"
+TARGETS = {"sd15": "attn2.to_q", "sdxl": "attn2.to_q", "sd3": "attn.add_v_proj", "flux": "attn.to_q"}
+LOSS = {"sd15": "denoising", "sdxl": "denoising", "sd3": "flow_matching", "flux": "flow_matching"}
 TEXT = "[self_attn.q_proj, self_attn.v_proj]"
 
 
-def recipe_of(family: str, text: str = TEXT) -> Recipe:
+def recipe_of(name: str, text: str = TEXT) -> Recipe:
     return recipes.parse(f"""
-name: tiny-{family}
+name: tiny-{name}
 seed: 3
-base: {{id: adapter-foundry/tiny-{family}, revision: "1", family: {family}, license: Apache-2.0}}
+base: {{id: adapter-foundry/tiny-{name}, revision: "1", family: {name}, license: Apache-2.0}}
 data:
   identities: {{human: 2, anime: 1}}
   validation: {{human: 1}}
   first_identity: 100
   intensities: [0.5, 1.0]
-lora: {{rank: 4, alpha: 8, targets: ["{TARGETS[family]}"], text_encoder: {text}, dtype: F32}}
+lora: {{rank: 4, alpha: 8, targets: ["{TARGETS[name]}"], text_encoder: {text}, dtype: F32}}
 optimiser: {{learning_rate: 0.01, warmup_steps: 1, steps: 6, batch_pairs: 2}}
-losses: {{{LOSS[family]}: {{weight: 1.0}}}}
+losses: {{{LOSS[name]}: {{weight: 1.0}}}}
 conditioning: {{template: "show a {{}} expression", expressions: [fear, surprised, angry, disgust]}}
 evaluation: {{identities: {{human: 1}}, first_identity: 900}}
 release: {{adapter: tiny, license: Apache-2.0}}
@@ -55,9 +58,9 @@ running: {{checkpoint_every: 2}}
 class World:
     """The tiny base of a family, and the dataset of the tiny run encoded by it."""
 
-    def __init__(self, family: str, run: Path, folder: Path) -> None:
-        self.recipe, self.run, self.cache = recipe_of(family), run, folder / "cache"
-        self.base = build(family, folder / "base")
+    def __init__(self, name: str, run: Path, folder: Path) -> None:
+        self.recipe, self.run, self.cache = recipe_of(name), run, folder / "cache"
+        self.base = build(name, folder / "base")
         self.pipeline: Any = load_base(self.base, self.recipe)
         cache_dataset(self.recipe, run / "dataset", self.base, self.cache, pipeline=self.pipeline)
 
@@ -91,8 +94,8 @@ def weights(out: Path, which: str = "adapter-raw") -> dict[str, torch.Tensor]:
     return load_file(out / which / WEIGHTS_NAME)
 
 
-def parts_of(family: str) -> list[str]:
-    return ["text_encoder"] if family == "sd15" else ["text_encoder", "text_encoder_2"]
+def parts_of(name: str) -> list[str]:
+    return ["text_encoder"] if name in ("sd15", "flux") else ["text_encoder", "text_encoder_2"]
 
 
 def test_the_text_encoders_learn_beside_the_denoiser(world: World, trained: Path) -> None:
@@ -150,18 +153,17 @@ def test_diffusers_loads_every_module_at_full_strength(world: World, trained: Pa
 
 
 def encoded(pipeline: Any) -> torch.Tensor:
-    found: torch.Tensor = pipeline.encode_prompts([], ["show a fear expression"]).embeds
-    return found
+    """One prompt in one row: its tokens, and its pooled vector, which is all that FLUX takes from CLIP."""
+    found = pipeline.encode_prompts([], ["show a fear expression"])
+    rest = [] if found.pooled is None else [found.pooled]
+    return torch.cat([found.embeds.flatten(1), *rest], 1)
 
 
 def test_the_loaded_adapter_changes_prompts_as_the_trained_one_did(world: World, trained: Path) -> None:
     pipeline: Any = load_base(world.base, world.recipe)
     with torch.no_grad():
         before = encoded(pipeline)
-        parameters = text_lora.inject(pipeline, world.recipe)
-        file = weights(trained)
-        for name, parameter in parameters.items():
-            parameter.copy_(file[name] / (2.0 if "lora_B" in name else 1.0))  # the file has alpha / rank in B
+        put(text_lora.inject(pipeline, world.recipe), weights(trained))
         ours = encoded(pipeline)
         text_lora.remove(pipeline, world.recipe)
         assert torch.equal(encoded(pipeline), before)
@@ -234,37 +236,74 @@ def test_prompts_encoded_now_are_those_of_the_cache(world: World) -> None:
 
 
 def test_gradients_go_through_the_blend(world: World) -> None:
-    """A row of intensity a gets a gradient of a times what the full expression gets."""
+    """They reach every layer that has a LoRA, through the tokens or through the pooled vector."""
     parameters = text_lora.inject(world.pipeline, world.recipe)
     try:
-        encode = text_lora.encoder(world.pipeline, world.recipe)
-        assert encode is not None
-        found = encode([world.recipe.conditioning.prompt(word) for word in ("neutral", "fear")], (64, 64))
-        mixed = blend(found.embeds[:1], found.embeds[None, 1:], torch.tensor([[0.5]]))
-        mixed.square().sum().backward()
-        grads = [value.grad for name, value in parameters.items() if "lora_B" in name]
-        assert sum(grad is not None and float(grad.abs().max()) > 0 for grad in grads) >= 2
+        data = training_set(world, text_lora.encoder(world.pipeline, world.recipe))
+        prompts = data.batch(data.plan(1, 0, 4), range(4)).prompts
+        total = prompts.embeds.square().sum()
+        if prompts.pooled is not None:
+            total = total + prompts.pooled.square().sum()
+        total.backward()
+        grads = {name: value.grad for name, value in parameters.items() if "lora_B" in name}
+        assert all(grad is not None and float(grad.abs().max()) > 0 for grad in grads.values())
     finally:
         text_lora.remove(world.pipeline, world.recipe)
 
 
+def test_what_is_served_is_what_was_trained(world: World, trained: Path) -> None:
+    """Admission asks for a review; then the engine conditions on prompts as the training did."""
+    base, facts = world.recipe.base, family(world.recipe.base.family)
+    configs = {part: read_config(world.base / part) for part in (facts.prefix, *facts.text_encoders)}
+    known = BaseFacts(
+        id=base.id, family=base.family, license=base.license, revision=base.revision,
+        config=configs.pop(facts.prefix), text_encoders=configs,
+    )  # fmt: skip
+    files = {path.name: path.read_bytes() for path in (trained / "adapter-raw").iterdir()}
+    with pytest.raises(NeedsReview, match="ADP-STR-016"):
+        admit_candidate(files, Policy(bases={base.id: known}))
+    adapter = admit_candidate(files, Policy(bases={base.id: known}, allow_review=True))
+    pipeline: Any = load_base(world.base, world.recipe)
+    engine = EditEngine(pipeline, base=base, allow_candidates=True)
+    with torch.no_grad():
+        before = encoded(pipeline)
+        engine.attach(adapter)
+        served = encoded(pipeline)
+        engine.detach()
+        assert torch.equal(encoded(pipeline), before)
+        put(text_lora.inject(pipeline, world.recipe), weights(trained))
+        assert torch.allclose(encoded(pipeline), served, atol=1e-5)
+    assert not torch.allclose(served, before, atol=1e-3)
+
+
+def read_config(folder: Path) -> Any:
+    return json.loads((folder / "config.json").read_text())
+
+
+def put(parameters: dict[str, torch.nn.Parameter], file: dict[str, torch.Tensor]) -> None:
+    """Give text encoders what a file has, which holds alpha / rank in B."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(file[name] / (2.0 if "lora_B" in name else 1.0))
+
+
 @pytest.mark.parametrize(
-    ("family", "kinds", "words"),
+    ("name", "kinds", "words"),
     [
         ("sd15", ("self_attn.qq_proj",), r"did you mean 'self_attn\.q_proj'"),
         ("qwen-image-edit", ("self_attn.q_proj",), "no text encoder"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(
-    family: str, kinds: tuple[str, ...], words: str, tmp_path: Path, tiny_pipeline: Any
+    name: str, kinds: tuple[str, ...], words: str, tmp_path: Path, tiny_pipeline: Any
 ) -> None:
     pipeline = tiny_pipeline
-    if family != "qwen-image-edit":
-        pipeline = load_base(build(family, tmp_path / "base"), recipe_of(family))
+    if name != "qwen-image-edit":
+        pipeline = load_base(build(name, tmp_path / "base"), recipe_of(name))
     plain = recipe_of("sd15")
     recipe = plain.model_copy(
         update={
-            "base": plain.base.model_copy(update={"family": family}),
+            "base": plain.base.model_copy(update={"family": name}),
             "lora": plain.lora.model_copy(update={"text_encoder": kinds}),
         }
     )
