@@ -8,8 +8,10 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -66,16 +68,18 @@ class LossCurve:
         self._path, self._tracker, self._samples, self._enabled = path, tracker, samples, enabled
         self._waiting: list[dict[str, Any]] = []
         self._before, self._begun = 0.0, time.monotonic()
-        self._steps = 0
+        self._steps, self._last = 0, self._begun
+        self._durations: deque[float] = deque(maxlen=50)
 
     def continue_from(self, found: Checkpoint | None) -> int:
         """Cut the curve back to the checkpoint (or to nothing), start the clock and return the step."""
         step = found.step if found else 0
         self._before, self._begun = found.seconds if found else 0.0, time.monotonic()
+        self._last = self._begun
         if self._enabled:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-            write_atomically(self._path, b"".join(lines[:step]))
+            write_atomically(self._path, b"".join(line for line in lines if 0 < _step_of(line) <= step))
         return step
 
     def seconds(self) -> float:
@@ -98,6 +102,9 @@ class LossCurve:
         line = {"step": step, "learning_rate": rate, **values}
         self._waiting.append(line if skipped is None else {**line, "skipped": skipped})
         self._steps += 1
+        now = time.monotonic()
+        self._durations.append(now - self._last)
+        self._last = now
 
     def flush(self) -> str:
         """Write what waits, and return a note on it for people."""
@@ -119,18 +126,30 @@ class LossCurve:
         return f"{loss}  {self.speed():.0f} samples/s" + (f"  {skipped} steps skipped" if skipped else "")
 
     def facts(self) -> dict[str, Any]:
-        """Return time, speed, memory, and the mean loss of the first and of the last 20 good steps."""
+        """Return time, speed, memory, and the mean loss of the first and of the last 20 good steps.
+
+        ``step_seconds`` is the median of the last 50 steps, with everything that happened in them.
+        """
         lines = self._path.read_text("utf-8").splitlines() if self._enabled else []
         found = [json.loads(line) for line in lines]
         losses = [line["loss"] for line in found if "skipped" not in line]
         return {
             "seconds": round(self.seconds(), 1),
             "samples_per_second": round(self.speed(), 1),
+            "step_seconds": round(median(self._durations), 4) if self._durations else 0.0,
             "loss_first": round(sum(losses[:20]) / max(1, len(losses[:20])), 4),
             "loss_last": round(sum(losses[-20:]) / max(1, len(losses[-20:])), 4),
             "skipped_steps": len(found) - len(losses),
             **_memory(),
         }
+
+
+def _step_of(line: bytes) -> int:
+    """Return the step of a line of the file; 0 if it was cut."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 0
 
 
 def _finite(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def run(
         base_path: folder of the base; names the encoder that filled the cache.
         out: folder for the checkpoints and the loss curve.
         key: digest of recipe, dataset and base; a checkpoint of another key is refused.
-        progress: is told every ten steps.
+        progress: is told every few steps.
         pipeline: the loaded base; its transformer carries the LoRA until the end of this function.
         tracker: takes the metrics.
         processes: who takes part.

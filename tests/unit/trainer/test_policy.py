@@ -11,7 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fakes.trainings import assert_same_tensors, assert_same_training, changed, curve, stop_at, train_tiny
+from fakes.trainings import (
+    assert_same_tensors,
+    assert_same_training,
+    changed,
+    curve,
+    job_of,
+    start,
+    stop_at,
+    train_tiny,
+)
 from trainer import checkpoint
 from trainer.data.batches import Draw, TrainingSet
 from trainer.data.cache import View
@@ -145,7 +154,9 @@ def broken(
     data = TrainingSet(dataset, TensorCache(tiny_run / "cache"), view, tiny_recipe)
     plans = [data.plan(tiny_recipe.seed, step, 2) for step in range(12)]
     seen = [{row for draw in plan.draws for row in rows_of(draw)} for plan in plans]
-    row = next(row for row in sorted(seen[4]) if not any(row in rows for rows in seen[:4]))
+    # Of the second pair alone, which the second of two processes has.
+    early = set().union(*seen[:4], rows_of(plans[4].draws[0]))
+    row = min(rows_of(plans[4].draws[1]) - early)
     (run / "dataset").symlink_to(tiny_run / "dataset")
     bad = view.latent_key(dataset.image_digests[row], plans[4].size)
     for path in (tiny_run / "cache").glob("tensors-*.safetensors"):
@@ -156,7 +167,7 @@ def broken(
     return Broken(
         run=run,
         steps=[step for step, rows in enumerate(seen) if row in rows],
-        draw=next(draw for draw in plans[4].draws if row in rows_of(draw)),
+        draw=plans[4].draws[1],
         dataset=dataset,
     )
 
@@ -173,16 +184,33 @@ def test_a_stop_names_step_part_and_sample_and_keeps_the_step_before(
 ) -> None:
     with pytest.raises(NotFinite) as caught:
         train_tiny(tiny_recipe, broken.run, tiny_base, tiny_pipeline, tmp_path)
-    message, draw, digests = caught.value.message, broken.draw, broken.dataset.image_digests
+    assert "skip" in caught.value.mend
+    assert_explained(caught.value.message, broken, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_pair_of_another_process_is_named(
+    broken: Broken, tiny_recipe: Recipe, tiny_base: Path, tmp_path: Path
+) -> None:
+    """The main process, that tells, has only good pairs."""
+    with start(job_of(tiny_recipe, broken.run, tiny_base, tmp_path), 2) as process:
+        _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "\nNotFinite " in f"\n{said}"
+    assert_explained(said, broken, tmp_path)
+
+
+def assert_explained(message: str, broken: Broken, out: Path) -> None:
+    """Check what was said about the broken step, and that nothing of it was kept."""
+    draw, digests = broken.draw, broken.dataset.image_digests
     assert f"the loss flow_matching is nan at step 5; the worst pair: {draw.triplet.identity}, " in message
     assert f"source {digests[draw.triplet.source]}, noise level {draw.sigma:.4f}" in message
     for one, keeps in zip((draw.triplet.a, draw.triplet.b), draw.keeps, strict=True):
         asked = "keeps the source" if keeps else f"{one.expression} {one.intensity:g} ({digests[one.image]})"
         assert asked in message
-    assert "skip" in caught.value.mend
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000004"]
-    assert [line["step"] for line in curve(tmp_path)] == [1, 2, 3, 4]
-    assert all(torch.isfinite(value).all() for value in state_after(tmp_path, 4).tensors.values())
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000004"]
+    assert [line["step"] for line in curve(out)] == [1, 2, 3, 4]
+    assert all(torch.isfinite(value).all() for value in state_after(out, 4).tensors.values())
 
 
 def test_a_skipped_step_changes_nothing_but_the_curve_also_over_a_stop(
