@@ -60,14 +60,19 @@ class LoraLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the update."""
-        output: torch.Tensor = self.base_layer(x)
-        update = F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype)) * self.scale
+        rows = x.flatten(0, -2)
+        output: torch.Tensor = self.base_layer(rows)
+        hidden = F.linear(rows, self.lora_A.to(x.dtype)) * self.scale
+        b = self.lora_B.to(x.dtype)
         if self.lora_magnitude_vector is None:
-            return output + update
-        gain = self.lora_magnitude_vector / self._norm(x.dtype)
-        plain = output if self.bias is None else output - self.bias.to(x.dtype)
-        # gain - 1 and not gain: what is left of a gain near 1 in bf16 would be one of 256 steps.
-        return output + (gain - 1).to(x.dtype) * plain + gain.to(x.dtype) * update
+            # Into the base's fresh output: a large tensor is neither written nor read once more.
+            output.addmm_(hidden, b.T)
+        else:
+            gain = self.lora_magnitude_vector / self._norm(x.dtype)
+            plain = output if self.bias is None else output - self.bias.to(x.dtype)
+            # gain - 1 and not gain: what is left of a gain near 1 in bf16 would be one of 256 steps.
+            output = output + (gain - 1).to(x.dtype) * plain + gain.to(x.dtype) * F.linear(hidden, b)
+        return output.unflatten(0, x.shape[:-1])
 
     @torch.no_grad()
     def _norm(self, dtype: torch.dtype) -> torch.Tensor:
