@@ -135,6 +135,14 @@ WRITABLE: Final[Mapping[str, Spelling]] = {
 }
 """What ``registry convert --to`` writes, by the name that people type."""
 
+TAKEN: Final[Mapping[str, frozenset[str]]] = {
+    QWEN_IMAGE_EDIT.name: frozenset(WRITABLE),
+    **dict.fromkeys(("sd15", "sdxl"), frozenset({"diffusers", "peft", "kohya"})),
+}
+"""Family -> the dialects in which loaders take its modules by diffusers' names. The programs behind the
+others name the modules as the original code does, fuse or split them, and drop the names that they do not know
+without a word; "diffusers" and "peft" are taken for every family."""
+
 PIXELSMILE: Final = "PixelSmile"
 """The layout of the released PixelSmile files: a helper renamed the attention of the image stream to the old
 diffusers spelling and left all other modules in the new one."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.content import Content
-from registry.dialects.grammar import KOHYA, TEXT, WRITABLE, DialectError, Role, Spelling
+from registry.dialects.grammar import KOHYA, TAKEN, TEXT, WRITABLE, DialectError, Role, Spelling
 from registry.dialects.reading import LoraFile, Update
 from registry.families import FAMILIES
 from registry.formats import DTYPE_BYTES, TensorInfo, write_container
@@ -67,7 +67,7 @@ def write(
             module.
     """
     spelling, dtype, family = WRITABLE[to], dtype or lora.dtype, FAMILIES[lora.base.family]
-    _refuse_text_encoders(lora, to)
+    _refuse_untaken(lora, to)
     contents: dict[str, tuple[Update, Role]] = {}
     tensors: dict[str, TensorInfo] = {}
     for update in lora.updates:
@@ -136,12 +136,19 @@ def encode(values: F32, dtype: str, where: str) -> bytes:
     return data
 
 
-def _refuse_text_encoders(lora: LoraFile, to: str) -> None:
-    """Only diffusers has one spelling for all parts of a pipeline.
+def _refuse_untaken(lora: LoraFile, to: str) -> None:
+    """Write nothing that the loaders of a dialect would drop.
 
     Raises:
-        DialectError: the file changes a text encoder.
+        DialectError: they know the family's modules by other names, or the file changes a text encoder, which
+            only diffusers has one spelling for.
     """
+    if to not in TAKEN.get(lora.base.family, {"diffusers", "peft"}):
+        raise DialectError(
+            f"programs that read {to} have other names for the modules of the family {lora.base.family}, and "
+            "would load nothing without a word",
+            "write it in the diffusers dialect (--to diffusers)",
+        )
     texts = [update.factors.module for update in lora.updates if update.factors.module.startswith(TEXT)]
     if texts and to != "diffusers":
         raise DialectError(

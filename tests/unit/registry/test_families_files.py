@@ -108,7 +108,7 @@ def test_the_canonical_file_is_read_and_written_as_it_stands(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("to", ["peft", "kohya", "comfyui", "diffsynth"])
+@pytest.mark.parametrize("to", ["peft", "kohya"])
 def test_the_denoiser_is_written_in_other_dialects_and_read_again(to: str) -> None:
     weights = container(trained("sd15"))
     pieces: list[bytes] = []
@@ -120,7 +120,22 @@ def test_the_denoiser_is_written_in_other_dialects_and_read_again(to: str) -> No
     assert again.scales == (1.0,)
 
 
-@pytest.mark.parametrize("to", ["peft", "kohya", "comfyui", "diffsynth"])
+@pytest.mark.parametrize(
+    ("name", "to"),
+    [
+        *((name, "comfyui") for name in FAMILIES if name != "qwen-image-edit"),
+        *((name, "diffsynth") for name in FAMILIES if name != "qwen-image-edit"),
+        *((name, "kohya") for name in ("flux", "flux-kontext", "flux2-klein", "sd3")),
+    ],
+)
+def test_what_no_loader_takes_is_not_written(name: str, to: str) -> None:
+    weights = container(trained(name))
+    with pytest.raises(DialectError, match="other names") as caught:
+        writing.write(reading.read(weights, SMALL[name]), weights, to, lambda piece: None)
+    assert "--to diffusers" in caught.value.mend
+
+
+@pytest.mark.parametrize("to", ["peft", "kohya"])
 def test_a_text_encoder_has_no_other_spelling(to: str) -> None:
     weights = container(trained("sd15", with_text("sd15")))
     with pytest.raises(DialectError, match="text encoder"):
@@ -132,16 +147,35 @@ def test_a_text_encoder_has_no_other_spelling(to: str) -> None:
 )
 def test_a_text_encoder_hides_behind_no_prefix(prefix: str) -> None:
     """Its modules have one name in a file; behind another part's it would be two modules to two readers."""
-    values = trained("sd15")
     module = "text_encoder.text_model.encoder.layers.0.mlp.fc1"
-    if prefix == "lora_unet_":
-        module = module.replace(".", "_")
-    values |= {
-        f"{prefix}{module}.lora_A.weight": np.ones((4, 32), np.float32),
-        f"{prefix}{module}.lora_B.weight": np.ones((64, 4), np.float32),
+    values = trained("sd15") | {
+        f"unet.{module}.lora_A.weight": np.ones((4, 32), np.float32),
+        f"unet.{module}.lora_B.weight": np.ones((64, 4), np.float32),
     }
+
+    def spelled(key: str) -> str:
+        stem, _, rest = key.removeprefix("unet.").partition(".lora_")
+        if prefix != "lora_unet_":
+            return f"{prefix}{stem}.lora_{rest}"
+        return f"{prefix}{stem.replace('.', '_')}.lora_{'down' if rest[0] == 'A' else 'up'}.weight"
+
     with pytest.raises(DialectError):
-        reading.read(container(values), SMALL["sd15"])
+        reading.read(
+            container({spelled(key): value for key, value in values.items()}), SMALL["sd15"], alpha=4
+        )
+
+
+def test_what_training_cannot_reach_may_be_left_out() -> None:
+    for name, part in (
+        ("sd3", "transformer_blocks.2.attn.add_q_proj"),
+        ("sdxl", "text_encoder.text_model.encoder.layers.1."),
+    ):
+        kinds = with_text(name)
+        values = {key: value for key, value in trained(name, kinds).items() if part not in key}
+        report = scan(
+            *folder_of(name, values, kinds)[:1], parsed(folder_of(name, values, kinds)[1]), bases=BY_ID
+        )
+        assert {found.rule for found in report.findings} == {"ADP-STR-016"}, report.text()
 
 
 def test_a_header_that_speaks_of_the_unet_is_believed_as_for_transformers() -> None:
