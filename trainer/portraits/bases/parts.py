@@ -6,6 +6,8 @@ Every word of the portrait world is one token of the CLIP and T5 tokenizers; oth
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,19 +37,28 @@ def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     from transformers import CLIPTokenizer
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters)])}
-    merges: list[tuple[str, str]] = []
-    for word in words():
-        left = word[0]
-        for place, letter in enumerate(word[1:], 2):
-            right = letter if place < len(word) else f"{letter}</w>"
-            if (left, right) not in merges:
-                merges.append((left, right))
-            left += right
-            vocab.setdefault(left, len(vocab))
+    merges = _merges([[*word[:-1], f"{word[-1]}</w>"] for word in words()])
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges)]
+    vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
     return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad, model_max_length=_CLIP_LENGTH)
+
+
+def _merges(pieces: list[list[str]]) -> list[tuple[str, str]]:
+    """Byte-pair merges, the most frequent pair first, until every word is one piece.
+
+    The trainer of `tokenizers` gives other ids in each process where words have a mark at their end.
+    """
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in pieces for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in pieces:
+            for place in range(len(word) - 2, -1, -1):
+                if tuple(word[place : place + 2]) == best:
+                    word[place : place + 2] = ["".join(best)]
+    return merges
 
 
 def t5_tokenizer(length: int = PROMPT_TOKENS) -> T5Tokenizer:
