@@ -31,6 +31,7 @@ from trainer.stage import StageResult, stage_key, write_atomically
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from serving.pipelines.base import EditPipeline
 
@@ -278,29 +279,12 @@ def _encode(
 ) -> set[str]:
     """Encode pictures and prompts in batches of one size and keep them; return those that nobody else had."""
     import torch
-    from PIL import Image
 
     from trainer import placement
     from trainer.parallel import device
 
     placement.encoding(pipeline, device())
     dtype, done, encoded = getattr(torch, view.numbers), 0, set[str]()
-
-    def cropped(rows: Sequence[int], size: Size) -> list[Image.Image]:
-        read = dict(zip(sorted({*rows}), data.pictures(sorted({*rows})), strict=True))
-        return [crop(Image.fromarray(read[row]), size) for row in rows]
-
-    def latents(keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
-        found = pipeline.encode_images(cropped([needs.latents[key][0] for key in keys], size), size)
-        return dict(zip(keys, found, strict=True))
-
-    def embeddings(keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
-        rows, _, texts = zip(*(needs.prompts[key] for key in keys), strict=True)
-        prompts = pipeline.encode_prompts(cropped(rows, size), texts, size)
-        found = {key: row[mask] for key, row, mask in zip(keys, prompts.embeds, prompts.mask, strict=True)}
-        if prompts.pooled is not None:
-            found |= {pooled_key(key): row for key, row in zip(keys, prompts.pooled, strict=True)}
-        return found
 
     def work(
         keys: Sequence[str],
@@ -324,11 +308,40 @@ def _encode(
                 waiting = {}
                 cache.refresh()  # what another process has encoded meanwhile is not encoded again
 
+    encoders = _Encoders(data, pipeline, needs)
     for size, keys in groupby((key for key in todo if key in needs.latents), lambda k: needs.latents[k][1]):
-        work(list(keys), size, _at_once(_IMAGE_BATCH, size), latents)
+        work(list(keys), size, _at_once(_IMAGE_BATCH, size), encoders.latents)
     for size, keys in groupby((key for key in todo if key in needs.prompts), lambda k: needs.prompts[k][1]):
-        work(list(keys), size, _at_once(_PROMPT_BATCH, size), embeddings)
+        work(list(keys), size, _at_once(_PROMPT_BATCH, size), encoders.embeddings)
     return encoded
+
+
+class _Encoders:
+    """Encodes what keys stand for, in one batch of one size."""
+
+    def __init__(self, data: Dataset, pipeline: EditPipeline, needs: Needs) -> None:
+        self._data, self._pipeline, self._needs = data, pipeline, needs
+
+    def latents(self, keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
+        """Return the latents of some pictures by key."""
+        rows = [self._needs.latents[key][0] for key in keys]
+        return dict(zip(keys, self._pipeline.encode_images(self._cropped(rows, size), size), strict=True))
+
+    def embeddings(self, keys: Sequence[str], size: Size) -> dict[str, torch.Tensor]:
+        """Return the embeddings of some prompts by key, without padding, and their pooled vectors."""
+        rows, _, texts = zip(*(self._needs.prompts[key] for key in keys), strict=True)
+        prompts = self._pipeline.encode_prompts(self._cropped(rows, size), texts, size)
+        found = {key: row[mask] for key, row, mask in zip(keys, prompts.embeds, prompts.mask, strict=True)}
+        if prompts.pooled is not None:
+            found |= {pooled_key(key): row for key, row in zip(keys, prompts.pooled, strict=True)}
+        return found
+
+    def _cropped(self, rows: Sequence[int], size: Size) -> list[Image.Image]:
+        from PIL import Image
+
+        some = sorted({*rows})
+        read = dict(zip(some, self._data.pictures(some), strict=True))
+        return [crop(Image.fromarray(read[row]), size) for row in rows]
 
 
 def _at_once(most: int, size: Size) -> int:

@@ -1,7 +1,8 @@
 """Perceptual hashes: do two pictures look alike, whatever their files?
 
 The hash is dHash, the difference hash (Neal Krawetz, "Kind of Like That", 2013), own code on numpy: the
-picture in grey, 17 x 16 pixels, one bit for each neighbour to the right that is brighter: 256 bits.
+picture in grey, 17 x 16 pixels, one bit for each neighbour to the right that is brighter by more than one of
+255 levels (rounding turns bits in flat areas otherwise): 256 bits.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import numpy as np
 NEAR = 10
 """So many of the 256 bits differ at most between two files of one picture.
 
-Drawn portraits of 64 pixels that are enlarged to 200 and saved as JPEG at quality 60 differ in 7 to 11 bits
-from what they were; the two most alike of 150 drawn people in 17, of 150 drawn anime faces in 13.
+Measured on 150 drawn people and 150 drawn anime faces of 64 pixels: resized to 48, 96 or 200 and saved as
+JPEG at quality 60 to 90 they differ in at most 10 bits from what they were; the two most alike in 20 and 15.
 """
 _SIDE = 16
 
@@ -23,9 +24,9 @@ def dhash(pixels: np.ndarray) -> np.ndarray:
     """Return the hash of a picture, uint8 [H, W, 3], as uint8 [32]."""
     from PIL import Image
 
-    grey = Image.fromarray(pixels).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.BOX)
+    grey = Image.fromarray(pixels).convert("L").resize((_SIDE + 1, _SIDE), Image.Resampling.LANCZOS)
     levels = np.asarray(grey, np.int16)
-    return np.packbits(levels[:, 1:] > levels[:, :-1])
+    return np.packbits(levels[:, 1:] > levels[:, :-1] + 1)
 
 
 def alike(hashes: np.ndarray, most: int) -> Iterator[tuple[int, int, int]]:

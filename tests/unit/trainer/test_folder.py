@@ -154,8 +154,9 @@ def test_all_mistakes_are_told_at_once_and_not_without_end(folder: Path) -> None
     assert len(text.splitlines()) < 30
 
 
-def test_equal_pixels_under_two_names_are_one_picture(folder: Path, tmp_path: Path) -> None:
-    (folder / "anna/fear.png").write_bytes((folder / "anna/surprised.png").read_bytes())
+@pytest.mark.parametrize("other", ["surprised", "neutral"])
+def test_equal_pixels_under_two_names_are_one_picture(folder: Path, tmp_path: Path, other: str) -> None:
+    (folder / "anna/fear.png").write_bytes((folder / f"anna/{other}.png").read_bytes())
     with pytest.raises(DataError, match="line 1: two of its pictures are the same, pixel by pixel"):
         read_folder(recipe_of(folder), tmp_path / "dataset")
 
