@@ -162,9 +162,8 @@ def min_snr(snr: torch.Tensor, gamma: float, prediction: str) -> torch.Tensor:
     """Return the weight of samples by their signal-to-noise ratio (min-SNR, Hang et al., arXiv 2303.09556).
 
     The weight of the error in x_0 is clipped at gamma. An error in epsilon is 1 / SNR, one in v 1 / (SNR + 1)
-    of it, so the weights are min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1).
+    of it, so the weights are min(SNR, gamma) / SNR and min(SNR, gamma) / (SNR + 1). Only v may have SNR 0.
     """
-    snr = snr.clamp(min=1e-8)
     return snr.clamp(max=gamma) / (snr if prediction == "epsilon" else snr + 1)
 
 

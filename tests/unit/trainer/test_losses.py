@@ -291,7 +291,7 @@ def test_nothing_to_see_is_a_loss_of_zero_with_a_gradient() -> None:
 @pytest.mark.parametrize(
     ("prediction", "snr", "expected"),
     [
-        ("epsilon", [0.5, 5.0, 50.0], [1.0, 1.0, 0.1]),
+        ("epsilon", [1e-6, 0.5, 5.0, 50.0], [1.0, 1.0, 1.0, 0.1]),
         ("v", [0.5, 5.0, 50.0], [1 / 3, 5 / 6, 5 / 51]),
         ("v", [0.0], [0.0]),
     ],
