@@ -32,7 +32,9 @@ from trainer.stage import StageResult, finished, stage_key, write_atomically, wr
 
 if TYPE_CHECKING:
     from serving.pipelines.base import EditPipeline
+    from trainer.loop import Trained
     from trainer.parallel import Processes
+    from trainer.tracking import Tracker
 
 ADAPTER, RAW, JOB = "adapter", "adapter-raw", "job.json"
 _TELL = "--tell"
@@ -166,7 +168,6 @@ def _train_here(
 ) -> StageResult:
     """Train in this process, one of several or the only one; the main one exports."""
     from trainer.loop import run
-    from trainer.tracking import Tracker, parameters
 
     recipe, out, main = job.recipe, job.out, processes.main
     data, base = Dataset.open(job.dataset), fingerprint(job.base_path)
@@ -177,18 +178,7 @@ def _train_here(
         return done or StageResult.from_json(found)
     _divided(recipe, processes.count)
     encoders.require(recipe.losses)  # before anything large is loaded
-    tags = {
-        "recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base,
-        "code": code_version(),
-    }  # fmt: skip
-    tracker = Tracker(
-        recipe.name,
-        {**parameters(_tracked(recipe)), **tags},
-        out=out,
-        recipe=recipe.model_dump(mode="json"),
-        enabled=job.track and main,
-        tensorboard=recipe.running.tensorboard and main,
-    )
+    tracker = _tracker(job, data, base, main)
     status = "FAILED"
     try:
         trained = run(
@@ -203,17 +193,10 @@ def _train_here(
             tracker=tracker,
             processes=processes,
         )
-        about = (
-            data.digest, base, data.provenance["license"], trained.ingredients, tracker.run_id,
-            trained.facts["steps"],
-        )  # fmt: skip
         facts = {**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW}
         result = StageResult(stage="train", folder=out, key=key, digest=data.digest, facts=facts)
         if main:
-            export(recipe, trained.weights, card(recipe, trained.weights, *about), out / RAW, trained.size)
-            digest = export(
-                recipe, trained.ema, card(recipe, trained.ema, *about), out / ADAPTER, trained.size
-            )
+            digest = _exported(job, trained, data, base, tracker.run_id)
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=facts)
             losses = {name: facts[name] for name in ("validation_loss", "validation_loss_ema")}
             tracker.metrics(facts["steps"], losses)
@@ -221,10 +204,39 @@ def _train_here(
         status = "FINISHED"
         return result
     except BaseException as error:
-        status = "KILLED" if type(error).__name__ == "Interrupted" else status
+        status = "KILLED" if isinstance(error, Interrupted) else status
         raise
     finally:
         tracker.close(status)
+
+
+def _tracker(job: Job, data: Dataset, base: Digest, main: bool) -> Tracker:
+    """Return where the figures go; nowhere from all processes but the main one."""
+    from trainer.tracking import Tracker, parameters
+
+    recipe = job.recipe
+    tags = {
+        "recipe.digest": recipe.digest, "dataset.digest": data.digest, "base.digest": base,
+        "code.version": code_version(),
+    }  # fmt: skip
+    return Tracker(
+        recipe.name,
+        {**parameters(_tracked(recipe)), **tags},
+        out=job.out,
+        recipe=recipe.model_dump(mode="json"),
+        enabled=job.track and main,
+        tensorboard=recipe.running.tensorboard and main,
+    )
+
+
+def _exported(job: Job, trained: Trained, data: Dataset, base: Digest, run_id: str | None) -> Digest:
+    """Write both adapters; return the digest of the averaged one."""
+    about = (
+        data.digest, base, data.provenance["license"], trained.ingredients, run_id, trained.facts["steps"],
+    )  # fmt: skip
+    recipe = job.recipe
+    export(recipe, trained.weights, card(recipe, trained.weights, *about), job.out / RAW, trained.size)
+    return export(recipe, trained.ema, card(recipe, trained.ema, *about), job.out / ADAPTER, trained.size)
 
 
 def _agreed(processes: Processes, key: Digest) -> None:

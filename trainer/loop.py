@@ -122,10 +122,44 @@ def run(
         CheckpointError: the checkpoints in ``out`` belong to another training, or one cannot be written.
     """
     keep_freed_memory()
+    with placement.training(pipeline, recipe, processes.device) as placed:
+        try:
+            session = _session(
+                recipe, dataset, cache, base_path, out, key, progress, pipeline, tracker, processes
+            )
+            state, features = session.state, session.features
+            facts = _steps(session)
+            facts |= {"base_bytes": placed.held_bytes, "waiting_bytes": placed.waiting_bytes}
+            facts |= session.validation.losses(state.parameters, state.ema.values)
+            return Trained(
+                weights=_copy(state.parameters),
+                ema=_copy(state.ema.values),
+                facts=facts,
+                size=pipeline.size,
+                # From the networks themselves, not from the recipe: what was looked through is what is named.
+                ingredients=tuple(one for net in features.values() for one in net.ingredients),
+            )
+        finally:
+            lora.remove(pipeline.transformer)
+            text_lora.remove(pipeline, recipe)
+
+
+def _session(
+    recipe: Recipe,
+    dataset: Dataset,
+    cache: TensorCache,
+    base_path: Path,
+    out: Path,
+    key: Digest,
+    progress: Progress,
+    pipeline: EditPipeline,
+    tracker: Tracker,
+    processes: Processes,
+) -> _Session:
+    """Put the LoRA into the base and everything that the loop works with around it; see `run`."""
     settings, device = recipe.optimiser, processes.device
     read = (dataset, cache, View.of(pipeline, base_path, recipe), recipe)
     encode = text_lora.encoder(pipeline, recipe)
-    data = TrainingSet(*read, device=device, encode=encode)
     validation = Validation(
         pipeline=pipeline,
         data=TrainingSet(*read, split="validation", device=device, encode=encode),
@@ -134,53 +168,30 @@ def run(
         tracker=tracker,
         writes=processes.main,
     )
-    features = _features(recipe.losses, dataset, device)
-    with placement.training(pipeline, recipe, device) as placed:
-        try:
-            parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
-            state = TrainingState(
-                parameters=parameters,
-                optimiser=optimisers.build(parameters, settings),
-                ema=Ema(parameters, recipe.ema),
-                folder=out / "checkpoints",
-                key=key,
-                processes=processes,
-                keep=recipe.running.keep_checkpoints,
-            )
-            facts = _steps(
-                _Session(
-                    recipe=recipe,
-                    processes=processes,
-                    pipeline=pipeline,
-                    dataset=dataset,
-                    data=data,
-                    features=features,
-                    state=state,
-                    policy=BadLossPolicy(settings),
-                    validation=validation,
-                    curve=LossCurve(
-                        out / LOSS_NAME,
-                        tracker,
-                        samples=2 * settings.batch_pairs,
-                        enabled=processes.main,
-                    ),
-                    progress=progress,
-                )
-            )
-            facts |= {"base_bytes": placed.held_bytes, "waiting_bytes": placed.waiting_bytes}
-            facts |= validation.losses(parameters, state.ema.values)
-            # From the networks themselves, not from the recipe: what was looked through is what is named.
-            seen = tuple(one for net in features.values() for one in net.ingredients)
-            return Trained(
-                weights=_copy(parameters),
-                ema=_copy(state.ema.values),
-                facts=facts,
-                size=pipeline.size,
-                ingredients=seen,
-            )
-        finally:
-            lora.remove(pipeline.transformer)
-            text_lora.remove(pipeline, recipe)
+    parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
+    state = TrainingState(
+        parameters=parameters,
+        optimiser=optimisers.build(parameters, settings),
+        ema=Ema(parameters, recipe.ema),
+        folder=out / "checkpoints",
+        key=key,
+        processes=processes,
+        keep=recipe.running.keep_checkpoints,
+    )
+    curve = LossCurve(out / LOSS_NAME, tracker, samples=2 * settings.batch_pairs, enabled=processes.main)
+    return _Session(
+        recipe=recipe,
+        processes=processes,
+        pipeline=pipeline,
+        dataset=dataset,
+        data=TrainingSet(*read, device=device, encode=encode),
+        features=_features(recipe.losses, dataset, device),
+        state=state,
+        policy=BadLossPolicy(settings),
+        validation=validation,
+        curve=curve,
+        progress=progress,
+    )
 
 
 def _steps(session: _Session) -> dict[str, Any]:
