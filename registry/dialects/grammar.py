@@ -140,7 +140,7 @@ TAKEN: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(("sd15", "sdxl"), frozenset({"diffusers", "peft", "kohya"})),
 }
 """Family -> the dialects in which loaders take its modules by diffusers' names. The programs behind the
-others name the modules as the original code does, fuse or split them, and drop the names that they do not know
+others name the modules as the original code does, fuse or split them, and drop names that they do not know
 without a word; "diffusers" and "peft" are taken for every family."""
 
 PIXELSMILE: Final = "PixelSmile"
