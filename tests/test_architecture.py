@@ -23,7 +23,7 @@ HEAVY = ("torch", "mlflow", "prefect", "tuf", "diffusers", "transformers", "boto
 EXTRAS_OF_FLOOR = {
     "registry": ("cloud", "openssf"),
     "serving": ("serve",),
-    "trainer": ("train", "identity"),
+    "trainer": ("train", "large", "identity"),
     "flows": ("flows", "identity"),
 }
 
