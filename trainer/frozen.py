@@ -118,7 +118,7 @@ class FrozenLinear(torch.nn.Linear):
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight [out, in] in numbers of ``dtype``."""
-        packed, scale, _ = self.tensors()
+        packed, scale, _ = (_gathered(tensor) for tensor in self.tensors())
         assert packed is not None
         return whole(packed, scale, self.stored, self.shape, dtype)
 
@@ -144,11 +144,19 @@ class FrozenLinear(torch.nn.Linear):
 
 
 def dense_weight(linear: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """Return the weight [out, in] of a linear layer of either kind."""
+    """Return the weight [out, in] of a linear layer of either kind; all processes ask for it together."""
     if isinstance(linear, FrozenLinear):
         return linear.dense(dtype)
-    weight: torch.Tensor = linear.weight.detach()  # type: ignore[operator,assignment]
+    weight = _gathered(linear.weight.detach())  # type: ignore[operator]
+    assert weight is not None
     return weight.to(dtype)
+
+
+def _gathered(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a tensor whole that may be spread over processes."""
+    from torch.distributed.tensor import DTensor
+
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _frozen(tensor: torch.Tensor) -> torch.nn.Parameter:

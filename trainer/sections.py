@@ -291,4 +291,6 @@ class RunningSection(Section):
             raise ValueError("offload_blocks needs checkpointing: a block is fetched again for its backward")
         if self.offload_blocks and self.compile:
             raise ValueError("offload_blocks and compile exclude each other")
+        if self.shard and self.compile:
+            raise ValueError("shard and compile exclude each other")
         return self

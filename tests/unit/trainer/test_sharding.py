@@ -12,6 +12,7 @@ from registry.manifest import WEIGHTS_NAME
 from trainer.data.cache import load_base
 from trainer.launch import train
 from trainer.recipe import Recipe
+from trainer.sections import RunningSection
 
 
 def changed(recipe: Recipe, **sections: dict[str, object]) -> Recipe:
@@ -52,11 +53,13 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: fl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stored", "more"), [("fp32", {}), ("nf4", {}), ("bf16", {"checkpointing": True})])
-def test_two_processes_share_the_base(run, short: Recipe, plain, stored: str, more: dict) -> None:
-    recipe = changed(short, precision={"base": stored}, running=more)
-    facts, weights = run(recipe) if (stored, more) != ("fp32", {}) else plain
-    half, spread = run(changed(recipe, running={**more, "shard": True}), 2)
+@pytest.mark.parametrize(
+    ("stored", "dora", "running"), [("fp32", True, {}), ("nf4", False, {"checkpointing": True})]
+)
+def test_two_processes_share_the_base(run, short: Recipe, stored: str, dora: bool, running: dict) -> None:
+    recipe = changed(short, precision={"base": stored}, lora={"dora": dora}, running=running)
+    facts, weights = run(recipe)
+    half, spread = run(changed(recipe, running={**running, "shard": True}), 2)
     assert 0.48 < half["base_bytes"] / facts["base_bytes"] < 0.56
     assert close(weights, spread, 2e-5)
     assert half["validation_loss"] == pytest.approx(facts["validation_loss"], rel=1e-4)
@@ -83,3 +86,8 @@ def test_magnitudes_train_and_are_exported(run, short: Recipe, plain) -> None:
     magnitudes = {name: value for name, value in weights.items() if name.endswith("lora_magnitude_vector")}
     assert len(magnitudes) == len(plain[1]) // 2
     assert {value.dtype for value in magnitudes.values()} == {torch.float32}
+
+
+def test_spread_blocks_are_not_compiled() -> None:
+    with pytest.raises(ValueError, match="shard and compile exclude each other"):
+        RunningSection(shard=True, compile=True)
