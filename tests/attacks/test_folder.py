@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.data import folder as folders
-from trainer.data.folder import open_listed, read_listing
+from trainer.data import listing as listings
+from trainer.data.listing import open_listed, read_listing
 from trainer.errors import DataError
 
 
@@ -143,7 +143,7 @@ def test_a_line_without_end_is_not_parsed(stranger: Path) -> None:
 
 def test_a_list_without_end_is_not_read(stranger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing_with(stranger, "a.png")
-    monkeypatch.setattr(folders, "_MAX_LIST_BYTES", 100)
+    monkeypatch.setattr(listings, "_MAX_LIST_BYTES", 100)
     with pytest.raises(DataError, match="is larger than 100 bytes"):
         read_listing(stranger)
 

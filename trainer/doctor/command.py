@@ -132,7 +132,7 @@ def _data_of(recipe: Recipe) -> Path | None:
     """Return where the pictures of a recipe lie on this machine."""
     from registry.settings import home
     from trainer.data.dataset import MANIFEST_NAME
-    from trainer.data.folder import PAIRS_NAME
+    from trainer.data.listing import PAIRS_NAME
 
     if recipe.data.path is not None:
         own = Path(recipe.data.path)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from trainer.data import Dataset, cache_dataset, read_folder
-from trainer.data.folder import read_listing
+from trainer.data.listing import read_listing
 from trainer.errors import DataError
 from trainer.launch import train
 from trainer.portraits.renderer import identity, one_hot, pose, render
