@@ -83,7 +83,7 @@ def train(
     """
     from registry.settings import home
     from trainer import recipe as recipes
-    from trainer.launch import Job
+    from trainer.job import Job
     from trainer.launch import train as train_stage
     from trainer.progress import ConsoleProgress
 

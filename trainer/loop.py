@@ -9,7 +9,6 @@ is waited for once a step, when losses, the gradient's length and the wish to st
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,12 +31,13 @@ from trainer.errors import Interrupted
 from trainer.identity import FeatureNet, Truth, contrastive_features, identity_features
 from trainer.journal import LossCurve, StopSignal
 from trainer.losses import StepOutputs, active, combined, select
+from trainer.optimisers import learning_rate
 from trainer.parallel import Gradients, Processes
 from trainer.perceptual import PerceptualNet, perceptual_features
 from trainer.policy import BadLossPolicy, PairRecord, described, worst
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.sections import LossSection, OptimiserSection
+from trainer.sections import LossSection
 from trainer.tracking import Tracker
 from trainer.validation import Validation
 
@@ -77,16 +77,6 @@ class _Session:
     validation: Validation
     curve: LossCurve
     progress: Progress
-
-
-def learning_rate(settings: OptimiserSection, step: int, total: int) -> float:
-    """Return the learning rate of a step of ``total``, counted from 0: a warm-up, then the schedule."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    share = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
-    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
-    final = settings.final_share
-    return settings.learning_rate * (final + (1 - final) * left[settings.schedule])
 
 
 def run(

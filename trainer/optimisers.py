@@ -1,4 +1,4 @@
-"""The optimisers by name, and their states as plain tensors and numbers.
+"""The optimisers by name, the schedule, and states as plain tensors and numbers.
 
 The loop sets the learning rate of each step; Prodigy multiplies it with the step size d that it finds.
 """
@@ -6,6 +6,7 @@ The loop sets the learning rate of each step; Prodigy multiplies it with the ste
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from typing import Any
@@ -100,3 +101,13 @@ def put(
         group["params"] = list(range(begin, begin + len(now["params"])))
         begin += len(now["params"])
     optimiser.load_state_dict({"state": each, "param_groups": groups})
+
+
+def learning_rate(settings: OptimiserSection, step: int, total: int) -> float:
+    """Return the learning rate of a step of ``total``, counted from 0: a warm-up, then the schedule."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    share = (step - settings.warmup_steps) / max(1, total - settings.warmup_steps)
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}
+    final = settings.final_share
+    return settings.learning_rate * (final + (1 - final) * left[settings.schedule])

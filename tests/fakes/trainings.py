@@ -16,14 +16,16 @@ from safetensors.torch import load_file
 
 from registry.manifest import WEIGHTS_NAME
 from trainer import checkpoint
-from trainer.launch import Job, train
+from trainer.job import Job
+from trainer.launch import train
 from trainer.recipe import Recipe
 
 STARTER = """
 import sys
 from pathlib import Path
 from trainer.errors import TrainerError
-from trainer.launch import Job, train
+from trainer.job import Job
+from trainer.launch import train
 
 job = Job.read(Path(sys.argv[1]))
 try:

@@ -29,7 +29,8 @@ from fakes.trainings import (
 )
 from trainer import parallel
 from trainer.errors import TrainerError
-from trainer.launch import Job, _agreed, _divided, train
+from trainer.job import Job
+from trainer.launch import _agreed, _divided, train
 from trainer.parallel import Gradients, Processes
 from trainer.recipe import Recipe
 

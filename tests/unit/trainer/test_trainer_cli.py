@@ -10,7 +10,7 @@ from PIL import Image
 
 from trainer.cli import main
 from trainer.data.dataset import Dataset
-from trainer.launch import Job
+from trainer.job import Job
 from trainer.recipe import Recipe
 
 

@@ -21,7 +21,7 @@ from trainer.ema import Ema
 from trainer.errors import BaseModelError, ExportError, NotFinite
 from trainer.export import folded, strength_ratio
 from trainer.launch import train
-from trainer.loop import learning_rate
+from trainer.optimisers import learning_rate
 from trainer.recipe import Recipe
 from trainer.sections import EmaSection, LossSection
 
