@@ -80,8 +80,6 @@ class RescaledLinear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output with the update."""
         output: torch.Tensor = self.base_layer(x)
-        if self.strength == 0:
-            return output
         gain = self.get_buffer("gain")
         plain = output if self.bias is None else output - self.bias
         update = F.linear(F.linear(x, self.get_buffer("lora_A")), self.get_buffer("lora_B"))

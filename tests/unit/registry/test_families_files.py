@@ -165,6 +165,19 @@ def test_a_text_encoder_hides_behind_no_prefix(prefix: str) -> None:
         )
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_key_is_read_as_the_module_that_it_was_made_of(name: str) -> None:
+    facts, spec = family(name), SMALL[name].spec
+    names = set()
+    for module in spec:
+        for tensor in ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"):
+            found = parse_key(f"{facts.key(module)}.{tensor}")
+            assert found is not None
+            assert (found.module, str(found)) == (module, f"{facts.key(module)}.{tensor}")
+            names.add(str(found))
+    assert len(names) == 3 * len(spec)
+
+
 def test_what_training_cannot_reach_may_be_left_out() -> None:
     for name, part in (
         ("sd3", "transformer_blocks.2.attn.add_q_proj"),
