@@ -168,6 +168,12 @@ def _pairs(header: Header) -> Mapping[str, tuple[TensorInfo, TensorInfo]]:
     found: dict[str, dict[str, TensorInfo]] = {}
     for key, info in header.tensors.items():
         parsed = parse_key(key)
+        if parsed is not None and parsed.factor == "magnitude":
+            raise InvalidDocument(
+                "DoRA adapters cannot be compared: what they do depends on the base's rows, which are not in "
+                "the files",
+                "compare their evaluations",
+            )
         if parsed is None or len(info.shape) != 2:
             raise _no_adapter(f"it holds {key}")
         found.setdefault(parsed.module, {})[parsed.factor] = info

@@ -9,10 +9,11 @@ import pytest
 
 from fakes.adapters import card, changed, container, folder, rescaled
 from fakes.families import BY_ID, SMALL, folder_of, trained, with_text
+from registry import spectral
 from registry.admission import Policy, admit_candidate
 from registry.dialects import reading, writing
 from registry.dialects.grammar import DialectError
-from registry.errors import NeedsReview
+from registry.errors import InvalidDocument, NeedsReview
 from registry.families import FAMILIES, KNOWN_BASES, family
 from registry.formats import parse_key, read_header
 from registry.manifest import AdapterCard
@@ -176,6 +177,13 @@ def test_a_key_is_read_as_the_module_that_it_was_made_of(name: str) -> None:
             assert (found.module, str(found)) == (module, f"{facts.key(module)}.{tensor}")
             names.add(str(found))
     assert len(names) == 3 * len(spec)
+
+
+def test_dora_is_not_compared_by_its_factors_alone() -> None:
+    plain, dora = container(trained("sd15")), container(rescaled(trained("sd15")))
+    assert spectral.compare(plain, plain).difference == 0
+    with pytest.raises(InvalidDocument, match="cannot be compared"):
+        spectral.compare(plain, dora)
 
 
 def test_what_training_cannot_reach_may_be_left_out() -> None:
