@@ -19,6 +19,7 @@ from registry.manifest import canonical_json
 from serving.pipelines.base import Size
 from trainer.data.buckets import crop
 from trainer.data.dataset import Dataset
+from trainer.data.share import encode_in_processes
 from trainer.data.tensors import TensorCache
 from trainer.data.view import Needs, View, encoder_digest, numbers, pooled_key, tree_digest
 from trainer.errors import CacheError
@@ -60,7 +61,8 @@ def cache_dataset(
         pipeline: the loaded base, if the caller has it; it is loaded from ``base_path`` only if something is
             missing.
         rank, world: number of this process and of all that call this for the same cache; each encodes its
-            share and waits for the others. None takes RANK and WORLD_SIZE from the environment.
+            share and waits for the others. None takes RANK and WORLD_SIZE from the environment; without
+            these and with several GPUs, one process is started for each.
 
     Returns:
         the result; ``facts`` counts the pictures and prompts that this process encoded and those that were
@@ -78,8 +80,12 @@ def cache_dataset(
     share = needs.keys[rank::world]
     # Whoever removes a damaged file makes up for all of it: the others may have looked already.
     mine = {*share, *cache.drop_damaged([*share, *map(pooled_key, share)])}
-    there = sum(key in cache for key in needs.keys)
-    encoded: set[str] = set()
+    missing = [key for key in needs.keys if key not in cache]
+    if pipeline is None and world == 1 and "RANK" not in os.environ and len(missing) > processes() > 1:
+        load.pipeline = None
+        encode_in_processes(recipe, dataset, base_path, out, progress, processes())
+        cache.refresh()
+    encoded = {key for key in missing if key in cache}
     seen, since = len(cache), time.monotonic()
     while True:
         todo = [key for key in needs.keys if key in mine and key not in cache]
@@ -102,11 +108,18 @@ def cache_dataset(
     facts = {
         "encoded_images": len(encoded & needs.latents.keys()),
         "encoded_prompts": len(encoded & needs.prompts.keys()),
-        "found": there,
+        "found": total - len(missing),
     }
     key = stage_key("cache", dataset=data.digest, encoder=view.encoder, keys=sorted(needs.keys))
     digest = stage_key("cached", keys=sorted(needs.keys))
     return StageResult(stage="cache", folder=out, key=key, digest=digest, facts=facts, reused=not encoded)
+
+
+def processes() -> int:
+    """Return how many processes encode when there is much to do: one a GPU."""
+    import torch
+
+    return max(1, torch.cuda.device_count())
 
 
 def load_base(base_path: Path, recipe: Recipe) -> EditPipeline:

@@ -203,6 +203,38 @@ def test_ranks_share_the_work(tiny_recipe: Recipe, tiny_run: Path, tiny_base: Pa
     assert fill(tiny_recipe, tiny_run, tiny_base, tmp_path / "cache", AveragingBase()).reused
 
 
+@pytest.mark.slow
+def test_several_gpus_are_given_a_process_each(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real base; two processes on the CPU stand for two GPUs."""
+    monkeypatch.setattr("trainer.data.cache.processes", lambda: 2)
+    told: list[int] = []
+    result = cache_dataset(
+        tiny_recipe,
+        tiny_run / "dataset",
+        tiny_base,
+        tmp_path / "cache",
+        lambda s, done, *_: told.append(done),
+    )
+    assert result.facts == {"encoded_images": 36, "encoded_prompts": 20, "found": 0}
+    assert told[0] <= 28
+    assert told[-1] == 56
+    monkeypatch.setattr("trainer.data.cache.load_base", lambda *_: pytest.fail("the base was loaded"))
+    assert cache_dataset(tiny_recipe, tiny_run / "dataset", tiny_base, tmp_path / "cache").reused
+
+
+def test_a_process_that_fails_ends_the_others(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    from trainer.data.share import encode_in_processes
+
+    with pytest.raises(CacheError, match=r"the encoding process \d of 2 ended with status 1"):
+        encode_in_processes(
+            tiny_recipe, tmp_path / "nothing", tiny_base, tmp_path / "cache", lambda *_: None, 2
+        )
+
+
 def test_ranks_are_found_in_the_environment(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
