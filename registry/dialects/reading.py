@@ -169,10 +169,10 @@ def _factors(header: Header, parsed: Sequence[ParsedKey], base: BaseFacts) -> li
     alone = [key for pair in found.values() if len(pair) == 1 for key in pair.values()]
     if alone:
         raise DialectError("the other factor of these is missing", keys=alone, problem="alone")
-    factors, misfits, dtypes = [], [], []
+    factors, misfits, dtypes, spec = [], [], [], base.spec
     for module, pair in sorted(found.items()):
         a, b = header.tensors[pair["A"]], header.tensors[pair["B"]]
-        out, into = base.spec[module]
+        out, into = spec[module]
         rank = a.shape[0] if a.shape else 0
         if a.shape != (rank, into) or b.shape != (out, rank):
             misfits += [pair["A"], pair["B"]]
