@@ -322,17 +322,18 @@ def test_waiting_blocks_stand_apart() -> None:
     assert all(len(placement.spread(60, n)) == n for n in range(61))
 
 
-def test_a_compiled_block_gives_the_same_and_is_compiled_once(load, tiny_recipe: Recipe) -> None:
+@pytest.mark.parametrize("stored", ["fp32", "fp8", "nf4"])
+def test_a_compiled_block_gives_the_same_and_is_compiled_once(load, tiny_recipe: Recipe, stored: str) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
 
     pipeline = load()
     given = inputs(pipeline, 2)
-    plain = gradients(pipeline, changed(tiny_recipe), given)
+    plain = gradients(pipeline, changed(tiny_recipe, precision={"base": stored}), given)
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
     blocks = [block for _, block in placement.blocks(pipeline.transformer)]
     compiled = type(blocks[0]).compile
-    recipe = changed(tiny_recipe, running={"compile": True})
+    recipe = changed(tiny_recipe, precision={"base": stored}, running={"compile": True})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(blocks[0]), "compile", lambda self: compiled(self, backend=counter))
         with ready(pipeline, recipe) as (_, parameters):
@@ -347,6 +348,7 @@ def test_a_compiled_block_gives_the_same_and_is_compiled_once(load, tiny_recipe:
     # The first block's input needs no gradient and the last block has fewer LoRA layers: three graphs, and
     # none is added when the weights change.
     assert seen == [3, 3, 3]
+    assert not torch._dynamo.utils.counters["graph_break"]
     torch.testing.assert_close(predicted.detach(), plain[0], rtol=1e-5, atol=1e-5)
     for name, value in parameters.items():
         torch.testing.assert_close(value.grad, plain[1][name], rtol=1e-4, atol=1e-5)
