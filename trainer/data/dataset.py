@@ -20,7 +20,7 @@ from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
 from serving.pipelines.base import Size
 from trainer.data.buckets import fit
-from trainer.data.shards import ShardWriter, file_digest, flat_shard, pixel_digest, read_images, read_lines
+from trainer.data.shards import ShardWriter, file_digest, flat_shard, pixel_digest, read_lines
 from trainer.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
@@ -100,10 +100,6 @@ class Dataset:
         from PIL import Image
 
         return np.stack([np.asarray(fit(Image.fromarray(one), size)) for one in self.pictures(rows)])
-
-    def images(self) -> np.ndarray:
-        """Return all pictures of a dataset that has one size, uint8 [N, H, W, 3]."""
-        return read_images(self.folder)
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:

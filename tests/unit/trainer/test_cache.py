@@ -248,8 +248,9 @@ def test_ranks_are_found_in_the_environment(
 
 
 def test_who_removes_a_damaged_file_makes_up_for_all_of_it(
-    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trainer.data.cache._PATIENCE", 1.0)
     fill(tiny_recipe, tiny_run, tiny_base, tmp_path, AveragingBase())
     for path in tmp_path.glob("tensors-*"):
         flip(path)

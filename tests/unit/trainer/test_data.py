@@ -162,7 +162,7 @@ def test_cached_latents_are_the_encoders(
 
     data, view = Dataset.open(tiny_run / "dataset"), View.of(tiny_pipeline, tiny_base, tiny_recipe)
     cached = TensorCache(tiny_run / "cache").get([view.latent_key(data.image_digests[5], (64, 64))])[0]
-    encoded = tiny_pipeline.encode_images([Image.fromarray(data.images()[5])])[0]
+    encoded = tiny_pipeline.encode_images([Image.fromarray(data.pictures([5])[0])])[0]
     assert torch.allclose(cached, encoded, atol=1e-5)
 
 
