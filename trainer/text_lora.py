@@ -38,8 +38,7 @@ def inject(pipeline: EditPipeline, recipe: Recipe) -> dict[str, torch.nn.Paramet
         return {}
     found: dict[str, torch.nn.Parameter] = {}
     for part, model in _encoders(pipeline, recipe).items():
-        # transformers has flattened the model without a projection; files keep the name that it had.
-        component = part if hasattr(model, "text_model") else f"{part}.text_model"
+        component = component_of(part, model)
         names = target_modules(model, component, recipe)
         found |= lora.wrap(model, names, recipe.lora, recipe.seed, component)
     return found
@@ -61,6 +60,12 @@ def encoder(pipeline: EditPipeline, recipe: Recipe) -> Callable[[Sequence[str], 
     # The families with text encoders to train do not look at the pictures beside the prompts.
     blank = Image.new("RGB", (1, 1))
     return lambda prompts, size: pipeline.encode_prompts([blank] * len(prompts), prompts, size)
+
+
+def component_of(part: str, model: torch.nn.Module) -> str:
+    """Return what stands before the names of a text encoder's modules in a file."""
+    # transformers has flattened the model without a projection; files keep the name that it had.
+    return part if hasattr(model, "text_model") else f"{part}.text_model"
 
 
 def target_modules(model: torch.nn.Module, component: str, recipe: Recipe) -> list[str]:

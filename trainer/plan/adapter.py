@@ -10,7 +10,7 @@ import torch
 
 from registry.digest import digest_bytes
 from registry.families import family
-from trainer import export, lora
+from trainer import export, lora, text_lora
 from trainer.recipe import Recipe
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -56,23 +56,41 @@ def module_of(name: str) -> str:
     return name.rpartition(".lora_")[0]
 
 
-def shapes_of(recipe: Recipe, denoiser: torch.nn.Module, preset: str) -> Shapes:
-    """Return the tensors that a preset of the base's family would train, at the recipe's rank.
+def shapes_of(
+    recipe: Recipe, denoiser: torch.nn.Module, targets: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a recipe would train with some targets.
 
     Args:
-        recipe: its rank and kind of update are kept, its targets are not.
+        recipe: its rank and kind of update count, its own targets do not.
         denoiser: without a LoRA.
-        preset: a preset of the family.
+        targets: kinds of modules.
     """
-    facts, rank = family(recipe.base.family), recipe.lora.rank
+    names = lora.target_modules(denoiser, recipe.base.family, targets)
+    return _shapes(recipe, denoiser, {name: name for name in names})
+
+
+def text_shapes_of(recipe: Recipe, parts: Mapping[str, torch.nn.Module]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors that a recipe trains in the text encoders among some parts of its base."""
     found: dict[str, tuple[int, ...]] = {}
-    for name in lora.target_modules(denoiser, facts.name, facts.presets[preset]):
-        layer = denoiser.get_submodule(name)
+    for part in family(recipe.base.family).text_encoders if recipe.lora.text_encoder else ():
+        if part in parts:
+            component = text_lora.component_of(part, parts[part])
+            names = text_lora.target_modules(parts[part], component, recipe)
+            found |= _shapes(recipe, parts[part], {f"{component}.{name}": name for name in names})
+    return found
+
+
+def _shapes(recipe: Recipe, model: torch.nn.Module, names: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of LoRA layers: full name -> name of the linear layer in ``model``."""
+    rank, found = recipe.lora.rank, dict[str, tuple[int, ...]]()
+    for full, name in names.items():
+        layer = model.get_submodule(name)
         assert isinstance(layer, torch.nn.Linear)
-        found[f"{name}.lora_A.weight"] = (rank, layer.in_features)
-        found[f"{name}.lora_B.weight"] = (layer.out_features, rank)
+        found[f"{full}.lora_A.weight"] = (rank, layer.in_features)
+        found[f"{full}.lora_B.weight"] = (layer.out_features, rank)
         if recipe.lora.dora:
-            found[f"{name}.lora_magnitude_vector"] = (layer.out_features,)
+            found[f"{full}.lora_magnitude_vector"] = (layer.out_features,)
     return found
 
 

@@ -65,9 +65,7 @@ def plan(
     from trainer.plan.reckoning import reckon
 
     wanted = recipes.load(recipe)
-    known = triplets
-    if known is None and wanted.optimiser.epochs is not None:
-        known = _triplets(wanted)
+    known = triplets if triplets is not None else _triplets(wanted)
     machine = MACHINES[gpu or wanted.running.gpu]
     if price is not None:
         machine = replace(machine, price=price)
@@ -91,11 +89,13 @@ def plan(
     show(found, Console())
 
 
-def _triplets(recipe: Recipe) -> int:
-    """Return how many training triplets the recipe's data makes; of drawn ones some are left out later.
+def _triplets(recipe: Recipe) -> int | None:
+    """Return how many training triplets the recipe's data makes; None if it is not there yet.
+
+    Of drawn ones some are left out later.
 
     Raises:
-        DataError: the data is not there, or its list is not right.
+        DataError: the list of the data is not right.
     """
     from trainer.data.folder import read_listing
     from trainer.data.triplets import pairs_of
@@ -107,10 +107,8 @@ def _triplets(recipe: Recipe) -> int:
         return sum(data.identities.values()) * len(pairs_of(recipe)) * len(data.intensities)
     try:
         require_data(recipe)
-    except DataError as error:
-        raise DataError(
-            error.message, f"{error.mend}; to plan without them say how many: --triplets N"
-        ) from None
+    except DataError:
+        return None
     listing = read_listing(Path(data.path), recipe.conditioning.expressions)
     return sum(pair.split == "train" for _, pair in listing.pairs)
 

@@ -22,6 +22,13 @@ class Kept:
         """Return the bytes of a pass of so many samples."""
         return self.fixed + samples * self.each
 
+    def plus(self, times: int, more: Kept, less: Kept) -> Kept:
+        """Return these and so many times what ``more`` has over ``less``."""
+        return Kept(
+            fixed=self.fixed + times * (more.fixed - less.fixed),
+            each=self.each + times * (more.each - less.each),
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
@@ -31,15 +38,32 @@ class Work:
         forward, backward: floating-point operations of one sample.
         again: of the forward passes that checkpointing repeats, of one sample.
         saved: what waits for the backward pass.
-        checkpointed: the same with checkpointing: what enters the repeated parts, and the inside of the
-            largest of them.
+        entering: the same with checkpointing, which keeps what enters the repeated parts.
+        largest: what the largest of these parts keeps inside, for as long as it is repeated.
     """
 
     forward: int
     backward: int
     again: int
     saved: Kept
-    checkpointed: Kept
+    entering: Kept
+    largest: Kept
+
+    @property
+    def checkpointed(self) -> Kept:
+        """What waits for the backward pass with checkpointing, at the worst moment."""
+        return self.entering.plus(1, self.largest, Kept(fixed=0, each=0))
+
+    def plus(self, times: int, more: Work, less: Work) -> Work:
+        """Return this work and so many times what ``more`` has over ``less``."""
+        ops = {name: getattr(self, name) + times * (getattr(more, name) - getattr(less, name))
+               for name in ("forward", "backward", "again")}  # fmt: skip
+        return Work(
+            **ops,
+            saved=self.saved.plus(times, more.saved, less.saved),
+            entering=self.entering.plus(times, more.entering, less.entering),
+            largest=max(self.largest, more.largest, key=lambda kept: kept.of(2)),
+        )
 
 
 class _Attention(torch.autograd.Function):
@@ -95,11 +119,21 @@ class _Memory:
         return tensor
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter of floating-point operations, which overlooks products added in place."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _added_product})
+
+
+def _added_product(added: torch.Size, left: torch.Size, right: torch.Size, **_: Any) -> int:
+    """Return the operations of ``added += left @ right`` from the shapes."""
+    return 2 * left[0] * left[1] * right[1]
+
+
 class _Passes:
     """Counts what a model does in forward passes, and in the parts that its class would checkpoint."""
 
     def __init__(self, module: torch.nn.Module) -> None:
-        self.counter = FlopCounterMode(display=False)
+        self.counter = flop_counter()
         self.again = 0
         self._saved, self._inputs = _Memory(module), _Memory(module)
         self._inside = self._largest = 0
@@ -122,10 +156,9 @@ class _Passes:
             return call()
 
     @property
-    def kept(self) -> tuple[int, int]:
-        """Bytes that wait for the backward pass, without and with checkpointing."""
-        outside = self._saved.bytes - self._inside
-        return self._saved.bytes, outside + self._inputs.bytes + self._largest
+    def kept(self) -> tuple[int, int, int]:
+        """Bytes that wait for the backward pass; those that enter repeated parts; those of the largest."""
+        return self._saved.bytes, self._saved.bytes - self._inside + self._inputs.bytes, self._largest
 
 
 def work(module: torch.nn.Module, call: Callable[[int], torch.Tensor]) -> Work:
@@ -151,7 +184,7 @@ def work(module: torch.nn.Module, call: Callable[[int], torch.Tensor]) -> Work:
         finally:
             if checkpoints:
                 module.disable_gradient_checkpointing()  # type: ignore[operator]
-    saved, checkpointed = (
+    saved, entering, largest = (
         Kept(fixed=2 * first - second, each=second - first)
         for first, second in zip(one.kept, two.kept, strict=True)
     )
@@ -160,5 +193,6 @@ def work(module: torch.nn.Module, call: Callable[[int], torch.Tensor]) -> Work:
         backward=one.counter.get_total_flops() - forward,
         again=one.again,
         saved=saved,
-        checkpointed=checkpointed,
+        entering=entering,
+        largest=largest,
     )

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 
 from registry.families import family
-from trainer import lora, text_lora
 from trainer.data.batches import generator
 from trainer.frozen import Stored
 from trainer.noise import noise_level
 from trainer.plan import memory
-from trainer.plan.adapter import Adapter, shapes_of
-from trainer.plan.bases import Base, latents, samples, text_tokens
-from trainer.plan.count import Work, work
+from trainer.plan.adapter import Adapter, shapes_of, text_shapes_of
+from trainer.plan.bases import Base, text_tokens
+from trainer.plan.count import Work
 from trainer.plan.machines import MACHINES, Machine
 from trainer.plan.memory import BaseBytes, Placement, Sizes
+from trainer.plan.passes import decoding, denoising
 from trainer.recipe import Recipe
 
 STORED: Final[tuple[Stored, ...]] = ("bf16", "fp8", "nf4")
@@ -176,66 +176,25 @@ def reckon(
 def _count(
     recipe: Recipe, base: Base, side: int, plain: Stored
 ) -> tuple[Sizes, dict[str, int], Adapter, dict[str, Adapter]]:
-    """Build the base, put the LoRA into it and count."""
+    """Build the base and count."""
     dtype = torch.float32 if "fp32" in (plain, recipe.precision.compute) else torch.bfloat16
-    denoiser, vae = base.build(base.denoiser, dtype), _vae(base, dtype)
-    encoders = {name: base.build(name, dtype) for name in base.text_encoders}
-    weights = {
-        name: sum(value.numel() for value in module.parameters())
-        for name, module in {base.denoiser: denoiser, "vae": vae, **encoders}.items()
-    }
-    by_format = {kind: BaseBytes.of(denoiser, kind, dtype.itemsize) for kind in (*STORED, plain)}
+    parts = {name: base.build(name, dtype) for name in (base.denoiser, "vae", *base.text_encoders)}
+    weights = {name: sum(value.numel() for value in module.parameters()) for name, module in parts.items()}
+    denoiser = parts[base.denoiser]
+    shapes = shapes_of(recipe, denoiser, recipe.targets) | text_shapes_of(recipe, parts)
     presets = {
-        name: Adapter.of(recipe, shapes_of(recipe, denoiser, name), base.pixels)
-        for name in family(base.family).presets
+        name: Adapter.of(recipe, shapes_of(recipe, denoiser, kinds), base.pixels)
+        for name, kinds in family(base.family).presets.items()
     }
-    trained = lora.inject(denoiser, recipe)
-    trained |= text_lora.inject(cast(Any, _Parts(pipe=_Pipe(components=encoders))), recipe)
-
-    def predict(count: int) -> torch.Tensor:
-        result: torch.Tensor = denoiser(**samples(base, (side, side), count, dtype), return_dict=False)[0]
-        return result
-
     sizes = Sizes(
-        base=by_format,
+        base={kind: BaseBytes.of(denoiser, kind, dtype.itemsize) for kind in (*STORED, plain)},
         vae=weights["vae"] * dtype.itemsize,
-        text_encoders=sum(weights[name] for name in encoders) * dtype.itemsize,
-        tensors=tuple(value.numel() for value in trained.values()),
-        denoiser=work(denoiser, predict),
-        decode=_decode(base, vae, side, dtype) if memory.looking(recipe) else None,
+        text_encoders=sum(weights[name] for name in base.text_encoders) * dtype.itemsize,
+        tensors=tuple(torch.Size(shape).numel() for shape in shapes.values()),
+        denoiser=denoising(recipe, base, side, dtype),
+        decode=decoding(base, side, dtype) if memory.looking(recipe) else None,
     )
-    shapes = {name: tuple(value.shape) for name, value in trained.items()}
     return sizes, weights, Adapter.of(recipe, shapes, base.pixels), presets
-
-
-def _vae(base: Base, dtype: torch.dtype) -> torch.nn.Module:
-    vae = base.build("vae", dtype)
-    if base.family == "qwen-image-edit":
-        from serving.pipelines.qwen_image_edit import single_frame
-
-        single_frame(vae)
-    return vae
-
-
-def _decode(base: Base, vae: torch.nn.Module, side: int, dtype: torch.dtype) -> Work:
-    def call(count: int) -> torch.Tensor:
-        given = latents(base, (side, side), count, dtype).requires_grad_(True)
-        pictures: torch.Tensor = vae.decode(given, return_dict=False)[0]
-        return pictures
-
-    return work(vae, call)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Pipe:
-    """As much of a pipeline as the LoRA of text encoders asks for."""
-
-    components: Mapping[str, torch.nn.Module]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Parts:
-    pipe: _Pipe
 
 
 def _pass_pairs(recipe: Recipe, gpus: int) -> int:

@@ -121,10 +121,14 @@ def _time(plan: Plan) -> str:
         f"A step takes about {seconds:.2f} s on {plan.placement.gpus} x {machine.name}, if it does "
         f"{machine.utilisation:.0%} of {machine.peak / _TERA:g} TFLOP/s (assumed; --utilisation)."
     )
-    if plan.steps is None or plan.hours is None or plan.cost is None:
-        return f"{told}\nHow many steps that are is not known without the data; give --triplets."
-    long = f"{plan.hours:,.1f} hours" if plan.hours >= 1 else f"{plan.hours * 60:,.0f} minutes"
+    steps, hours, cost = plan.steps, plan.hours, plan.cost
+    if steps is None or hours is None or cost is None:
+        # The data is not there, and the recipe counts in epochs.
+        steps, hours = 1000, 1000 * seconds / 3600
+        cost = hours * plan.placement.gpus * machine.price
+        told += "\nThere is no data yet, so nobody knows how many steps it takes; --triplets N says."
+    long = f"{hours:,.1f} hours" if hours >= 1 else f"{hours * 60:,.0f} minutes"
     return (
-        f"{told}\n{plan.steps:,} steps take {long} and cost {plan.cost:,.2f} US dollars at "
+        f"{told}\n{steps:,} steps take {long} and cost {cost:,.2f} US dollars at "
         f"{machine.price:g} for each {machine.name} and hour (assumed; --price)."
     )

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from registry.digest import digest_bytes
 from registry.families import KNOWN_BASES, base_spec
@@ -23,6 +22,7 @@ from trainer import recipe as recipes
 from trainer.cli import main
 from trainer.errors import BaseModelError
 from trainer.plan import bases, memory
+from trainer.plan.count import flop_counter
 from trainer.plan.machines import GIB, MACHINES
 from trainer.plan.memory import BaseBytes, Placement
 from trainer.plan.reckoning import Plan, reckon
@@ -198,7 +198,7 @@ def test_the_counted_work_is_that_of_the_real_pipeline(family: str, folders: Any
     assert prompts.embeds.shape[1] == tokens
     latents = pipeline.encode_images([picture])
     lora.inject(pipeline.transformer, recipe)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         result = pipeline.predict(latents, latents, prompts, torch.tensor([0.5]))
         assert counter.get_total_flops() == plan.denoiser.forward
         result.sum().backward()
@@ -215,7 +215,7 @@ def test_the_counted_work_of_decoding_is_that_of_the_real_pipeline(family: str, 
     from PIL import Image
 
     latents = pipeline.encode_images([Image.new("RGB", pipeline.size)]).requires_grad_(True)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         pixels = pipeline.decode(latents)
         assert plan.decode is not None
         assert counter.get_total_flops() == plan.decode.forward
@@ -432,11 +432,64 @@ def test_the_command_prints_tables_and_json(capsys: pytest.CaptureFixture[str]) 
     assert found["needs"][0]["total"] == sum(found["needs"][0]["parts"].values())
 
 
-def test_the_command_misses_the_data_first(
+EPOCHS = """
+name: epochs
+base: {id: adapter-foundry/portraits-base, revision: "1", family: qwen-image-edit, license: Apache-2.0}
+data: {source: folder, path: pictures}
+lora: {rank: 4, alpha: 8, targets: attention}
+optimiser: {learning_rate: 0.01, warmup_steps: 2, epochs: 6, batch_pairs: 2}
+losses: {flow_matching: {weight: 1.0}}
+conditioning: {template: "show a {} expression", expressions: [fear, surprised]}
+release: {adapter: epochs, license: Apache-2.0}
+"""
+
+
+def test_the_command_plans_without_the_data_and_with_it(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, err = run(capsys, "pixelsmile")
+    (tmp_path / "recipe.yaml").write_text(EPOCHS)
+    code, out, _ = run(capsys, "recipe.yaml")
+    assert code == 0
+    assert "--triplets N" in out
+    assert "1,000 steps take" in out
+    assert json.loads(run(capsys, "recipe.yaml", "--json", "--triplets", "8")[1])["steps"] == 24
+
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("neutral", "fear", "surprised"):
+        (folder / f"{name}.png").touch()
+    line = {"split": "train", "identity": "anna", "source": "neutral.png",
+            "a": {"image": "fear.png", "expression": "fear", "intensity": 1.0},
+            "b": {"image": "surprised.png", "expression": "surprised", "intensity": 1.0}}  # fmt: skip
+    others = {**line, "split": "validation", "identity": "berta"}
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, [line, line, others])))
+    found = json.loads(run(capsys, "recipe.yaml", "--json")[1])
+    assert (found["triplets"], found["steps"]) == (2, 6)
+
+    (folder / "pairs.jsonl").write_text("{}")
+    code, _, err = run(capsys, "recipe.yaml")
     assert code == 1
-    assert "pairs.jsonl" in err
-    assert "--triplets" in err
+    assert "line 1" in err
+
+
+def test_blocks_that_are_alike_are_counted_once_and_the_sum_is_that_of_all(folders: Any) -> None:
+    from trainer.plan import passes
+
+    depths = {
+        "qwen-image-edit": ({"num_layers": 4}, [3, 1]),
+        "flux": ({"num_layers": 2, "num_single_layers": 3}, [2, 3]),
+        "sd3": ({"num_layers": 6, "dual_attention_layers": [0, 1]}, [2, 3, 1]),
+    }
+    for family, (deep, counts) in depths.items():
+        recipe = recipe_of(family)
+        base = bases.load(recipe, folders(family))
+        base = replace(base, parts={**base.parts, "transformer": {**base.parts["transformer"], **deep}})
+        kinds = passes.alike(recipe, base.build("transformer", torch.float32))
+        assert list(kinds.values()) == counts
+        every = passes._of(recipe, base, base.pixels, torch.float32, {})
+        assert passes.denoising(recipe, base, base.pixels, torch.float32) == every
+    # Six blocks of the portraits' base: five and the last, whose text stream never learns.
+    qwen = recipe_of("qwen-image-edit")
+    tree = bases.load(qwen, folders("qwen-image-edit")).build("transformer", torch.float32)
+    assert passes.alike(qwen, tree) == {("transformer_blocks", 0): 5, ("transformer_blocks", 5): 1}
