@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fakes.adapters import card, container, factors, folder
+from fakes.adapters import card, container, factors, folder, rescaled
 from registry.digest import digest_bytes
 from registry.errors import RegistryError
 from registry.families import KNOWN_BASES
@@ -187,6 +187,17 @@ def test_an_adapter_that_fails_the_scan_is_never_edited_with(
     with pytest.raises(RegistryError):
         evaluate(recipe, adapter, base, tmp_path / "out", judges=judges)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_that_somebody_has_to_review_can_be_evaluated(
+    recipe: Recipe, base: Path, judges: Judges, tmp_path: Path
+) -> None:
+    """The scan cannot bound DoRA; what it does to pictures is in the report that the reviewer reads."""
+    adapter = write_adapter(tmp_path / "adapter", seed=1)
+    (adapter / WEIGHTS_NAME).write_bytes(container(rescaled(factors(BASE, seed=1))))
+    report = evaluate(recipe, adapter, base, tmp_path / "out", judges=judges)
+    assert (tmp_path / "out" / "evaluation.json").exists()
+    assert report.digests.adapter == digest_bytes((adapter / WEIGHTS_NAME).read_bytes())
 
 
 def test_an_adapter_of_another_shape_is_refused_and_leaves_nothing(

@@ -83,13 +83,15 @@ def evaluate(
         RecipeError: the recipe's evaluation asks for something that this suite cannot do.
         DataError: an adapter folder is incomplete.
         BaseModelError: there is no base model.
-        RegistryError: an adapter does not pass the scan or the licence check.
+        RegistryError: the scan blocks an adapter, or the licence check does. What it wants a person to review
+            is evaluated: that is what the person will look at.
         ServingError: an adapter does not fit the base.
     """
     plan = plan_of(recipe)
     judges = judges or load_judges()
-    adapter, weights = candidate(adapter_dir)
-    raw, raw_weights = candidate(raw_dir) if raw_dir is not None else (None, None)
+    # Who has to review an adapter, such as one with DoRA, decides by this very evaluation.
+    adapter, weights = candidate(adapter_dir, allow_review=True)
+    raw, raw_weights = (None, None) if raw_dir is None else candidate(raw_dir, allow_review=True)
     digests = Digests(
         adapter=weights,
         raw=raw_weights,
