@@ -117,10 +117,9 @@ def tags(recipe: Recipe, dataset: Digest, size: tuple[int, int] | None = None) -
         "modelspec.architecture": f"{architecture(recipe)}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": recipe.release.adapter,
-        "modelspec.license": recipe.release.license,
     }
-    if recipe.release.description:
-        found["modelspec.description"] = recipe.release.description
+    if recipe.release.license.isascii():  # a header of anything else is refused
+        found["modelspec.license"] = recipe.release.license
     if size is not None:
         found["modelspec.resolution"] = f"{size[1]}x{size[0]}"
     if facts.prediction != "velocity":  # the standard knows no more than these two

@@ -7,6 +7,7 @@ the small weight, never the whole one, so a backward pass costs no second copy o
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
@@ -41,9 +42,7 @@ def pack(weight: torch.Tensor, stored: Stored) -> tuple[torch.Tensor, torch.Tens
         exponent = torch.ceil(torch.log2(largest / torch.finfo(_FP8).max)).clamp(-100, 100)
         scale = torch.exp2(exponent)
         return (weight.float() / scale).to(_FP8).view(torch.uint8), scale.flatten()
-    import bitsandbytes.functional as bnb
-
-    packed, state = bnb.quantize_4bit(
+    packed, state = _bitsandbytes().functional.quantize_4bit(
         weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4", compress_statistics=False
     )
     return packed.flatten(), state.absmax
@@ -57,12 +56,19 @@ def whole(
         return packed.to(dtype)
     if stored == "fp8":
         return packed.view(_FP8).to(dtype) * scale.to(dtype)[:, None]
-    import bitsandbytes  # noqa: F401 - registers the operator
-
+    # `pack` has imported the package that registers this operator.
     found: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
         packed[:, None], scale, NF4_BLOCK, "nf4", list(shape), dtype
     )
     return found
+
+
+def _bitsandbytes() -> Any:
+    """Return the package, without what it says about kernels that it cannot download."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    import bitsandbytes
+
+    return bitsandbytes
 
 
 class _Product(torch.autograd.Function):

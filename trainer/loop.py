@@ -158,7 +158,7 @@ def _session(
         tracker=tracker,
         writes=processes.main,
     )
-    parameters = lora.inject(pipeline.transformer, recipe) | text_lora.inject(pipeline, recipe)
+    parameters = lora.inject(pipeline.transformer, recipe, device) | text_lora.inject(pipeline, recipe)
     state = TrainingState(
         parameters=parameters,
         optimiser=optimisers.build(parameters, settings),

@@ -33,18 +33,20 @@ class LoraLinear(torch.nn.Module):
         base: the frozen layer.
         a: the start of A, fp32 [rank, in]; B starts at zero, so the first step is the base itself.
         settings: scale, and whether to train magnitudes.
+        device: of the weights; the base's own may wait elsewhere.
     """
 
-    def __init__(self, base: torch.nn.Linear, a: torch.Tensor, settings: LoraSection) -> None:
+    def __init__(
+        self, base: torch.nn.Linear, a: torch.Tensor, settings: LoraSection, device: torch.device | str
+    ) -> None:
         super().__init__()
-        device = base.weight.device
         self.base_layer = base
         self.scale = settings.scale
         self.lora_A = torch.nn.Parameter(a.to(device))
         self.lora_B = torch.nn.Parameter(torch.zeros(base.out_features, len(a), device=device))
         self.lora_magnitude_vector: torch.nn.Parameter | None = None
         if settings.dora:
-            squares = dense_weight(base, torch.float32).square().sum(1)
+            squares = dense_weight(base, torch.float32).square().sum(1).to(device)
             self.register_buffer("squares", squares, persistent=False)
             self.lora_magnitude_vector = torch.nn.Parameter(squares.sqrt())
 
@@ -115,8 +117,15 @@ def target_modules(transformer: torch.nn.Module, family_name: str, targets: tupl
     return [name for name in linear if kind_of[name] in targets and name not in silent]
 
 
-def inject(transformer: torch.nn.Module, recipe: Recipe) -> dict[str, torch.nn.Parameter]:
+def inject(
+    transformer: torch.nn.Module, recipe: Recipe, device: torch.device | str | None = None
+) -> dict[str, torch.nn.Parameter]:
     """Put the LoRA layers of a recipe into a frozen transformer.
+
+    Args:
+        transformer: is changed in place.
+        recipe: names the kinds of modules.
+        device: see `wrap`.
 
     Returns:
         see `wrap`.
@@ -125,11 +134,16 @@ def inject(transformer: torch.nn.Module, recipe: Recipe) -> dict[str, torch.nn.P
         BaseModelError: a target matches nothing, or the transformer carries a LoRA already.
     """
     names = target_modules(transformer, recipe.base.family, recipe.targets)
-    return wrap(transformer, names, recipe.lora, recipe.seed)
+    return wrap(transformer, names, recipe.lora, recipe.seed, device=device)
 
 
 def wrap(
-    model: torch.nn.Module, names: Iterable[str], settings: LoraSection, seed: int, component: str = ""
+    model: torch.nn.Module,
+    names: Iterable[str],
+    settings: LoraSection,
+    seed: int,
+    component: str = "",
+    device: torch.device | str | None = None,
 ) -> dict[str, torch.nn.Parameter]:
     """Freeze a model and put LoRA layers over some of its linear layers.
 
@@ -141,6 +155,7 @@ def wrap(
         settings: rank, scale and kind of the update.
         seed: of the recipe.
         component: stands before every name, for models beside the denoiser ("text_encoder").
+        device: of the new weights; None is where each layer's own are.
 
     Returns:
         "<module>.lora_A.weight", "<module>.lora_B.weight" and with DoRA "<module>.lora_magnitude_vector" ->
@@ -159,7 +174,9 @@ def wrap(
         assert isinstance(base, torch.nn.Linear)
         source = generator(seed, "lora", full)
         a = torch.rand((settings.rank, base.in_features), generator=source) * 2 - 1
-        layer = LoraLinear(base, a * (1 / math.sqrt(base.in_features)), settings)
+        layer = LoraLinear(
+            base, a * (1 / math.sqrt(base.in_features)), settings, device or base.weight.device
+        )
         _replace(model, name, layer)
         found[f"{full}.lora_A.weight"], found[f"{full}.lora_B.weight"] = layer.lora_A, layer.lora_B
         if layer.lora_magnitude_vector is not None:
@@ -169,9 +186,12 @@ def wrap(
 
 def carries(model: torch.nn.Module) -> bool:
     """Return whether a model has LoRA layers, ours or those of peft."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return any(isinstance(module, LoraLinear | BaseTunerLayer) for module in model.modules())
+    # By name: peft takes seconds to import, and is there already if it made any.
+    return any(
+        kind is LoraLinear or kind.__name__ == "BaseTunerLayer"
+        for module in model.modules()
+        for kind in type(module).__mro__
+    )
 
 
 def remove(model: torch.nn.Module) -> None:

@@ -150,6 +150,14 @@ def test_it_can_be_counted_without_memory() -> None:
     assert sum(value.numel() for value in found.values()) == 2 * 2 * (64 + 48) + 48 + 64
 
 
+def test_its_weights_lie_where_they_are_asked_for_and_not_where_the_base_waits() -> None:
+    base = model()
+    found = lora.wrap(base, NAMES, settings(dora=True), 3, device="meta")
+    assert {value.device.type for value in found.values()} == {"meta"}
+    assert base.a.squares.device.type == "meta"
+    assert base.a.base_layer.weight.device.type == "cpu"
+
+
 def test_put_copies_by_name() -> None:
     base = model()
     found = lora.wrap(base, NAMES, settings(), 3)
