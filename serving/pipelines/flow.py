@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -21,7 +22,7 @@ from serving.pipelines.base import OnStep, Size, pixels_of
 from serving.pipelines.process import Flow, Process
 
 
-class FlowPipeline:
+class FlowPipeline(ABC):
     """Common parts of `EditPipeline` on a loaded diffusers pipeline; its own size is a square.
 
     A base's folder may hold ``resolution.json`` with ``{"pixels": side, "prompt_tokens": length}``; the
@@ -89,13 +90,13 @@ class FlowPipeline:
         pixels = pixels_of(images, size or self.size).to(weights)
         return self.pack(self.pipe.vae.encode(pixels).latent_dist.mode())
 
+    @abstractmethod
     def pack(self, latents: torch.Tensor) -> torch.Tensor:
         """The VAE's latents [N, z, h, w], normalised and packed: [N, h/2 * w/2, 4 z]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def latent_noise(self, seed: int, size: Size) -> torch.Tensor:
         """Packed noise [1, T, C] of one seed, drawn as the diffusers pipeline draws it."""
-        raise NotImplementedError
 
     def noise(self, seeds: Sequence[int], like: torch.Tensor, size: Size) -> torch.Tensor:
         """Starting noise [N, T, C]; a row depends on its own seed alone, on every device."""

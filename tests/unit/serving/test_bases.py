@@ -89,8 +89,8 @@ def test_a_folder_without_a_pipeline_cannot_be_registered(tmp_path: Path) -> Non
 def test_what_cannot_be_loaded_is_explained(tmp_path: Path) -> None:
     with pytest.raises(BaseNotFound, match="cannot be loaded"):
         pipelines.load("qwen-image-edit", tmp_path / "nothing")
-    with pytest.raises(UsageError, match="families that can be served: qwen-image-edit"):
-        pipelines.load("flux", tmp_path)
+    with pytest.raises(UsageError, match="families that can be served: qwen-image-edit, flux"):
+        pipelines.load("cogview", tmp_path)
 
 
 def test_settings_come_from_the_environment_and_are_checked() -> None:
