@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -186,32 +186,40 @@ def test_the_spec_of_a_text_encoder_is_that_of_the_real_class(projected: bool) -
     }
 
 
-def _sd15(states: Any) -> Any:
-    return states.last_hidden_state
+READ: Mapping[tuple[str, str], tuple[str, ...]] = {
+    ("sd15", "text_encoder"): ("last_hidden_state",),
+    ("sdxl", "text_encoder"): ("the one before the last",),
+    ("sdxl", "text_encoder_2"): ("the one before the last", "text_embeds"),
+    ("sd3", "text_encoder"): ("the one before the last", "text_embeds"),
+    ("sd3", "text_encoder_2"): ("the one before the last", "text_embeds"),
+    ("flux", "text_encoder"): ("pooler_output",),
+    ("flux-kontext", "text_encoder"): ("pooler_output",),
+}
+"""Family and part of the pipeline -> what its pipeline in diffusers reads of the encoder."""
 
 
-def _before_last(states: Any) -> Any:
-    return states.hidden_states[-2]
+def test_every_text_encoder_that_may_be_trained_is_read_below() -> None:
+    assert set(READ) == {(name, part) for name, facts in FAMILIES.items() for part in facts.text_encoders}
 
 
-@pytest.mark.parametrize(("name", "read"), [("sd15", _sd15), ("sdxl", _before_last)])
-def test_the_silent_layers_of_a_text_encoder_get_no_gradient(name: str, read: Callable[[Any], Any]) -> None:
-    """Each family reads its first text encoder as its pipeline in diffusers does."""
+@pytest.mark.parametrize(("name", "part"), READ)
+def test_the_silent_layers_of_a_text_encoder_get_no_gradient(name: str, part: str) -> None:
     import torch
 
     torch.manual_seed(0)
-    facts, encoder = family(name), text_model(False)
-    spec = base_spec(name, TINY[name], {"text_encoder": CLIP})
-    texts = [module for module in spec if module.startswith("text_encoder.")]
-    read(encoder(torch.tensor([[1, 2, 98]]), output_hidden_states=True)).square().sum().backward()
+    facts, encoder = family(name), text_model("text_embeds" in READ[name, part])
+    spec = base_spec(name, TINY[name], {part: CLIP})
+    texts = [module for module in spec if module.startswith("text_encoder")]
+    states = encoder(torch.tensor([[1, 2, 98]]), output_hidden_states=True)
+    read = [states.hidden_states[-2] if " " in what else getattr(states, what) for what in READ[name, part]]
+    torch.cat([tensor.flatten() for tensor in read]).square().sum().backward()
     found = {
         module
         for module in texts
         for weight in [encoder.get_submodule(named(encoder, module.partition(".")[2])).weight]
         if weight.grad is None or not weight.grad.any()
     }
-    # The first token sees itself only, but three tokens are enough for queries and keys to matter.
-    assert found == facts.silent(spec)
+    assert found == {module for module in facts.silent(spec) if module.startswith("text_encoder")}
 
 
 def test_blocks_have_their_place_in_the_forward_pass() -> None:
