@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
+from trainer import encoders
 from trainer.doctor.advice import Advice, Findings
+from trainer.errors import TrainerError
 from trainer.recipe import Recipe
 
 _WIDTH = 3072  # of the large bases of today, which the usual learning rates are for
@@ -39,6 +41,7 @@ def examine(recipe: Recipe, facts: Facts) -> Findings:
     yield from _rate(recipe, facts)
     yield from _length(recipe, facts)
     yield from _average(recipe, facts)
+    yield from _encoders(recipe)
 
 
 def trainable(recipe: Recipe, facts: Facts) -> int:
@@ -182,4 +185,15 @@ def _average(recipe: Recipe, facts: Facts) -> Findings:
             rule="ema", level="warning", seen=seen,
             why="half of the training and more is averaged, also what was far from done",
             mend=f"use a decay of at most {1 - 10 / max(steps, 11):.3g}",
+        )  # fmt: skip
+
+
+def _encoders(recipe: Recipe) -> Findings:
+    try:
+        encoders.require(recipe.losses)
+    except TrainerError as error:
+        yield Advice(
+            rule="encoders", level="warning", seen=error.message,
+            why="the training refuses to begin without the networks that its losses look through",
+            mend=error.mend,
         )  # fmt: skip

@@ -20,6 +20,7 @@ from trainer.doctor.hashes import NEAR, dhash
 from trainer.doctor.recipe_rules import Facts
 from trainer.portraits.renderer import EXPRESSIONS, identity, one_hot, pose, render
 from trainer.recipe import Recipe
+from trainer.sections import LossSection
 
 PAIR = ("fear", "surprised")
 LEVELS = (0.3, 0.6, 1.0)
@@ -266,6 +267,16 @@ def test_what_is_odd_in_a_recipe_is_noticed(
     assert found[rule].level == "warning"
     assert found[rule].why
     assert found[rule].mend
+
+
+def test_an_encoder_that_is_not_here_is_noticed(
+    calm: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(tmp_path))
+    loss = LossSection(weight=0.1, encoder="buffalo_l")
+    assert "buffalo_l" in of_recipe(calm.model_copy(update={"losses": {"identity": loss}}))["encoders"].seen
+    silent = calm.model_copy(update={"losses": {"identity": loss.model_copy(update={"weight": 0.0})}})
+    assert of_recipe(silent) == {}
 
 
 def test_a_narrow_base_bears_a_higher_rate(calm: Recipe) -> None:
