@@ -1,0 +1,72 @@
+"""Which stages a recipe's data go through: drawn people are drawn and judged, one's own pictures are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.job import STAGES, STAGES_OF_FOLDER, make_adapter
+from registry.digest import digest_bytes
+from trainer.recipe import Recipe, load
+from trainer.stage import StageResult
+
+
+@dataclass
+class Notebook:
+    """Takes the place of a job: writes down the stages, with what their results hang on."""
+
+    root: Path
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def folder(self, stage: str, key: str) -> Path:
+        return self.root / stage
+
+    def cached(self, task: Any, *, key: dict[str, Any], **parameters: Any) -> StageResult:
+        self.stages[task.name] = {**parameters, "key": key}
+        return StageResult(
+            stage=task.name,
+            folder=self.root / task.name,
+            key=digest_bytes(b"k"),
+            digest=digest_bytes(task.name.encode()),
+        )
+
+    def always(self, task: Any, **parameters: Any) -> StageResult:
+        return self.cached(task, key={}, **parameters)
+
+
+def stages_of(recipe: Recipe, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    base = tmp_path / "base"
+    base.mkdir()
+    notebook = Notebook(tmp_path)
+    make_adapter(notebook, recipe, base)  # type: ignore[arg-type]
+    return notebook.stages
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Recipe:
+    return load("pixelsmile-portraits")
+
+
+def test_drawn_people_are_drawn_and_judged(drawn: Recipe, tmp_path: Path) -> None:
+    assert list(stages_of(drawn, tmp_path)) == ["synthesise", "score", "triplets", "cache", "train"]
+
+
+def test_own_pictures_are_read_and_neither_drawn_nor_judged(drawn: Recipe, tmp_path: Path) -> None:
+    own = drawn.data.model_copy(update={"source": "folder", "path": "mine"})
+    stages = stages_of(drawn.model_copy(update={"data": own}), tmp_path)
+    assert list(stages) == ["folder", "cache", "train"]
+    assert stages["cache"]["dataset"] == stages["train"]["dataset"] == tmp_path / "folder"
+    assert STAGES - STAGES_OF_FOLDER == 2
+
+
+def test_another_training_size_fills_the_cache_anew(drawn: Recipe, tmp_path: Path) -> None:
+    larger = drawn.model_copy(update={"data": drawn.data.model_copy(update={"sizes": (128,)})})
+    keys = []
+    for number, recipe in enumerate((drawn, larger)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        keys.append(stages_of(recipe, place)["cache"]["key"])
+    assert keys[0] != keys[1]
