@@ -211,10 +211,16 @@ class Stand:
         return facts
 
     def step_flop(self) -> float:
-        """FLOP of forward and backward of the transformer in a step, without recomputation."""
-        from trainer.plan.flop import transformer_flop
+        """FLOP of forward and backward of the full-size transformer in a step, without recomputation."""
+        from trainer.plan import bases
+        from trainer.plan.reckoning import reckon
 
-        return transformer_flop(self.pipeline, self.size.pairs)
+        whole = recipes.load("pixelsmile")
+        optimiser = whole.optimiser.model_copy(update={"batch_pairs": self.size.pairs})
+        step = reckon(
+            whole.model_copy(update={"optimiser": optimiser}), bases.load(whole, None), triplets=1, gpus=1
+        ).step
+        return float(step.forward + step.backward)
 
     def _reset(self) -> None:
         gc.collect()
