@@ -196,10 +196,11 @@ def _again(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _mesh(device: torch.device | str) -> Any:
     """Return all processes as one row of devices, or None if there is only this one."""
     from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
 
     if not distributed.is_initialized() or distributed.get_world_size() == 1:
         return None
-    return distributed.init_device_mesh(torch.device(device).type, (distributed.get_world_size(),))
+    return init_device_mesh(torch.device(device).type, (distributed.get_world_size(),))
 
 
 def _shard(module: torch.nn.Module, mesh: Any) -> None:

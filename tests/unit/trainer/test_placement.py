@@ -267,8 +267,9 @@ def test_every_family_in_every_format(load, tiny_recipe: Recipe, family: str) ->
     truth, _, whole_base = gradients(load(family), changed(tiny_recipe, family), given)
     sizes = {"fp32": whole_base.held_bytes}
     for stored, most in (("bf16", 0.03), ("fp8", 0.15), ("nf4", 0.5)):
-        recipe = changed(tiny_recipe, family, precision={"base": stored})
+        recipe = changed(tiny_recipe, family, precision={"base": stored, "compute": "bf16"})
         found, grads, placed = gradients(load(family), recipe, given)
+        assert {value.dtype for value in grads.values()} == {torch.float32}
         assert relative(found, truth) < most, stored
         assert all(bool(value.isfinite().all()) for value in grads.values())
         sizes[stored] = placed.held_bytes
