@@ -159,33 +159,30 @@ def samples(base: Base, size: Size, count: int, dtype: torch.dtype) -> dict[str,
     def floats(*shape: int) -> torch.Tensor:
         return torch.empty(count, *shape, device="meta", dtype=dtype)
 
-    level = floats()
     text = text_tokens(base)
-    if base.family in ("sd15", "sdxl"):
-        given = {"sample": floats(config["in_channels"], high, wide), "timestep": level,
-                 "encoder_hidden_states": floats(text, config["cross_attention_dim"])}  # fmt: skip
+    given: dict[str, Any] = {"timestep": floats()}
+    width = config["cross_attention_dim" if base.denoiser == "unet" else "joint_attention_dim"]
+    given["encoder_hidden_states"] = floats(text, width)
+    if base.denoiser == "unet":
+        given["sample"] = floats(config["in_channels"], high, wide)
         if config.get("addition_embed_type") == "text_time":
-            times = 6 * config["addition_time_embed_dim"]
-            pooled = config["projection_class_embeddings_input_dim"] - times
+            pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
             given["added_cond_kwargs"] = {"text_embeds": floats(pooled), "time_ids": floats(6)}
         return given
-    prompt = {"timestep": level, "encoder_hidden_states": floats(text, config["joint_attention_dim"])}
+    if "pooled_projection_dim" in config and base.family != "qwen-image-edit":  # which ignores it
+        given["pooled_projections"] = floats(config["pooled_projection_dim"])
     if base.family == "sd3":
-        pooled = floats(config["pooled_projection_dim"])
-        return {**prompt, "hidden_states": floats(config["in_channels"], high, wide),
-                "pooled_projections": pooled}  # fmt: skip
+        return {**given, "hidden_states": floats(config["in_channels"], high, wide)}
     pictures = 2 if family(base.family).edits else 1
     tokens = high // 2 * (wide // 2) * pictures
-    given = {**prompt, "hidden_states": floats(tokens, config["in_channels"])}
+    given["hidden_states"] = floats(tokens, config["in_channels"])
     if base.family == "qwen-image-edit":
         return {**given, "img_shapes": [[(1, high // 2, wide // 2)] * pictures] * count}
     axes = len(config.get("axes_dims_rope", (0, 0, 0)))
     given["img_ids"] = torch.empty(tokens, axes, device="meta")
     given["txt_ids"] = torch.empty(text, axes, device="meta")
     if config.get("guidance_embeds"):
-        given["guidance"] = level
-    if "pooled_projection_dim" in config:
-        given["pooled_projections"] = floats(config["pooled_projection_dim"])
+        given["guidance"] = floats()
     return given
 
 

@@ -97,7 +97,7 @@ def _triplets(recipe: Recipe) -> int | None:
     Raises:
         DataError: the list of the data is not right.
     """
-    from trainer.data.folder import read_listing
+    from trainer.data.listing import read_listing
     from trainer.data.triplets import pairs_of
     from trainer.errors import DataError
     from trainer.recipe import require_data

@@ -97,7 +97,7 @@ class _Fused(TorchFunctionMode):
     ) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
             given = dict(zip(("query", "key", "value"), args, strict=False), **(kwargs or {}))
-            return _Attention.apply(given["query"], given["key"], given["value"])
+            return _Attention.apply(given["query"], given["key"], given["value"])  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
@@ -177,7 +177,7 @@ def work(module: torch.nn.Module, call: Callable[[int], torch.Tensor]) -> Work:
             with one.counter:
                 result = one.forward(lambda: call(1))
                 forward = one.counter.get_total_flops()
-                result.float().sum().backward()
+                result.float().sum().backward()  # type: ignore[no-untyped-call]
             if checkpoints:
                 module.enable_gradient_checkpointing(two.part)  # type: ignore[operator]
             two.forward(lambda: call(2))

@@ -46,7 +46,7 @@ def alike(recipe: Recipe, denoiser: torch.nn.Module) -> dict[Kind, int]:
                 )
                 for index, block in enumerate(blocks)
             ]
-            for _, row in groupby(range(len(blocks)), key=lambda index, shapes=shapes: shapes[index]):
+            for _, row in groupby(range(len(blocks)), key=shapes.__getitem__):
                 first, *others = row
                 found[name, first] = 1 + len(others)
     return found
@@ -85,7 +85,7 @@ def decoding(base: Base, side: int, dtype: torch.dtype) -> Work:
 
     def decode(count: int) -> torch.Tensor:
         given = latents(base, (side, side), count, dtype).requires_grad_(True)
-        pictures: torch.Tensor = vae.decode(given, return_dict=False)[0]
+        pictures: torch.Tensor = vae.decode(given, return_dict=False)[0]  # type: ignore[operator]  # of diffusers
         return pictures
 
     return work(vae, decode)

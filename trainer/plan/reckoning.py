@@ -230,7 +230,10 @@ def _looked_at(recipe: Recipe) -> float:
     source = generator("plan")
     uniform = torch.rand(_DRAWS, 2, generator=source).tolist()
     normal = torch.randn(_DRAWS, generator=source).tolist()
-    levels = [noise_level(recipe.noise, *two, one) for two, one in zip(uniform, normal, strict=True)]
+    levels = [
+        noise_level(recipe.noise, choice, level, one)
+        for (choice, level), one in zip(uniform, normal, strict=True)
+    ]
     pairs, keep = recipe.optimiser.batch_pairs, (1 - recipe.data.keep_share) ** 2
     fit = [sum(one.min_sigma <= level <= one.max_sigma for level in levels) for one in losses]
     return max(
