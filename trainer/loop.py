@@ -193,6 +193,7 @@ def _steps(session: _Session) -> dict[str, Any]:
     start = curve.continue_from(found)
     if found is not None:
         policy.load(found.numbers["policy"])
+        session.progress("train", start, total, "resumed")
     gradients = Gradients(state.parameters, session.processes)
     mine = range(session.processes.rank, settings.batch_pairs, session.processes.count)
     decodes = 0

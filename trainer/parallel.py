@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.errors import ProcessLost
+from trainer.errors import ProcessLost, TrainerError
 
 _CPU = torch.device("cpu")
 _PATIENCE = timedelta(hours=2)  # the launcher ends all when one dies, so nobody waits that long for the dead
@@ -104,9 +104,18 @@ def device() -> torch.device:
 
 
 def start() -> Processes:
-    """Return the place of this process, after meeting the others if there are any."""
+    """Return the place of this process, after meeting the others if there are any.
+
+    Raises:
+        TrainerError: there are more processes than GPUs.
+    """
     mine = device()
     if mine.type == "cuda":
+        if mine.index >= gpus():
+            raise TrainerError(
+                f"process {mine.index} of this machine has no GPU of its own, for there are {gpus()}",
+                "start one process for each GPU",
+            )
         torch.cuda.set_device(mine)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=mine)

@@ -36,6 +36,7 @@ class ConsoleProgress:
         self._stage = ""
         self._shown = 0.0
         self._started = self._heard = time.monotonic()
+        self._first = (0.0, 0)
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` pieces of ``stage``."""
@@ -43,12 +44,16 @@ class ConsoleProgress:
         if stage != self._stage:
             # A stage begins where the one before it ended, not with its first news.
             self._stage, self._started, self._shown = stage, self._heard, 0.0
+            self._first = (now, done)
         self._heard = now
         finished = done >= total
         if not finished and now - self._shown < self._seconds:
             return
         self._shown = now
-        line = f"{stage:<12} {done}/{total}  {eta(now - self._started, done, total)}  {note}".rstrip()
+        # What was done before, as in a training that goes on, says nothing about the speed of this one.
+        begun, before = (self._started, 0) if finished else self._first
+        left = eta(now - begun, done - before, total - before)
+        line = f"{stage:<12} {done}/{total}  {left}  {note}".rstrip()
         if self._live:
             self._stream.write("\r\x1b[2K" + line + ("\n" if finished else ""))
         else:

@@ -151,10 +151,21 @@ def test_sigterm_saves_ends_all_processes_and_accelerate_goes_on_to_the_bit(
 def test_a_killed_process_ends_all_and_one_process_goes_on_with_the_same_schedule(
     recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline, alone: Path, tmp_path: Path
 ) -> None:
-    """The main process notices that it is alone and saves its last whole step."""
+    """Before that the second of two is asked to stop, and both do; then the second of two is killed.
+
+    The main process notices that it is alone and saves its last whole step.
+    """
     job = job_of(recipe, tiny_run, tiny_base, tmp_path)
     with start(job, 2, **ONE_THREAD) as process:
-        wait_for_step(process, 3)
+        wait_for_step(process, 2)
+        trainers(process)[1].terminate()
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, said
+    stopped = len(curve(tmp_path))
+    assert (tmp_path / "checkpoints" / f"step-{stopped:06d}" / "state.json").exists()
+
+    with start(job, 2, **ONE_THREAD) as process:
+        wait_for_step(process, stopped + 2)
         family = family_of(process)
         trainers(process)[1].kill()
         begun = time.monotonic()
@@ -165,7 +176,7 @@ def test_a_killed_process_ends_all_and_one_process_goes_on_with_the_same_schedul
     psutil.wait_procs(family, timeout=5)
     assert [one for one in family if one.is_running()] == []
     steps = len(curve(tmp_path))
-    assert steps >= 3
+    assert steps >= stopped + 2
     assert (tmp_path / "checkpoints" / f"step-{steps:06d}" / "state.json").exists()
 
     result = train_tiny(recipe, tiny_run, tiny_base, tiny_pipeline, tmp_path)

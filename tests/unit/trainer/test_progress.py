@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import pytest
 
@@ -31,3 +32,18 @@ def test_lines_are_few_where_nobody_watches_and_the_end_is_always_told() -> None
     assert len(lines) == 2
     assert lines[-1].startswith("train        100/100")
     assert lines[-1].endswith("loss 0.5")
+
+
+def test_what_was_done_before_says_nothing_about_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training resumed at 900 of 1000 that does 10 in 10 s has 90 s to go."""
+    clock = iter([0.0, 100.0, 110.0, 200.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    progress = ConsoleProgress(stream, seconds=0)
+    progress("train", 900, 1000, "resumed")
+    progress("train", 910, 1000)
+    progress("train", 1000, 1000)
+    lines = stream.getvalue().splitlines()
+    assert lines[0].split("  ")[-2:] == ["starting", "resumed"]
+    assert lines[1].endswith("90 s to go")
+    assert lines[2].endswith("done in 200 s")

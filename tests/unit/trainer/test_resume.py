@@ -54,6 +54,7 @@ def test_stopped_twice_is_the_same_to_the_bit(
         with pytest.raises(Interrupted, match=f"after step {step + 1} of 12") as caught:
             train_tiny(recipe, tiny_run, tiny_base, tiny_pipeline, parts, stop_at(step))
         assert caught.value.exit_code == 143
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
         found = checkpoint.latest(parts / "checkpoints", key_of(whole))
         assert found is not None
         assert found.step == step + 1
