@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainer.data import Dataset, cache_dataset, read_folder
@@ -194,6 +195,34 @@ def test_a_folder_trains_in_its_aspects(folder: Path, tmp_path: Path, tiny_base:
     result = train(recipe, *places, pipeline=tiny_pipeline, track=False)
     assert result.facts["steps"] == 3
     assert (tmp_path / "train" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize("family", ["sdxl", "flux-kontext"])
+def test_other_families_see_the_same_buckets(folder: Path, tmp_path: Path, family: str) -> None:
+    """Pooled vectors, prompts without a picture, and a prediction of the shape of the bucket."""
+    from trainer.data.batches import TrainingSet
+    from trainer.data.cache import TensorCache, View, load_base
+    from trainer.portraits.bases import build
+
+    recipe, base = recipe_of(folder), build(family, tmp_path / "base")
+    recipe = recipe.model_copy(update={"base": recipe.base.model_copy(update={"family": family})})
+    read_folder(recipe, tmp_path / "dataset")
+    pipeline = load_base(base, recipe)
+    places = (tmp_path / "dataset", base, tmp_path / "cache")
+    assert cache_dataset(recipe, *places, pipeline=pipeline).facts["encoded_prompts"] == 4
+    assert cache_dataset(recipe, *places).reused
+    view = View.of(pipeline, base, recipe)
+    data = TrainingSet(Dataset.open(tmp_path / "dataset"), TensorCache(tmp_path / "cache"), view, recipe)
+    seen = set()
+    for step in range(8):
+        batch = data.batch(data.plan(1, step, 1), [0])
+        noisy = pipeline.process.noisy(batch.target, batch.noise, batch.sigma)
+        with torch.no_grad():
+            found = pipeline.predict(noisy, batch.source, batch.prompts, batch.sigma, batch.size)
+        assert found.shape == batch.target.shape
+        assert batch.prompts.pooled is not None
+        seen.add(batch.size)
+    assert seen == {(48, 80), (80, 48)}
 
 
 def test_the_command_line_trains_on_a_folder(
