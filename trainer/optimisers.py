@@ -6,6 +6,7 @@ The loop sets the learning rate of each step; Prodigy multiplies it with the ste
 from __future__ import annotations
 
 import io
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -32,6 +33,8 @@ def build(parameters: Mapping[str, torch.nn.Parameter], settings: OptimiserSecti
     }  # fmt: skip
     try:
         if settings.name == "adamw-8bit":
+            # On a CPU it misses a kernel for 4-bit products, which no optimiser needs, and says so.
+            logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
             from bitsandbytes.optim import AdamW8bit
 
             return AdamW8bit(values, **common)
