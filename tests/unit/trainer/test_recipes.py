@@ -59,7 +59,8 @@ def test_the_recipe_of_the_paper_is_as_published() -> None:
     assert weights == {"flow_matching": 1.0, "contrastive": 0.05, "identity": 0.1}
     assert recipe.losses["contrastive"].temperature == 0.07
     assert (recipe.noise.scheme, recipe.noise.shift) == ("uniform", 1.0)
-    assert recipe.conditioning == recipes.load("pixelsmile-portraits").conditioning
+    assert recipe.conditioning.expressions == recipes.load("pixelsmile-portraits").conditioning.expressions
+    assert recipe.conditioning.prompt("fear") == "Edit the person to show a fear expression"
 
 
 def plan_of(name: str) -> Plan:
