@@ -125,6 +125,11 @@ def test_scales_of_fp8_rows_round_nothing_and_beat_a_plain_cast() -> None:
     # In bf16 the same numbers, to the bit: neither e4m3 nor the scale needs more than bf16 has.
     assert torch.equal(back, whole(packed, scale, "fp8", weight.shape, torch.bfloat16).float())
     assert relative(back, weight) < 0.85 * relative(weight.to(torch.float8_e4m3fn), weight)
+    small = weight / 4  # as wide layers have them: most of it lies below the normal numbers of e4m3
+    packed, scale = pack(small, "fp8")
+    rows = relative(whole(packed, scale, "fp8", small.shape, torch.float32), small)
+    assert rows == pytest.approx(relative(back, weight))
+    assert rows < 0.3 * relative(small.to(torch.float8_e4m3fn), small)
 
 
 def test_nf4_is_that_of_bitsandbytes() -> None:
