@@ -90,7 +90,3 @@ def test_pictures_that_are_not_there_are_missed_before_anything_is_loaded(tmp_pa
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "pairs.jsonl").touch()
     recipes.require_data(recipe)
-
-
-def test_drawn_people_are_always_there() -> None:
-    recipes.require_data(recipes.load("pixelsmile-portraits"))
