@@ -1,7 +1,8 @@
 """What a base loses and saves when it is stored in fewer bits, against bf16 on the same weights and inputs.
 
-``PYTHONPATH=tests python tests/bench/precision.py`` prints one JSON line: for each format of ``precision.base``
-the relative error of the portraits base's prediction, computed in fp32, and the bytes of the frozen denoiser.
+``PYTHONPATH=tests python tests/bench/precision.py`` prints one JSON line: for each format of
+``precision.base`` the relative error of the portraits base's prediction, computed in fp32, and the bytes of
+the frozen denoiser.
 """
 
 from __future__ import annotations
