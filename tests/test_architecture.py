@@ -23,8 +23,8 @@ HEAVY = ("torch", "mlflow", "prefect", "tuf", "diffusers", "transformers", "boto
 EXTRAS_OF_FLOOR = {
     "registry": ("cloud", "openssf"),
     "serving": ("serve",),
-    "trainer": ("train", "large", "identity"),
-    "flows": ("flows", "identity"),
+    "trainer": ("train", "large", "identity", "apis"),
+    "flows": ("flows", "identity", "ray"),
 }
 
 

@@ -207,6 +207,15 @@ def _pairs_for_all(recipe: Recipe) -> str | None:
     )
 
 
+def _edited_by_somebody(recipe: Recipe) -> str | None:
+    edited = recipe.data.source == "edited"
+    if edited and recipe.synthesis is None:
+        return "synthesis: data.source edited needs an API that edits; name its provider, model and license"
+    if recipe.synthesis is not None and not edited:
+        return f"synthesis: data.source {recipe.data.source} asks no API; leave it out or write source: edited"
+    return None
+
+
 # A latent is 8 pixels wide and a token 2 latents, the same in all families but these: the U-Nets halve their
 # latents two or three times more.
 _MULTIPLES = {"sdxl": 32, "sd15": 64}
@@ -227,6 +236,7 @@ RULES: tuple[Rule, ...] = (
     _some_levels,
     _two_to_contrast,
     _sizes,
+    _edited_by_somebody,
     _judged_people,
     _held_out,
     _pairs_for_all,

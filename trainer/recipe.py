@@ -33,8 +33,10 @@ from trainer.sections import (
     PrecisionSection,
     ReleaseSection,
     RunningSection,
+    ScoringSection,
     Section,
     Seed,
+    SynthesisSection,
 )
 
 
@@ -45,6 +47,8 @@ class Recipe(Section):
     seed: Seed = 0
     base: BaseModelRef
     data: DataSection
+    synthesis: SynthesisSection | None = None
+    scoring: ScoringSection = ScoringSection()
     lora: LoraSection
     precision: PrecisionSection = PrecisionSection()
     optimiser: OptimiserSection

@@ -29,38 +29,70 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class FilterSection(Section):
+    """What a picture must be like to become training data; each filter counts what it lets through.
+
+    Attributes:
+        min_score: the scorer sees the asked expression with at least this share of its intensity.
+        min_margin: at full intensity the asked expression is that much above every other one; 0 asks that
+            it is the strongest.
+        min_confidence: how sure the scorer is, 0 to 1; see `trainer.scoring`.
+        min_identity: cosine between the faces of source and edit, by ``face_encoder``; None looks at none.
+        face_encoder: who finds faces and tells people apart; None takes the portraits' for drawn people.
+        min_sharpness: least variance of the Laplacian of the picture's luma (0 to 255) at its own size; 0
+            looks for none.
+        max_unchanged: an edit whose perceptual hash (PDQ, 256 bits) differs in at most that many bits from
+            its source's is no edit; None looks for none.
+        max_duplicate: people whose neutral pictures differ in at most that many bits are one person, and
+            the later one is left out; None looks for none.
+    """
+
+    min_score: Fraction = 0.2
+    min_margin: Fraction = 0.0
+    min_confidence: Fraction = 0.0
+    min_identity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    face_encoder: Literal["portraits", "antelopev2", "buffalo_l"] | None = None
+    min_sharpness: Annotated[float, Field(ge=0)] = 0.0
+    max_unchanged: Annotated[int, Field(ge=0, le=128)] | None = None
+    max_duplicate: Annotated[int, Field(ge=0, le=128)] | None = None
+
+
 class DataSection(Section):
     """Which images there are, and which of them become training data.
 
     Attributes:
-        source: "renderer" draws people; "folder" takes the pictures that ``path`` lists.
-        path: folder of pictures with ``pairs.jsonl``; for "folder" only.
-        identities: training people per domain; for "renderer" only, as the next three.
+        source: "renderer" draws people; "edited" has an image-edit API put expressions on the people in
+            ``path``; "folder" takes the finished pairs that ``path`` lists.
+        path: for "folder" a folder of pictures with ``pairs.jsonl``; for "edited" a folder of neutral
+            portraits, or a dataset whose neutral pictures are taken.
+        identities: training people per domain; for "renderer" only, as the next two.
         validation: people per domain that are only used to measure the loss.
         first_identity: seed of the first person; the others follow.
-        intensities: intensities of each expression, each in (0, 1.5].
+        validation_share: share of the people in ``path`` that are only used to measure the loss; for
+            "edited" only. Who they are depends on their names alone.
+        intensities: intensities of each expression, each in (0, 1.5]; not for "folder".
         size: side of drawn pictures in pixels.
         sizes: training resolutions, each the side of a square with the area of its pictures; empty is the
             base's own.
         max_aspect: pictures keep their aspect up to that ratio of the longer to the shorter side and are
             trained in buckets of like aspect; 1 makes them all square.
         keep_share: share of samples that ask for intensity 0 and have the source as target.
-        min_score: an image is kept when the judge sees its expression with at least this share of its
-            intensity.
+        filters: what a picture must be like to be kept.
         license: licence of the identity images.
     """
 
-    source: Literal["renderer", "folder"] = "renderer"
+    source: Literal["renderer", "edited", "folder"] = "renderer"
     path: Line | None = None
     identities: dict[Domain, Positive] = {}
     validation: dict[Domain, Positive] = {}
     first_identity: Seed = 0
+    validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     intensities: tuple[Annotated[float, Field(gt=0, le=1.5)], ...] = ()
     size: Annotated[int, Field(ge=64, le=512)] = 64
     sizes: tuple[Side, ...] = ()
     max_aspect: Annotated[float, Field(ge=1, le=4)] = 1.0
     keep_share: Fraction = 0.06
-    min_score: Fraction = 0.2
+    filters: FilterSection = FilterSection()
     license: Line = "Apache-2.0"
 
     @field_validator("intensities")
@@ -72,20 +104,81 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _of_its_source(self) -> Self:
-        drawn = {
-            name for name in ("identities", "validation", "first_identity", "intensities")
-            if name in self.model_fields_set
-        }  # fmt: skip
-        if self.source == "folder" and self.path is None:
-            raise ValueError("source folder needs the path of the folder")
+        needs = _NEEDS[self.source]
         # By value: a recipe that was written out and is read again names every key.
-        foreign = sorted(name for name in drawn if getattr(self, name))
-        if self.source == "folder" and foreign:
-            raise ValueError(f"{', '.join(foreign)} are for source renderer; the folder decides them")
-        if self.source == "renderer" and self.path is not None:
-            raise ValueError("path is for source folder")
-        if self.source == "renderer" and len(drawn) < 4:
-            raise ValueError("source renderer needs identities, validation, first_identity and intensities")
+        foreign = [name for name in _OF_SOURCES if name not in needs and getattr(self, name)]
+        missing = [name for name in needs if name not in self.model_fields_set]
+        if foreign:
+            raise ValueError(f"{', '.join(foreign)}: not for source {self.source}, which has them elsewhere")
+        if missing:
+            raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        return self
+
+
+_NEEDS = {
+    "renderer": ("identities", "validation", "first_identity", "intensities"),
+    "edited": ("path", "intensities"),
+    "folder": ("path",),
+}
+_OF_SOURCES = sorted({name for names in _NEEDS.values() for name in names})
+
+
+class SynthesisSection(Section):
+    """Which image-edit API makes the pictures of ``data.source: edited``, and what it is asked for.
+
+    The prompt has two parts: who must stay who they are, and what the face must show. Both are templates;
+    what may stand in braces is checked. A different prompt or model makes other requests, which are paid.
+
+    Attributes:
+        provider: "gemini" speaks Google's Gemini API, "openai" any OpenAI-compatible /v1/images/edits.
+        model: id of the model; vendors change them.
+        endpoint: address of another server of that protocol; None is the vendor's.
+        identity_prompt: what is kept.
+        expression_prompt: what is asked; ``{expression}`` is described by ``descriptions`` or its name,
+            ``{intensity}`` is a word for the intensity.
+        descriptions: expression -> words for it; the shipped ones where it is missing.
+        resolution: what the API is asked for, such as "1K" (gemini) or "1024x1024" (openai).
+        license: under which terms the made pictures may be used (an SPDX expression or LicenseRef); it is
+            recorded as an ingredient.
+    """
+
+    provider: Literal["gemini", "openai"]
+    model: Line
+    endpoint: Line | None = None
+    identity_prompt: Text = (
+        "Edit this portrait. Keep the person's identity, age, hair, clothes, pose, framing, light and "
+        "background exactly as they are."
+    )
+    expression_prompt: Text = "Change only the facial expression to: {intensity} {expression}."
+    descriptions: dict[Line, Line] = {}
+    resolution: Line = "1K"
+    license: Line
+
+
+class ScoringSection(Section):
+    """Who looks at the pictures, and how sure one must be.
+
+    Attributes:
+        scorer: "judge" is the shipped expression judge of the portraits; "openai" any OpenAI-compatible
+            /v1/chat/completions with structured output, "gemini" Google's Gemini API.
+        model: id of the model; for "openai" and "gemini".
+        endpoint: address of another server of that protocol; None is the vendor's.
+        samples: how often each picture is looked at; the score is the median.
+        temperature: of the answers.
+        max_disagreement: pictures whose samples differ by more in an expression go to the review queue.
+    """
+
+    scorer: Literal["judge", "openai", "gemini"] = "judge"
+    model: Line | None = None
+    endpoint: Line | None = None
+    samples: Annotated[int, Field(ge=1, le=16)] = 1
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    max_disagreement: Fraction = 0.25
+
+    @model_validator(mode="after")
+    def _of_its_scorer(self) -> Self:
+        if (self.model is None) != (self.scorer == "judge"):
+            raise ValueError("scorer openai and gemini need a model, the judge takes none")
         return self
 
 
@@ -252,6 +345,34 @@ class ReleaseSection(Section):
     description: Text = ""
 
 
+class PriceSection(Section):
+    """What a model takes, in US dollars: for each image that it makes, and for a million tokens."""
+
+    image: Annotated[float, Field(ge=0)] = 0.0
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ApiSection(Section):
+    """What paid APIs may be asked; it changes nothing in the answers.
+
+    Attributes:
+        requests: at most that many requests in a run, over all providers; None is no limit.
+        money: at most that much in a run, in US dollars; needs a price for every model that is used.
+        per_minute: at most that many requests a minute and process, beside what the flow's limits say.
+        parallel: requests under way at the same time in a process.
+        timeout: seconds for one request.
+        prices: model id -> what it takes, where the shipped table lacks it or is out of date.
+    """
+
+    requests: Count | None = None
+    money: Annotated[float, Field(ge=0)] | None = None
+    per_minute: Annotated[float, Field(gt=0)] = 60.0
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 180.0
+    prices: dict[Line, PriceSection] = {}
+
+
 class RunningSection(Section):
     """How and where it runs. It changes rounding only, is not part of the digest, and may be changed between
     a stop and the resumption.
@@ -268,6 +389,8 @@ class RunningSection(Section):
         log_every: steps between two lines of progress.
         keep_checkpoints: the newest so many stay.
         tensorboard: write event files beside the loss curve.
+        api: limits for paid APIs.
+        batch: pictures in one piece of the stages that are shared between processes and machines.
     """
 
     gpu: Literal["H200", "H100", "A100", "L40S", "RTX4090", "CPU"] = "CPU"
@@ -282,6 +405,8 @@ class RunningSection(Section):
     log_every: Positive = 10
     keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = 2
     tensorboard: bool = False
+    api: ApiSection = ApiSection()
+    batch: Annotated[int, Field(ge=1, le=4096)] = 128
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

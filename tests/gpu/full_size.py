@@ -96,7 +96,7 @@ class Stand:
                 "validation": {"human": 1},
                 "intensities": (0.5, 1.0),
                 "size": size.pixels,
-                "min_score": 0.0,
+                "filters": {"min_score": 0.0},
             },
             "lora": {"rank": size.rank, "alpha": 2.0 * size.rank},
             "optimiser": {

@@ -57,7 +57,7 @@ def build_triplets(
         format=FORMAT,
         images=[line["digest"] for line in index],
         scores=digest_bytes(scores.tobytes()),
-        min_score=recipe.data.min_score,
+        min_score=recipe.data.filters.min_score,
         pairs=pairs_of(recipe),
     )
     if done := finished(out, key):
@@ -66,7 +66,7 @@ def build_triplets(
     if not any(triplet.split == "train" for triplet in kept):
         raise DataError(
             f"no triplet is left of {len(rejected)}; why the first was left out: {_first_reason(rejected)}",
-            "lower data.min_score, or look at the pictures and the judge",
+            "lower data.filters.min_score, or look at the pictures and the judge",
         )
     with new_folder(out) as folder:
         digest = _write(folder, index, images, kept, rejected, _scorer_name(scored))
@@ -138,7 +138,7 @@ def _unseen_rows(recipe: Recipe, index: list[dict[str, Any]], scores: np.ndarray
         if name is None:
             continue
         score, strongest = float(scores[row, names.index(name)]), names[int(scores[row].argmax())]
-        if score < recipe.data.min_score * level:
+        if score < recipe.data.filters.min_score * level:
             reasons[row] = f"{name} at {level:g} is seen at {score:.2f} only"
         elif level >= _FULL and strongest != name:
             reasons[row] = f"{name} at {level:g} is taken for {strongest}"
