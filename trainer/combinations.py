@@ -212,7 +212,7 @@ def _edited_by_somebody(recipe: Recipe) -> str | None:
     if edited and recipe.synthesis is None:
         return "synthesis: data.source edited needs an API that edits; name its provider, model and license"
     if recipe.synthesis is not None and not edited:
-        return f"synthesis: data.source {recipe.data.source} asks no API; leave it out or write source: edited"
+        return f"synthesis: data.source {recipe.data.source} asks no API; leave it out"
     return None
 
 

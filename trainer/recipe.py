@@ -123,6 +123,33 @@ def parse(text: str, where: str = "the recipe") -> Recipe:
         raise RecipeError(f"{where} is not valid:\n" + "\n".join(_explained(error)), _MEND) from None
 
 
+def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with other values, such as ``{"optimiser.steps": 100}``; None takes a key out.
+
+    Raises:
+        RecipeError: a place does not exist in recipes, or the changed recipe is not valid.
+    """
+    if not changes:
+        return recipe
+    value = recipe.model_dump(mode="json", exclude_unset=True)
+    for place, new in changes.items():
+        *above, last = place.split(".")
+        section = value
+        for part in above:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise RecipeError(f"{place}: {part} is not a section of the recipe", _MEND)
+        if new is None:
+            section.pop(last, None)
+        else:
+            section[last] = new
+    try:
+        return Recipe.model_validate(value)
+    except ValidationError as error:
+        lines = "\n".join(_explained(error))
+        raise RecipeError(f"the changed recipe {recipe.name} is not valid:\n{lines}", _MEND) from None
+
+
 _MEND = "correct these keys; trainer/recipes/pixelsmile-portraits.yaml is an example that works"
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from registry.digest import digest_bytes
 from trainer.data.shards import read_images, read_lines
 from trainer.errors import DataError
+from trainer.parts import Mapper, here
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.scoring.local import LocalScorer, Scorer
@@ -19,7 +20,13 @@ _BATCH = 128
 
 
 def score(
-    recipe: Recipe, images: Path, out: Path, progress: Progress = silent, *, scorer: Scorer | None = None
+    recipe: Recipe,
+    images: Path,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    scorer: Scorer | None = None,
+    mapper: Mapper = here,
 ) -> StageResult:
     """Score every picture of the folder ``images`` into ``out/scores.npy``, float32 [N, K].
 
@@ -29,6 +36,7 @@ def score(
         out: folder of the result.
         progress: is told after every batch.
         scorer: who looks; the shipped labelling judge when None.
+        mapper: does the parts.
 
     Raises:
         DataError: the pictures are missing, or the scorer cannot see the recipe's expressions.

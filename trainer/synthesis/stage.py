@@ -8,6 +8,7 @@ from typing import Any
 
 from registry.digest import Digest
 from trainer.data.shards import ShardWriter, pixel_digest
+from trainer.parts import Mapper, here
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
@@ -43,7 +44,12 @@ def plan(recipe: Recipe) -> list[tuple[str, PortraitRequest]]:
 
 
 def synthesise(
-    recipe: Recipe, out: Path, progress: Progress = silent, *, generator: Generator | None = None
+    recipe: Recipe,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    generator: Generator | None = None,
+    mapper: Mapper = here,
 ) -> StageResult:
     """Make every picture of ``recipe``: shards of pixels, and ``index.jsonl`` with the provenance.
 
@@ -52,6 +58,7 @@ def synthesise(
         out: folder of the result; kept as it is when it was made from the same recipe.
         progress: is told after every shard.
         generator: source of the pictures; the recipe's own when None.
+        mapper: does the parts.
 
     Returns:
         the result; its digest names the pixels and the index.
