@@ -7,24 +7,62 @@ from typing import Any
 
 from prefect import task
 
+from flows.stages import NOT_MAKING, Job, code_digest
+from trainer.parts import Mapper
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.stage import StageResult
+
+
+def make_dataset(job: Job, recipe: Recipe) -> StageResult:
+    """Do every stage up to the dataset: pictures drawn, edited or one's own."""
+    if recipe.data.source == "folder":
+        # The stage itself sees whether the pictures are the same as before.
+        return job.always(folder, recipe=recipe, out=job.root / "folder")
+    code, words = code_digest(NOT_MAKING), recipe.conditioning.expressions
+    images = job.cached(
+        synthesise,
+        key={"code": code, **recipe.section("data", "synthesis"), "expressions": words},
+        recipe=recipe,
+        mapper=job.mapper,
+    )
+    scored = job.cached(
+        score,
+        key={"code": code, "images": images.digest, **recipe.section("scoring"), "expressions": words},
+        recipe=recipe,
+        images=images.folder,
+        mapper=job.mapper,
+    )
+    return job.cached(
+        triplets,
+        key={
+            "code": code,
+            "images": images.digest,
+            "scores": scored.digest,
+            **recipe.section("data", "conditioning"),
+        },
+        recipe=recipe,
+        images=images.folder,
+        scored=scored.folder,
+    )
 
 
 @task(name="synthesise", description="people, neutral and with each expression at each intensity")
-def synthesise(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+def synthesise(recipe: Recipe, out: Path, progress: Progress, mapper: Mapper) -> dict[str, Any]:
     """See `trainer.synthesis.synthesise`."""
     from trainer.synthesis import synthesise as work
 
-    return work(recipe, out, progress).as_json()
+    return work(recipe, out, progress, mapper=mapper).as_json()
 
 
 @task(name="score", description="what the labelling judge sees in each picture, twelve numbers")
-def score(recipe: Recipe, images: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def score(
+    recipe: Recipe, images: Path, out: Path, progress: Progress, mapper: Mapper
+) -> dict[str, Any]:
     """See `trainer.scoring.score`."""
     from trainer.scoring import score as work
 
-    return work(recipe, images, out, progress).as_json()
+    return work(recipe, images, out, progress, mapper=mapper).as_json()
 
 
 @task(name="triplets", description="a person, and the same person with two expressions that look alike")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -25,9 +25,16 @@ class Display:
         total: number of stages of the run.
         stream: where to write; stderr by default, because stdout is for data.
         seconds: at least that long between two lines when the stream is no terminal.
+        log: takes every line, too, such as the log of a flow run.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None, seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        total: int,
+        stream: TextIO | None = None,
+        seconds: float = 10.0,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
@@ -45,7 +52,7 @@ class Display:
             transient=True,
             disable=not self._live,
         )
-        self._total, self._number, self._seconds = total, 0, seconds
+        self._total, self._number, self._seconds, self._log = total, 0, seconds, log
         self._stage = ""
         self._task: TaskID | None = None
         self._started = self._shown = 0.0
@@ -86,6 +93,8 @@ class Display:
     def say(self, text: str) -> None:
         """Write a line."""
         self._console.print(text, markup=False)
+        if self._log is not None:
+            self._log(text.strip())
 
 
 def table(rows: Sequence[tuple[str, str, str, str]], notes: Sequence[tuple[str, str]]) -> str:

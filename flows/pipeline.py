@@ -18,15 +18,15 @@ import click
 
 from flows.display import table
 from flows.folder import PORTRAIT
+from flows.parameters import Approval, RecipeChoice
 from flows.server import Server, managed_server
 from flows.settings import client_settings, prepare
 from registry import command
 from registry.errors import Explained
 from registry.settings import home as default_home
-from trainer.recipe import Recipe, load
 
 
-def run(recipe: Recipe, home: Path) -> dict[str, Any]:
+def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> dict[str, Any]:
     """Run the flow on a server of its own and return the summary; every task run is recorded afterwards.
 
     Raises:
@@ -42,7 +42,7 @@ def run(recipe: Recipe, home: Path) -> dict[str, Any]:
         click.echo(f"… at {server.page} as long as this runs", err=True)
         with temporary_settings(client_settings(home, server.url)):
             try:
-                summary = pipeline(recipe, home)
+                summary = pipeline(recipe, approval)
             finally:
                 send_what_is_left()
         return {**summary, "peak_memory_mb": peak_memory(server)}
@@ -105,7 +105,8 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
 def main(recipe: str, as_json: bool) -> None:
     """Turn RECIPE (a YAML file or a shipped recipe's name) into a signed, promoted adapter, and use it."""
     started, home = time.monotonic(), default_home()
-    wanted = load(recipe)
+    wanted = RecipeChoice(recipe=str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe)
+    wanted.load()
     try:
         summary = run(wanted, home)
     except Explained:

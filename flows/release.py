@@ -13,7 +13,10 @@ from typing import Any
 
 from prefect import task
 
+from flows.folder import gather
+from flows.parameters import Approval
 from flows.portraits import edit_portraits
+from flows.stages import Job, code_digest
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
 from registry.manifest import CARD_NAME, AdapterCard
@@ -25,6 +28,50 @@ from trainer.stage import StageResult, new_folder, stage_key, write_result
 APPROVER = "the demo pipeline (no person looked)"
 SCAN_PAGE = "scan.html"
 REASON = "automatic approval: every gate of the evaluation passed, scan and licence check found nothing"
+
+
+def publish(
+    job: Job, recipe: Recipe, trained: StageResult, evaluated: StageResult, approval: Approval
+) -> dict[str, Any]:
+    """Scan, licences, signatures, approval, alias, verified pull, edits; then the run folder."""
+    home, adapter = job.home, trained.folder / "adapter"
+    job.always(scan, adapter=adapter, out=job.root / "scan")
+    job.always(licences, home=home, adapter=adapter)
+    pushed = job.always(
+        push, home=home, adapter=adapter, evaluated=evaluated.folder, name=recipe.release.adapter
+    )
+    reference = pushed.facts["reference"]
+    about = {"recipe": str(recipe.digest), "version": reference, "digest": str(pushed.digest)}
+    if approval == "later":
+        job.display.say(f"      {reference} waits for `registry approve` and `registry promote`.")
+        return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
+    job.display.say(f"      APPROVED AUTOMATICALLY: no person looks at {reference} before it is promoted.")
+    job.display.say("      That is for demonstrations only; people approve with `registry approve`.")
+    job.always(approve, home=home, reference=reference)
+    promoted = job.always(promote, home=home, reference=reference, alias=recipe.release.alias)
+    alias = promoted.facts["reference"]
+    use(job, recipe, alias, pushed)
+    summary = job.summary(adapter=alias, **about)
+    folder = gather(home, job.root, {name: done.result for name, done in job.done.items()}, summary)
+    return {**summary, "folder": str(folder)}
+
+
+def use(job: Job, recipe: Recipe, alias: str, pushed: StageResult) -> None:
+    """Pull what was promoted as anybody would, and edit portraits with it."""
+    pulled = job.root / "pulled"
+    job.always(pull, home=job.home, reference=alias, out=pulled)
+    job.cached(
+        edit,
+        key={
+            "code": code_digest(),
+            "adapter": pushed.digest,
+            **recipe.section("evaluation", "conditioning", "base"),
+        },
+        recipe=recipe,
+        home=job.home,
+        reference=alias,
+        pulled=pulled,
+    )
 
 
 @task(name="scan", description="container, structure, strength, numbers and spectra of the weights file")

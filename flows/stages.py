@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.display import Display
-from flows.errors import StageFailed
+from flows.errors import FlowError, StageFailed
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
+from trainer.parts import Mapper, here
 from trainer.stage import STAGE_NAME, StageResult, stage_key
 
 if TYPE_CHECKING:
@@ -73,14 +74,20 @@ class Job:
     """One run of a recipe: does stages in order and remembers how they went.
 
     Attributes:
+        home: data folder.
         root: folder of the recipe's stage folders.
         display: shows progress.
+        mapper: does the parts of stages that have some.
+        reuse_only: a stage whose result is not there is refused.
         done: the stages so far, by name.
         runs: ids of all task runs, also of one that failed.
     """
 
+    home: Path
     root: Path
     display: Display
+    mapper: Mapper = here
+    reuse_only: bool = False
     done: dict[str, Done] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     _states: list[State[Any]] = field(default_factory=list)
@@ -103,6 +110,11 @@ class Job:
         digest = stage_key(task.name, **key)
         folder = out or self.folder(task.name, digest)
         there = folder.is_dir() if out else (folder / STAGE_NAME).is_file()
+        if self.reuse_only and not there:
+            raise FlowError(
+                f"the stage {task.name} of this recipe has not been done on this machine",
+                "run the deployment training (or the whole pipeline) with the same recipe first",
+            )
         cached = task.with_options(
             cache_key_fn=lambda *_: f"{task.name}-{digest.hex}",
             refresh_cache=not there,

@@ -7,9 +7,64 @@ from typing import Any
 
 from prefect import task
 
-from flows.stages import made
+from flows.artifacts import show_evaluation
+from flows.stages import NOT_MAKING, Job, code_digest, made
 from trainer.progress import Progress
 from trainer.recipe import Recipe
+from trainer.stage import StageResult
+
+
+def make_adapter(job: Job, recipe: Recipe, base: Path, triplets: StageResult) -> StageResult:
+    """Encode the dataset once, then train."""
+    from flows.dataset import cache
+    from serving.bases import fingerprint
+
+    code, base_digest = code_digest(NOT_MAKING), fingerprint(base)
+    encoded = job.cached(
+        cache,
+        key={
+            "code": code,
+            "dataset": triplets.digest,
+            "base": base_digest,
+            **recipe.section("conditioning", "data", "precision"),
+        },
+        out=job.folder("cache", code_digest((*NOT_MAKING, "trainer/portraits/"))),
+        recipe=recipe,
+        dataset=triplets.folder,
+        base=base,
+    )
+    return job.cached(
+        train,
+        key={"code": code, "recipe": recipe.digest, "dataset": triplets.digest, "base": base_digest},
+        recipe=recipe,
+        dataset=triplets.folder,
+        cache=encoded.folder,
+        base=base,
+    )
+
+
+def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageResult:
+    """Evaluate, and show the figures to everybody who looks at the flow."""
+    from serving.bases import fingerprint
+    from trainer.evaluation import REPORT_NAME, EvaluationReport
+
+    evaluated = job.cached(
+        evaluate,
+        key={
+            "code": code_digest(),
+            "adapter": trained.digest,
+            "base": fingerprint(base),
+            **recipe.section("evaluation", "conditioning", "release"),
+        },
+        recipe=recipe,
+        trained=trained.folder,
+        base=base,
+    )
+    report = EvaluationReport.model_validate_json((evaluated.folder / REPORT_NAME).read_bytes())
+    for reason in report.verdict.reasons:
+        job.display.say(f"      GATE MISSED: {reason}; the adapter will not be approved")
+    show_evaluation(evaluated)
+    return evaluated
 
 
 @task(name="train", description="LoRA and its moving average, resumed where it was stopped")
