@@ -6,7 +6,7 @@ fetched from wherever its author wants, and the list of worker types is fetched 
 creates a work pool. So every answer carries a content security policy that lets a page connect to this server
 only, and the list is the one that Prefect ships.
 
-``python -m uvicorn --factory flows.prefect_app:create_app`` starts it.
+``python -m flows.prefect_app --port 4200`` starts it.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import click
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-FACTORY = "flows.prefect_app:create_app"
+MODULE = "flows.prefect_app"
 
 #: The pages are Prefect's own and run on its server alone; they compile forms from JSON schemas, which takes
 #: ``unsafe-eval``. What matters here is that no directive names another host.
 _POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; frame-src 'self'; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; connect-src 'self'"
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; connect-src 'self'"
 )
 
 
@@ -83,4 +85,20 @@ def keep_collections_here() -> None:
     }
     # What is not shipped does not exist.
     collections.KNOWN_VIEWS.clear()
-    collections.KNOWN_VIEWS.update({view: "" for view in collections.GLOBAL_COLLECTIONS_VIEW_CACHE})
+    collections.KNOWN_VIEWS.update(dict.fromkeys(collections.GLOBAL_COLLECTIONS_VIEW_CACHE, ""))
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
+def main(host: str, port: int) -> None:
+    """Run Prefect's server, whose pages and processes speak to nobody else."""
+    import uvicorn
+
+    # The application first: making it sets up Prefect's logging, which would swallow the server's errors.
+    app = create_app()
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+if __name__ == "__main__":
+    main()

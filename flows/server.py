@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flows.errors import ServerError
+from flows.prefect_app import MODULE
 from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
 
 HOST = "127.0.0.1"
@@ -171,7 +172,7 @@ def _is_ours(pid: int, port: int) -> bool:
         words = psutil.Process(pid).cmdline()
     except psutil.Error:
         return False
-    return "prefect" in words and str(port) in words
+    return MODULE in words and str(port) in words
 
 
 def _start(data_folder: Path, timeout: float) -> Server:
@@ -184,7 +185,7 @@ def _start(data_folder: Path, timeout: float) -> Server:
     log = folder / "server.log"
     # -P: the working directory must not shadow Prefect. A session of its own: Ctrl-C is for the run, and the
     # server stays to record how it ended.
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    command = [sys.executable, "-P", "-m", MODULE, "--host", HOST, "--port", str(port)]
     with log.open("w") as stream:
         process = subprocess.Popen(
             command,
