@@ -28,10 +28,19 @@ MODULE = "flows.prefect_app"
 
 #: The pages are Prefect's own and run on its server alone; they compile forms from JSON schemas, which takes
 #: ``unsafe-eval``. What matters here is that no directive names another host.
-_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
-    "frame-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; connect-src 'self'"
+_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "connect-src 'self'",
+    )
 )
 
 
