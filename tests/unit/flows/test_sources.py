@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from flows.job import STAGES, STAGES_OF_FOLDER, make_adapter
+from flows.dataset import make_dataset
+from flows.job import FEWER_OF_FOLDER, STAGES
+from flows.training import make_adapter
 from registry.digest import digest_bytes
+from trainer.parts import Mapper, here
 from trainer.recipe import Recipe, load
 from trainer.stage import StageResult
 
@@ -19,6 +22,7 @@ class Notebook:
     """Takes the place of a job: writes down the stages, with what their results hang on."""
 
     root: Path
+    mapper: Mapper = here
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def folder(self, stage: str, key: str) -> Path:
@@ -39,9 +43,9 @@ class Notebook:
 
 def stages_of(recipe: Recipe, tmp_path: Path) -> dict[str, dict[str, Any]]:
     base = tmp_path / "base"
-    base.mkdir()
+    base.mkdir(parents=True)
     notebook = Notebook(tmp_path)
-    make_adapter(notebook, recipe, base)  # type: ignore[arg-type]
+    make_adapter(notebook, recipe, base, make_dataset(notebook, recipe))  # type: ignore[arg-type]
     return notebook.stages
 
 
@@ -59,7 +63,8 @@ def test_own_pictures_are_read_and_neither_drawn_nor_judged(drawn: Recipe, tmp_p
     stages = stages_of(drawn.model_copy(update={"data": own}), tmp_path)
     assert list(stages) == ["folder", "cache", "train"]
     assert stages["cache"]["dataset"] == stages["train"]["dataset"] == tmp_path / "folder"
-    assert STAGES - STAGES_OF_FOLDER == 2
+    assert len(stages_of(drawn, tmp_path / "other")) - len(stages) == FEWER_OF_FOLDER
+    assert STAGES["training"] == len(stages_of(drawn, tmp_path / "again"))
 
 
 def test_another_training_size_fills_the_cache_anew(drawn: Recipe, tmp_path: Path) -> None:

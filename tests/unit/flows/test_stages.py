@@ -64,7 +64,7 @@ def server(data_folder: Path) -> Iterator[Server]:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     """A run that shows nothing."""
-    return Job(root=tmp_path / "runs", display=Display(1, io.StringIO()))
+    return Job(home=tmp_path, root=tmp_path / "runs", display=Display(1, io.StringIO()))
 
 
 def test_a_stage_is_reused_by_its_key_and_done_again_without_its_folder(
@@ -75,7 +75,7 @@ def test_a_stage_is_reused_by_its_key_and_done_again_without_its_folder(
 
     @flow(name="numbers")
     def numbers(number: int) -> bool:
-        seen.append(Job(root=tmp_path / "runs", display=Display(1, io.StringIO())))
+        seen.append(Job(home=tmp_path, root=tmp_path / "runs", display=Display(1, io.StringIO())))
         result = seen[-1].cached(double, key={"number": number}, number=number, calls=calls)
         assert (result.folder / "answer").read_text() == str(2 * number)
         assert made(result.folder).digest == result.digest
