@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from trainer.recipe import Recipe, change, load
 
 Approval = Annotated[
-    Literal["ask", "later", "automatic"],
+    Literal["ask", "again", "later", "automatic"],
     Field(
         title="Approval",
         description=(
-            "ask: the run waits for approvers in this page. later: it ends after the signed push, people use "
-            "`registry approve` and `registry promote`. automatic: nobody looks; for demonstrations only."
+            "ask: the run waits for approvers in this page. again: the same, also for a version that somebody "
+            "has rejected. later: it ends after the signed push, people use `registry approve` and "
+            "`registry promote`. automatic: nobody looks; for demonstrations only."
         ),
     ),
 ]

@@ -29,12 +29,14 @@ class FlowSettings(BaseModel):
     Attributes:
         prefect_api_url: a Prefect server to use; None starts one on this machine for the time of a run.
         server_timeout: seconds that the local server may take to start, and to record a run before it stops.
+        approval_timeout: seconds that a release waits for approvers, over all of its questions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefect_api_url: Annotated[str | None, StandardVariable("PREFECT_API_URL")] = None
     server_timeout: Annotated[float, Field(gt=0)] = 180.0
+    approval_timeout: Annotated[int, Field(ge=1, le=365 * 86_400)] = 7 * 86_400
 
     @classmethod
     def read(cls, data_folder: Path | None = None) -> FlowSettings:
