@@ -26,6 +26,10 @@ PartFunction = Callable[..., dict[str, Any]]
 sent to another machine, and doing it twice makes the same."""
 
 
+#: A stage has at most so many parts if it cuts its work with `portions`.
+MOST = 60
+
+
 class Mapper(Protocol):
     """Does parts, in any order and in any place."""
 
@@ -111,6 +115,14 @@ def forget(out: Path, key: Digest) -> None:
 def slices(count: int, size: int) -> list[tuple[int, int]]:
     """Return begin and end of pieces of at most ``size``, which together are ``range(count)``."""
     return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+
+def portions(count: int, size: int) -> list[tuple[int, int]]:
+    """Return `slices` of at least ``size``, and larger where there would be more than `MOST`.
+
+    Each part costs an orchestrator a record, so a large stage has larger parts, not more of them.
+    """
+    return slices(count, max(size, -(-count // MOST)))
 
 
 def _answer(folder: Path, number: int) -> Path:
