@@ -1,31 +1,25 @@
-"""Scoring with the shipped judge, on this machine."""
+"""Scoring with the shipped judge, on this machine: free, and always the same answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from registry.digest import digest_bytes
 from trainer.portraits.expressions import EXPRESSIONS
+from trainer.scoring.scorer import Picture, Scored
 
-
-class Scorer(Protocol):
-    """Sees expressions."""
-
-    name: str
-    """Name and version: part of the key of the scores."""
-    expressions: tuple[str, ...]
-    """What its columns stand for."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Return float32 [N, K] intensities, 0 to about 1.2, of uint8 [N, H, W, 3] RGB pictures."""
+_SIDE = 64  # the judge's own; pictures are made that small one by one, so few large ones are open together
 
 
 class LocalScorer:
-    """The judge that labels data; evaluation uses another one, trained apart from it."""
+    """The judge that labels data; evaluation uses another one, trained apart from it.
+
+    Its numbers are kept as they are: an exaggerated expression has more than 1.
+    """
 
     expressions = EXPRESSIONS
 
@@ -36,12 +30,12 @@ class LocalScorer:
 
         return f"label-judge/{digest_bytes(Path(judges.path('label')).read_bytes()).hex[:16]}"
 
-    @cached_property
-    def _judge(self):  # type: ignore[no-untyped-def]
-        from trainer.portraits.judges import ExpressionJudge
-
-        return ExpressionJudge.load("label")
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, pictures: Sequence[Picture]) -> list[Scored]:
         """See `Scorer`."""
-        return np.asarray(self._judge(images), np.float32)
+        from trainer.portraits.judges import ExpressionJudge, resized
+
+        if not pictures:
+            return []
+        small = np.concatenate([resized(picture.pixels()[None], _SIDE) for picture in pictures])
+        rows = ExpressionJudge.load("label")(small)  # its session is made once a process
+        return [Scored(scores=tuple(map(float, row)), samples=(tuple(map(float, row)),)) for row in rows]

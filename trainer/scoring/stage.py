@@ -1,22 +1,33 @@
-"""The second stage: what the labelling judge sees in every picture."""
+"""The second stage: what a scorer sees in every picture, and what people decided where it is unsure.
+
+``scores.parquet`` has a row for each number of ``images.parquet`` that has a picture, in that order. Pictures
+are scored in parts of ``running.batch``, each file once, and read when their turn comes. ``review.jsonl``
+lists the pictures that wait for a person.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from registry.digest import digest_bytes
-from trainer.data.shards import read_images, read_lines
+from registry.digest import Digest, digest_bytes
+from registry.settings import home
+from trainer.data.blobs import Blobs
 from trainer.errors import DataError
-from trainer.parts import Mapper, here
+from trainer.parts import Mapper, forget, here, in_parts, slices
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
-from trainer.scoring.local import LocalScorer, Scorer
+from trainer.scoring.decisions import Decision, Decisions, digest_of
+from trainer.scoring.scorer import Picture, Scorer
+from trainer.scoring.table import agreement, digest, joined, pictures_of, table_of
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
-SCORES_NAME = "scores.npy"
-_BATCH = 128
+FORMAT = 1
+SCORES_NAME = "scores.parquet"
+REVIEW_NAME = "review.jsonl"
 
 
 def score(
@@ -27,67 +38,178 @@ def score(
     *,
     scorer: Scorer | None = None,
     mapper: Mapper = here,
+    data_folder: Path | None = None,
 ) -> StageResult:
-    """Score every picture of the folder ``images`` into ``out/scores.npy``, float32 [N, K].
+    """Score every picture of the folder ``images`` into ``out/scores.parquet``.
+
+    Columns: number int32, image string, ``score_<expression>`` float32 for each of the recipe's expressions
+    (null without a score), confidence and disagreement float32 in 0 to 1, samples int8, status, reason,
+    scorer; see `trainer.scoring.scorer.Scored`.
 
     Args:
-        recipe: names the expressions that the columns stand for.
+        recipe: says who looks and names the expressions.
         images: output of `trainer.synthesis.synthesise`.
         out: folder of the result.
-        progress: is told after every batch.
-        scorer: who looks; the shipped labelling judge when None.
+        progress: is told after every part.
+        scorer: who looks instead of the recipe's own; it must be picklable if the mapper leaves the process.
         mapper: does the parts.
+        data_folder: has the paid answers and people's decisions; None is this machine's.
 
     Raises:
-        DataError: the pictures are missing, or the scorer cannot see the recipe's expressions.
+        DataError: pictures are missing or damaged, or the scorer cannot see the recipe's expressions.
+        ApiError: a paid service refuses its key, cannot be reached, or its budget is spent.
     """
-    judge = scorer or LocalScorer()
-    index = read_lines(images / "index.jsonl")
+    import pyarrow.parquet as pq
+
+    place = data_folder or home()
+    judge = scorer or scorer_of(recipe, place)
+    pictures = pictures_of(images)
     expressions = recipe.conditioning.expressions
-    key = stage_key(
-        "score", images=[line["digest"] for line in index], scorer=judge.name, expressions=expressions
+    _can_see(judge, expressions)
+    known = {image for _, image in pictures}
+    decided = {image: one for image, one in decisions_of(place).read(judge.name).items() if image in known}
+    asked = stage_key(
+        "score",
+        format=FORMAT,
+        images=[[number, image] for number, image in pictures],
+        scorer=judge.name,
+        max_disagreement=recipe.scoring.max_disagreement,
+        expressions=expressions,
     )
+    key = stage_key("score", asked=asked, decisions=digest_of(decided))
     if done := finished(out, key):
         return done
+    distinct = list(dict.fromkeys(image for _, image in pictures))
+    parts = [
+        {
+            "recipe": recipe.model_dump(mode="json", exclude_unset=True),
+            "blobs": str(images / "blobs"),
+            "images": distinct[begin:end],
+            "data_folder": str(place),
+        }
+        for begin, end in slices(len(distinct), recipe.running.batch)
+    ]
+    work = score_part if scorer is None else partial(score_part, scorer=scorer)
+    cut = stage_key("score parts", asked=asked, batch=recipe.running.batch)  # other pieces are other parts
+    folder, answers = in_parts("score", out, cut, work, parts, mapper, progress)
+    with new_folder(out) as new:
+        table = joined([folder / f"{answer['name']}.parquet" for answer in answers], pictures, decided)
+        pq.write_table(table, new / SCORES_NAME)
+        _write_review(new / REVIEW_NAME, folder, answers, decided)
+        states = table["status"].to_pylist()
+        facts = {
+            "images": len(pictures),
+            "scorer": judge.name,
+            **{status: states.count(status) for status in ("scored", "review", "quarantined")},
+            "decided": len(decided),
+            "agreement": agreement(images, table, expressions),
+        }
+        result = StageResult(stage="score", folder=out, key=key, digest=digest(table), facts=facts)
+        write_result(new, result)
+    forget(out, cut)
+    return result
+
+
+def inputs(recipe: Recipe, data_folder: Path | None = None) -> dict[str, str]:
+    """Return what decides the scores beside the pictures and the recipe: the rubric or the judge's weights,
+    and what people decided. It belongs into every key under which scores are kept.
+    """
+    place = data_folder or home()
+    name = scorer_of(recipe, place).name
+    return {"scorer": name, "decisions": digest_of(decisions_of(place).read(name))}
+
+
+def decisions_of(data_folder: Path) -> Decisions:
+    """Return the decisions that are kept in a data folder."""
+    return Decisions(data_folder / "reviews" / "decisions.jsonl")
+
+
+def scorer_of(recipe: Recipe, data_folder: Path) -> Scorer:
+    """Return who looks for a recipe; the same one in a process, so that its sessions are made once."""
+    from trainer.apis import run_of
+
+    settings = recipe.scoring.model_dump_json(), recipe.running.api.model_dump_json()
+    return _scorer(*settings, str(data_folder), run_of(recipe))
+
+
+@lru_cache(maxsize=8)
+def _scorer(scoring: str, api: str, data_folder: str, run: str) -> Scorer:
+    from trainer.scoring.local import LocalScorer
+    from trainer.sections import ApiSection, ScoringSection
+
+    settings = ScoringSection.model_validate_json(scoring)
+    if settings.scorer == "judge":
+        return LocalScorer()
+    from trainer.apis import Paid
+    from trainer.scoring.vlm import Vendor, VlmScorer
+
+    limits = ApiSection.model_validate_json(api)
+    vendor: Vendor
+    if settings.scorer == "openai":
+        from trainer.scoring.openai import OpenAiVendor
+
+        vendor = OpenAiVendor(settings, limits.timeout)
+    else:
+        from trainer.scoring.gemini import GeminiVendor
+
+        vendor = GeminiVendor(settings, limits.timeout)
+    paid = Paid(limits, Path(data_folder) / "apis", run=run)
+    return VlmScorer(settings, vendor, paid, limits.parallel)
+
+
+def score_part(
+    folder: Path,
+    *,
+    recipe: Mapping[str, Any],
+    blobs: str,
+    images: Sequence[str],
+    data_folder: str,
+    scorer: Scorer | None = None,
+) -> dict[str, Any]:
+    """Score some pictures into two files of ``folder``; returns their names and counts."""
+    import pyarrow.parquet as pq
+
+    whole = Recipe.model_validate(recipe)
+    judge = scorer or scorer_of(whole, Path(data_folder))
+    place = Blobs(Path(blobs))
+    found = judge([Picture(digest=Digest(image), blobs=place) for image in images])
+    table = table_of(images, found, judge, whole.conditioning.expressions)
+    unsure = [
+        {
+            "image": image,
+            "scorer": judge.name,
+            "reason": one.reason,
+            "confidence": one.confidence,
+            "disagreement": one.disagreement,
+            "expressions": list(judge.expressions),
+            "scores": one.scores,
+            "samples": one.samples,
+        }
+        for image, one in zip(images, found, strict=True)
+        if one.status == "review"
+    ]
+    name = digest_bytes("\n".join(images).encode()).hex
+    pq.write_table(table, folder / f"{name}.parquet")
+    lines = "".join(json.dumps(line, sort_keys=True) + "\n" for line in unsure)
+    (folder / f"{name}.jsonl").write_text(lines, "utf-8")
+    return {"name": name, "images": len(images), "review": len(unsure)}
+
+
+def _can_see(judge: Scorer, expressions: Sequence[str]) -> None:
     unknown = [name for name in expressions if name not in judge.expressions]
     if unknown:
         raise DataError(
             f"{judge.name} cannot see {', '.join(unknown)}",
             "choose among its expressions: " + ", ".join(judge.expressions),
         )
-    pixels = read_images(images)
-    rows = []
-    for start in range(0, len(pixels), _BATCH):
-        rows.append(np.asarray(judge(pixels[start : start + _BATCH]), np.float32))
-        progress("score", min(start + _BATCH, len(pixels)), len(pixels), judge.name)
-    scores = np.concatenate(rows)
-    if scores.shape != (len(index), len(judge.expressions)) or not np.isfinite(scores).all():
-        raise DataError(
-            f"{judge.name} gave scores of shape {scores.shape} for {len(index)} pictures, or "
-            "numbers that are not finite",
-            "use a judge that gives one number for each of its expressions",
-        )
-    scores = np.ascontiguousarray(scores[:, [judge.expressions.index(name) for name in expressions]])
-    with new_folder(out) as folder:
-        np.save(folder / SCORES_NAME, scores, allow_pickle=False)
-        result = StageResult(
-            stage="score",
-            folder=out,
-            key=key,
-            digest=digest_bytes((folder / SCORES_NAME).read_bytes()),
-            facts={
-                "images": len(index),
-                "scorer": judge.name,
-                "agreement": _agreement(index, scores, expressions),
-            },
-        )
-        write_result(folder, result)
-    return result
 
 
-def _agreement(index: list[dict], scores: np.ndarray, expressions: tuple[str, ...]) -> float:
-    """Return the share of pictures at the highest intensity whose strongest score is the asked expression."""
-    top = max(line["intensity"] for line in index)
-    asked = [(row, line["expression"]) for row, line in enumerate(index) if line["intensity"] == top > 0]
-    hits = [expressions[int(scores[row].argmax())] == name for row, name in asked]
-    return round(sum(hits) / len(hits), 4) if hits else 0.0
+def _write_review(
+    path: Path, parts: Path, answers: Sequence[Mapping[str, Any]], decided: Mapping[str, Decision]
+) -> None:
+    """Write the lines of the pictures that still wait for a person."""
+    with path.open("wb") as stream:
+        for answer in answers:
+            for line in (parts / f"{answer['name']}.jsonl").read_bytes().splitlines(keepends=True):
+                if json.loads(line)["image"] not in decided:
+                    stream.write(line)

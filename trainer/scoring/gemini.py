@@ -1,0 +1,91 @@
+"""Asking Google's Gemini models, with structured output."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainer.apis import Reply, Usage
+from trainer.apis.gemini import client, failures, unreadable
+from trainer.scoring.vlm import MAX_TOKENS, Question, reply
+
+if TYPE_CHECKING:
+    from trainer.sections import ScoringSection
+
+_REFUSALS = frozenset(
+    {"SAFETY", "PROHIBITED_CONTENT", "BLOCKLIST", "SPII", "RECITATION", "IMAGE_SAFETY", "MODEL_ARMOR"}
+)
+
+
+class GeminiVendor:
+    """`Vendor` of the Gemini API.
+
+    The SDK's own ``parsed`` is not looked at: it is None, without a word, where an answer breaks the schema.
+
+    Args:
+        settings: model and address.
+        timeout: seconds for one request.
+    """
+
+    provider: ClassVar[str] = "gemini"
+
+    def __init__(self, settings: ScoringSection, timeout: float) -> None:
+        self._settings, self._timeout = settings, timeout
+
+    @cached_property
+    def _client(self) -> Any:
+        return client(self._settings.endpoint, self._timeout)
+
+    def ask(self, question: Question) -> Reply:
+        """See `Vendor`."""
+        from google.genai import types
+
+        with failures():
+            answer = self._client.models.generate_content(
+                model=self._settings.model,
+                contents=[types.Part.from_bytes(data=question.png, mime_type="image/png"), question.text],
+                config=types.GenerateContentConfig(
+                    system_instruction=question.system,
+                    response_mime_type="application/json",
+                    response_json_schema=question.schema,
+                    max_output_tokens=MAX_TOKENS,
+                    temperature=question.temperature,
+                    seed=question.seed,
+                ),
+            )
+            return _reply(answer)
+
+
+def _reply(answer: Any) -> Reply:
+    """Return an answer as a reply.
+
+    Raises:
+        Failed: it has neither a candidate nor a reason why not.
+    """
+    counted = answer.usage_metadata
+    usage = Usage(
+        input_tokens=_count(counted, "prompt_token_count"),
+        # Google bills thoughts as output.
+        output_tokens=_count(counted, "candidates_token_count") + _count(counted, "thoughts_token_count"),
+    )
+    feedback = answer.prompt_feedback
+    if feedback is not None and feedback.block_reason is not None:
+        return reply(None, cut=False, usage=usage, refused=_word(feedback.block_reason))
+    if not answer.candidates:
+        raise unreadable("the answer has no candidate", usage=usage)
+    candidate = answer.candidates[0]
+    finish = _word(candidate.finish_reason)
+    if finish in _REFUSALS:
+        return reply(None, cut=False, usage=usage, refused=finish)
+    parts = (candidate.content.parts if candidate.content else None) or []
+    text = "".join(part.text for part in parts if part.text and not part.thought)
+    return reply(text, cut=finish == "MAX_TOKENS", usage=usage)
+
+
+def _word(value: Any) -> str:
+    """Return an enumeration's value; new ones come as plain words."""
+    return str(getattr(value, "value", value))
+
+
+def _count(usage: Any, name: str) -> int:
+    return int(getattr(usage, name, None) or 0)
