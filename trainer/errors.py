@@ -10,6 +10,9 @@ TrainerError                   1   anything else
  ├─ ProcessLost                1   one of several processes of a training is gone
  ├─ ExportError                1   the exported file does not give back what was trained
  ├─ ModelLicenseError         14   the licence file of a model in a loss does not hold
+ ├─ ApiError                   1   a paid API does not take the request: its key, its model or what it asks
+ │   └─ ApiUnavailable        20   a paid API did not answer, however often it was asked
+ ├─ BudgetSpent                1   a paid API would be asked for more than the recipe allows
  └─ Interrupted              143   stopped by a signal, after saving a checkpoint
 
 The number is the exit code of the command line. Each error says what happened (``message``) and what to do
@@ -63,6 +66,20 @@ class ModelLicenseError(TrainerError):
     """A model that the training looks through has a licence file that does not hold."""
 
     exit_code = 14
+
+
+class ApiError(TrainerError):
+    """A paid API does not take a request, and would not take it a second time."""
+
+
+class ApiUnavailable(ApiError):
+    """A paid API did not answer: it is down, busy, or too slow."""
+
+    exit_code = 20
+
+
+class BudgetSpent(TrainerError):
+    """The next request to a paid API is more than the recipe allows; it was not sent."""
 
 
 class Interrupted(TrainerError):

@@ -1,0 +1,108 @@
+"""Google's Gemini API through google-genai: the client, and what its failures mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.apis import retry
+from trainer.apis.keys import VARIABLES, address, key_of
+from trainer.apis.request import Failed
+from trainer.errors import ApiError
+
+ADDRESS = "https://generativelanguage.googleapis.com"
+EXTRA = "pip install 'adapter-foundry[apis]'"
+
+
+def client(endpoint: str | None, timeout: float) -> Any:
+    """Return a `google.genai.Client` that repeats nothing by itself.
+
+    Args:
+        endpoint: address of another server of this protocol; None is Google's.
+        timeout: seconds for one request.
+
+    Raises:
+        ApiError: there is no key, the address is none, or google-genai is not installed.
+    """
+    key, base = key_of("gemini"), address(endpoint or ADDRESS)
+    try:
+        from google import genai
+        from google.genai.types import HttpOptions
+    except ImportError as error:
+        raise ApiError(f"the Gemini API needs google-genai ({error})", EXTRA) from None
+    options = HttpOptions(base_url=base, timeout=max(1, int(timeout * 1000)), retry_options=None)
+    # Said outright, because the SDK looks into the environment for either.
+    return genai.Client(api_key=key, vertexai=False, http_options=options)
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn what the SDK raises inside of the block into `Failed`."""
+    from google.genai import errors
+
+    try:
+        yield
+    except errors.APIError as error:
+        raise _of_status(error) from None
+    except errors.UnknownApiResponseError as error:
+        raise unreadable(f"no JSON: {error}") from None
+    except Failed:
+        raise
+    except Exception as error:
+        raise transport_failure(error) from None
+
+
+def _of_status(error: Any) -> Failed:
+    code = int(error.code or 0)
+    headers = dict(getattr(error.response, "headers", None) or {})
+    text = str(error.message or error.status or "")
+    after = retry.retry_after(headers, time.time())
+    if after is None:
+        after = _retry_info(error.details)
+    if code in retry.REPEATED:
+        return Failed(status=str(code), message=text, after=after)
+    mends = {
+        400: "correct synthesis or scoring in the recipe: the model's id, the resolution, the address",
+        401: f"look whether {VARIABLES['gemini']} is right",
+        403: f"look whether {VARIABLES['gemini']} may use this model",
+        404: "look up the model's id: vendors retire models; ids are written in the recipe",
+    }
+    return Failed(status=str(code), message=text, mend=mends.get(code, ""), repeat=False)
+
+
+def _retry_info(details: Any) -> float | None:
+    """Return the seconds of google.rpc.RetryInfo, with which Gemini says what others say in Retry-After."""
+    try:
+        for item in details["error"]["details"]:
+            if str(item.get("@type", "")).endswith("google.rpc.RetryInfo"):
+                return max(0.0, float(str(item["retryDelay"]).removesuffix("s")))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        pass
+    return None
+
+
+def unreadable(message: str, **usage: Any) -> Failed:
+    """Return the failure of an answer that nobody can read; the vendor takes money for it."""
+    return Failed(status="malformed", message=message, malformed=True, billed="yes", **usage)
+
+
+def transport_failure(error: Exception) -> Failed:
+    """Return what an error of httpx, httpx2 or the standard library means.
+
+    Raises:
+        Exception: the error itself, if it is neither of the network nor of an answer.
+    """
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError"}:
+        return Failed(status="connection", message=f"no connection ({type(error).__name__})")
+    if names & {"TimeoutException", "TimeoutError"}:
+        # The vendor may well have answered somebody who was gone.
+        return Failed(status="timeout", message="no answer in time", billed="unsure")
+    if names & {"TransportError", "ConnectionError", "RequestError"}:
+        message = f"the connection broke ({type(error).__name__})"
+        return Failed(status="connection", message=message, billed="unsure")
+    if names & {"ValidationError", "JSONDecodeError", "UnicodeDecodeError", "DecodingError"}:
+        return unreadable(f"the answer has another form ({type(error).__name__})")
+    raise error

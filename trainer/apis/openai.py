@@ -1,0 +1,79 @@
+"""Any OpenAI-compatible server through the openai SDK: the client, and what its failures mean."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trainer.apis import retry
+from trainer.apis.gemini import EXTRA, transport_failure, unreadable
+from trainer.apis.keys import VARIABLES, address, key_of
+from trainer.apis.request import Failed
+from trainer.errors import ApiError
+
+ADDRESS = "https://api.openai.com/v1"
+_MODERATED = frozenset({"moderation_blocked", "content_policy_violation", "content_filter"})
+
+
+def client(endpoint: str | None, timeout: float) -> Any:
+    """Return an `openai.OpenAI` that repeats nothing by itself.
+
+    Args:
+        endpoint: address of another server of this protocol, with its /v1; None is OpenAI's.
+        timeout: seconds for one request.
+
+    Raises:
+        ApiError: there is no key, the address is none, or openai is not installed.
+    """
+    key, base = key_of("openai"), address(endpoint or ADDRESS)
+    try:
+        import openai
+    except ImportError as error:
+        raise ApiError(f"the OpenAI protocol needs openai ({error})", EXTRA) from None
+    return openai.OpenAI(api_key=key, base_url=base, timeout=timeout, max_retries=0)
+
+
+class Moderated(Exception):
+    """The vendor does not answer that question; the text says why."""
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """Turn what the SDK raises inside of the block into `Failed`, and a refusal into `Moderated`."""
+    import openai
+
+    try:
+        yield
+    except openai.APIStatusError as error:
+        if error.status_code == 400 and str(error.code) in _MODERATED:
+            raise Moderated(f"{error.code}: {error.message}") from None
+        raise _of_status(error) from None
+    except openai.APIResponseValidationError as error:
+        raise unreadable(f"the answer has another form ({error.message})") from None
+    except openai.APIConnectionError as error:
+        # The SDK hides what httpx said as the cause.
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else TimeoutError()
+        raise transport_failure(cause) from None
+    except (Failed, Moderated):
+        raise
+    except Exception as error:
+        raise transport_failure(error) from None
+
+
+def _of_status(error: Any) -> Failed:
+    code, text = int(error.status_code), str(error.message)
+    after = retry.retry_after(dict(error.response.headers), time.time())
+    if str(error.code) == "insufficient_quota":
+        mend = "put money into the account, or give the key of another one"
+        return Failed(status=str(code), message=text, mend=mend, repeat=False)
+    if code in retry.REPEATED or code >= 500:
+        return Failed(status=str(code), message=text, after=after)
+    mends = {
+        400: "correct synthesis or scoring in the recipe: the model's id, the resolution, the address",
+        401: f"look whether {VARIABLES['openai']} is right",
+        403: f"look whether {VARIABLES['openai']} may use this model",
+        404: "look up the model's id and the address: vendors retire models; both are written in the recipe",
+    }
+    return Failed(status=str(code), message=text, mend=mends.get(code, ""), repeat=False)
