@@ -55,12 +55,15 @@ class Server:
 
 
 @contextmanager
-def managed_server(data_folder: Path, settings: FlowSettings | None = None) -> Iterator[Server]:
+def managed_server(
+    data_folder: Path, settings: FlowSettings | None = None, port: int | None = None
+) -> Iterator[Server]:
     """Give a Prefect server that answers; stop it afterwards if it is ours and nobody else uses it.
 
     Args:
         data_folder: its data lie in the folder ``prefect`` below.
         settings: None reads them.
+        port: where a server that is started here listens; None takes a free one.
 
     Raises:
         ServerError: the server does not start or answer.
@@ -79,7 +82,7 @@ def managed_server(data_folder: Path, settings: FlowSettings | None = None) -> I
     with (folder / "server.users").open("w") as users:
         with _locked(folder / "server.lock"):
             fcntl.flock(users, fcntl.LOCK_SH)
-            server = _running(folder) or _start(data_folder, settings.server_timeout)
+            server = _running(folder, settings.server_timeout) or _start(data_folder, settings.server_timeout)
         try:
             yield server
         finally:
@@ -91,14 +94,14 @@ def managed_server(data_folder: Path, settings: FlowSettings | None = None) -> I
 def healthy(url: str, timeout: float = 5.0) -> bool:
     """Return whether a Prefect API answers."""
     try:
-        return _request(f"{url}/health", timeout=timeout) is True
+        return ask(f"{url}/health", timeout=timeout) is True
     except (OSError, ValueError):
         return False
 
 
 def task_runs(url: str, ids: list[str]) -> dict[str, str]:
     """Return the recorded state type of each of these task runs that the server knows."""
-    rows = _request(f"{url}/task_runs/filter", {"task_runs": {"id": {"any_": ids}}, "limit": 200})
+    rows = ask(f"{url}/task_runs/filter", {"task_runs": {"id": {"any_": ids}}, "limit": 200})
     return {row["id"]: row["state_type"] for row in rows}
 
 
@@ -122,7 +125,13 @@ def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
             time.sleep(0.2)
 
 
-def _request(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
+def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
+    """Return the answer of a Prefect API to a GET, or to a POST of ``body``.
+
+    Raises:
+        OSError: it does not answer, or refuses.
+        ValueError: the answer is no JSON.
+    """
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310
     # A proxy of the environment must not stand between this process and its own machine.
@@ -147,13 +156,30 @@ def _last(users: IO[str]) -> bool:
     return True
 
 
-def _running(folder: Path) -> Server | None:
-    """Return the server that the state file names, if it is alive and answers."""
+def _running(folder: Path, timeout: float) -> Server | None:
+    """Return the server that the state file names, once it answers.
+
+    One that lives is waited for: on a busy machine it may take long to answer, and a second server on the same
+    database would be worse.
+
+    Raises:
+        ServerError: it lives, but did not answer within ``timeout`` seconds.
+    """
     state = _state(folder)
-    if state is None or not _is_ours(state["pid"], state["port"]):
-        return None
-    url = f"http://{HOST}:{state['port']}/api"
-    return Server(url=url, pid=state["pid"], reused=True) if healthy(url) else None
+    end = time.monotonic() + timeout
+    while state is not None and _is_ours(state["pid"], state["port"]):
+        url = f"http://{HOST}:{state['port']}/api"
+        if healthy(url):
+            return Server(url=url, pid=state["pid"], reused=True)
+        if time.monotonic() > end:
+            raise ServerError(
+                f"the local Prefect server, process {state['pid']}, lives but did not answer within "
+                f"{timeout:.0f} seconds; see {folder / 'server.log'}",
+                "end that process and run the same command again, or raise "
+                "ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT on a slow machine",
+            )
+        time.sleep(0.1)
+    return None
 
 
 def _state(folder: Path) -> dict[str, int] | None:
@@ -175,12 +201,18 @@ def _is_ours(pid: int, port: int) -> bool:
     return MODULE in words and str(port) in words
 
 
-def _start(data_folder: Path, timeout: float) -> Server:
+def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
     """Start a server and wait until it answers; the first start creates and migrates its database."""
     folder = prefect_home(data_folder)
-    port = _free_port()
     url = f"http://{HOST}:{port}/api"
-    environment = {**os.environ, **prefect_environment(data_folder), "PREFECT_SERVER_UI_API_URL": url}
+    _require_free(port)
+    environment = {
+        **os.environ,
+        **prefect_environment(data_folder),
+        "PREFECT_SERVER_UI_API_URL": url,
+        # Prefect lets the pages of every website call its API, unless it is told whose pages are its own.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+    }
     environment.pop("PREFECT_API_URL", None)
     log = folder / "server.log"
     # -P: the working directory must not shadow Prefect. A session of its own: Ctrl-C is for the run, and the
@@ -197,7 +229,7 @@ def _start(data_folder: Path, timeout: float) -> Server:
             cwd=folder,
         )
     (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
-    end = time.monotonic() + timeout
+    end = time.monotonic() + settings.server_timeout
     while not healthy(url):
         if process.poll() is not None or time.monotonic() > end:
             _stop(folder)
@@ -208,6 +240,19 @@ def _start(data_folder: Path, timeout: float) -> Server:
             )
         time.sleep(0.1)
     return Server(url=url, pid=process.pid, reused=False)
+
+
+def _require_free(port: int) -> None:
+    with socket.socket() as probe:
+        # As the server does it: what the kernel still remembers of a server that ended is no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServerError(
+                f"Prefect's server cannot listen on port {port}: {error.strerror}",
+                "choose another port, or stop what listens there",
+            ) from None
 
 
 def _free_port() -> int:
