@@ -25,7 +25,7 @@ Runner = Annotated[
         title="Runner",
         description=(
             "Where the parts of synthesis, scoring and evaluation are done: in threads of the worker, or on "
-            "a Ray cluster (ADAPTER_FOUNDRY_FLOWS_RAY_ADDRESS; without it a local one is started)."
+            "a Ray cluster (RAY_ADDRESS; without it a local one is started)."
         ),
     ),
 ]

@@ -30,6 +30,10 @@ class FlowSettings(BaseModel):
         prefect_api_url: a Prefect server to use; None starts one on this machine for the time of a run.
         server_timeout: seconds that the local server may take to start, and to record a run before it stops.
         approval_timeout: seconds that a release waits for approvers, over all of its questions.
+        workers: how many parts of a stage are done at once on this machine, on threads or on a Ray cluster of
+            the run's own; None takes one a core, up to four.
+        ray_address: a Ray cluster for flows with ``runner: ray``, whose machines share the data folder; None
+            starts one on this machine for the time of a run.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,6 +41,8 @@ class FlowSettings(BaseModel):
     prefect_api_url: Annotated[str | None, StandardVariable("PREFECT_API_URL")] = None
     server_timeout: Annotated[float, Field(gt=0)] = 180.0
     approval_timeout: Annotated[int, Field(ge=1, le=365 * 86_400)] = 7 * 86_400
+    workers: Annotated[int | None, Field(ge=1, le=256)] = None
+    ray_address: Annotated[str | None, StandardVariable("RAY_ADDRESS")] = None
 
     @classmethod
     def read(cls, data_folder: Path | None = None) -> FlowSettings:
@@ -60,6 +66,9 @@ def prefect_environment(data_folder: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         # The display tells what happens; Prefect's own lines go to its user interface.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+        # Whatever a stage starts stays as silent: both tell their makers otherwise.
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_USAGE_STATS_ENABLED": "0",
         # One display is enough: the bars of the libraries below would write over it.
         "TQDM_DISABLE": "1",
         **QUIET,
