@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,6 +49,23 @@ def test_a_server_that_a_killed_run_left_behind_is_used_again(data_folder: Path)
         assert server.reused
         assert server.pid == left["pid"]
     assert not healthy(server.url)
+
+
+def test_a_server_that_is_slow_to_answer_is_waited_for_and_not_started_twice(data_folder: Path) -> None:
+    with managed_server(data_folder) as server:
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            with (
+                pytest.raises(ServerError, match="lives but did not answer"),
+                managed_server(data_folder, FlowSettings(server_timeout=0.5)),
+            ):
+                pass
+            threading.Timer(2.0, os.kill, (server.pid, signal.SIGCONT)).start()
+            with managed_server(data_folder) as same:
+                assert same.pid == server.pid
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
 
 
 def test_a_stale_state_file_is_not_believed(data_folder: Path) -> None:
