@@ -82,7 +82,9 @@ def managed_server(
     with (folder / "server.users").open("w") as users:
         with _locked(folder / "server.lock"):
             fcntl.flock(users, fcntl.LOCK_SH)
-            server = _running(folder, settings.server_timeout) or _start(data_folder, settings.server_timeout)
+            server = _running(folder, settings.server_timeout) or _start(
+                data_folder, settings, port or _free_port()
+            )
         try:
             yield server
         finally:
