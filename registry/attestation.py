@@ -373,13 +373,16 @@ def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
     return dict(report)
 
 
-def approval_predicate(*, by: str, reason: str, at: str, automatic: bool = False) -> dict[str, Any]:
-    """Return the predicate of an approval.
+def approval_predicate(
+    *, by: str, reason: str, at: str, automatic: bool = False, verdict: Literal["pass", "fail"] = "pass"
+) -> dict[str, Any]:
+    """Return the predicate of an approval, or of its refusal.
 
     Args:
         by: who approves.
         reason: why.
         at: when, as an ISO 8601 time in UTC.
         automatic: no person looked; a pipeline approved by its rules.
+        verdict: "fail" rejects, and is never outvoted.
     """
-    return {"verdict": "pass", "by": by, "reason": reason, "at": at, "automatic": automatic}
+    return {"verdict": verdict, "by": by, "reason": reason, "at": at, "automatic": automatic}

@@ -135,14 +135,46 @@ def sign_recorded(
     """Sign a statement about a published version, with a line in the audit log; see `sign`."""
     there = shelf.read_statements(registry.store, manifest.digest)
     signed = sign(registry, manifest, kind, predicate, there)
-    if not signed.reused:
-        digest = signed.statement.rpartition(".json")[0].rpartition(".")[2]
-        details = {"kind": kind, "digest": str(manifest.digest), "statement": f"sha256:{digest}"}
-        action = {"approval": "approve", "waiver": "waive"}.get(kind, "attest")
-        registry.record(action, signed.reference, details, actor=actor)
-        state = registry.authority.publish_anchor()
-        index_version(registry, state, manifest.digest)
+    _record(registry, manifest, signed, actor)
     return signed
+
+
+def keep_recorded(
+    registry: Registry, manifest: AdapterManifest, kind: Kind, data: bytes, actor: str
+) -> Attested:
+    """Keep an envelope that was signed elsewhere and verified here, with a line in the audit log.
+
+    Raises:
+        Conflict: there are as many statements as anybody reads.
+    """
+    there = shelf.read_statements(registry.store, manifest.digest)
+    if data not in there.values():
+        _check_room(f"{manifest.name}:{manifest.version}", there)
+    key, new = shelf.put_statement(registry.store, manifest.digest, kind, data)
+    kept = Attested(
+        reference=f"{manifest.name}:{manifest.version}",
+        kind=kind,
+        digest=manifest.digest,
+        statement=key,
+        reused=not new,
+        predicate=attestation.parse_statement(envelope.unverified_payload(data)).predicate,
+    )
+    _record(registry, manifest, kept, actor)
+    return kept
+
+
+def _record(registry: Registry, manifest: AdapterManifest, signed: Attested, actor: str) -> None:
+    """Write a statement that is new into the audit log, and into the index for people."""
+    if signed.reused:
+        return
+    digest = signed.statement.rpartition(".json")[0].rpartition(".")[2]
+    details = {"kind": signed.kind, "digest": str(manifest.digest), "statement": f"sha256:{digest}"}
+    action = {"approval": "approve", "waiver": "waive"}.get(signed.kind, "attest")
+    if signed.kind == "approval" and signed.predicate.get("verdict") != "pass":
+        action = "reject"
+    registry.record(action, signed.reference, details, actor=actor)
+    state = registry.authority.publish_anchor()
+    index_version(registry, state, manifest.digest)
 
 
 def sign(
@@ -181,14 +213,18 @@ def sign(
             continue
         if found.kind == kind and _without_time(found.predicate) == said:
             return replace(signed, statement=key, predicate=found.predicate)
+    _check_room(subject, there)
+    data = envelope.sign(payload, [signer])
+    key, new = shelf.put_statement(registry.store, manifest.digest, kind, data)
+    return replace(signed, statement=key, reused=not new)
+
+
+def _check_room(subject: str, there: Mapping[str, bytes]) -> None:
     if len(there) >= shelf.MAX_STATEMENTS:
         raise Conflict(
             f"{subject} has {len(there)} statements; with one more nobody could pull it",
             "push it as a new version, which begins without any",
         )
-    data = envelope.sign(payload, [signer])
-    key, new = shelf.put_statement(registry.store, manifest.digest, kind, data)
-    return replace(signed, statement=key, reused=not new)
 
 
 def _without_time(predicate: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import click
 
 from registry.command import run
 from registry.commands import (
+    approving,
     formats,
     ledger,
     licenses,
@@ -41,6 +42,7 @@ def cli() -> None:
 
 for _subject in (
     publishing,
+    approving,
     using,
     scanning,
     population,

@@ -1,4 +1,4 @@
-"""Commands that change a registry: init, push, approve, promote, revoke."""
+"""Commands that change a registry: init, push, promote, revoke."""
 
 from __future__ import annotations
 
@@ -145,22 +145,6 @@ def _report(path: str | None, what: str) -> Mapping[str, Any] | None:
 
 @command
 @click.argument("reference")
-@click.option("--by", required=True, help="Who approves.")
-@click.option("--reason", required=True, help="Why; people will read it.")
-def approve(reference: str, by: str, reason: str) -> Answer:
-    """Sign that a person approves REFERENCE.
-
-    Everything else about it is verified first: statements, licences, files, scan.
-    """
-    from registry.client import Registry
-
-    result = Registry.open().approve(reference, by, reason)
-    data = {"reference": result.reference, "digest": str(result.digest), "by": by, "reused": result.reused}
-    return Answer(data, f"{result.reference}  {result.digest}\nApproved by {by}.")
-
-
-@command
-@click.argument("reference")
 @click.option("--to", "alias", required=True, help="The alias that shall mean it, such as prod.")
 @click.option("--dry-run", is_flag=True, help="Look at the gates and change nothing.")
 def promote(reference: str, alias: str, dry_run: bool) -> Answer:
@@ -279,4 +263,4 @@ def _name_and_alias(text: str) -> tuple[str, str]:
     return reference.name, reference.alias
 
 
-COMMANDS = (init, push, approve, promote, rollback, demote, revoke, yank)
+COMMANDS = (init, push, promote, rollback, demote, revoke, yank)

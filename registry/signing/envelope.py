@@ -137,6 +137,21 @@ def _too_few(found: int, needed: int, parsed: SslibEnvelope) -> BadSignature:
     )
 
 
+def only(envelope: bytes, keys: Sequence[PublicKey]) -> bytes:
+    """Returns the envelope with the signatures of `keys` and nothing else that came with it.
+
+    Raises:
+        Unsigned, BadSignature: as `verified`.
+    """
+    from securesystemslib.dsse import Envelope
+
+    payload, _ = verified(envelope, keys)
+    parsed = _parse(envelope)
+    kept = {key.keyid: parsed.signatures[key.keyid] for key in keys if _signed(parsed, key)}
+    fields = Envelope(payload, PAYLOAD_TYPE, kept).to_dict()
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
 def unverified_payload(envelope: bytes) -> bytes:
     """The payload without any check of its signatures: only to find out which role's keys must be asked.
 
