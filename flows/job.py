@@ -17,6 +17,7 @@ from flows.artifacts import show_summary
 from flows.dataset import make_dataset
 from flows.display import Display
 from flows.errors import FlowError
+from flows.mapping import part_mapper
 from flows.parameters import Approval, RecipeChoice, Runner
 from flows.release import publish
 from flows.server import wait_until_recorded
@@ -119,11 +120,13 @@ def _job(name: str, recipe: Recipe, runner: Runner) -> Iterator[Job]:
     place = home()
     stages = STAGES[name] - (FEWER_OF_FOLDER if recipe.data.source == "folder" else 0)
     display = Display(stages, log=get_run_logger().info)
+    settings = FlowSettings.read(place)
     job = Job(home=place, root=place / "runs" / recipe.name, display=display)
     try:
-        yield job
+        with part_mapper(place, runner, settings, job.runs) as job.mapper:
+            yield job
     finally:
-        wait_until_recorded(PREFECT_API_URL.value(), job.runs, FlowSettings.read(place).server_timeout)
+        wait_until_recorded(PREFECT_API_URL.value(), job.runs, settings.server_timeout)
 
 
 def base_folder(base: BaseModelRef, home: Path) -> Path:

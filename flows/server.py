@@ -30,6 +30,8 @@ from flows.settings import FlowSettings, prefect_environment, prefect_home, prep
 
 HOST = "127.0.0.1"
 FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+#: A server gives no more rows in one answer.
+PAGE = 200
 _STOP_SECONDS = 30.0
 _LOG_LINES = 15
 
@@ -103,8 +105,12 @@ def healthy(url: str, timeout: float = 5.0) -> bool:
 
 def task_runs(url: str, ids: list[str]) -> dict[str, str]:
     """Return the recorded state type of each of these task runs that the server knows."""
-    rows = ask(f"{url}/task_runs/filter", {"task_runs": {"id": {"any_": ids}}, "limit": 200})
-    return {row["id"]: row["state_type"] for row in rows}
+    known = {}
+    for begin in range(0, len(ids), PAGE):
+        wanted = {"id": {"any_": ids[begin : begin + PAGE]}}
+        rows = ask(f"{url}/task_runs/filter", {"task_runs": wanted, "limit": PAGE})
+        known |= {row["id"]: row["state_type"] for row in rows}
+    return known
 
 
 def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:

@@ -1,0 +1,208 @@
+"""Parts of a stage as Prefect tasks: on threads of this process, or on a Ray cluster.
+
+`PartMapper` is the `trainer.parts.Mapper` of the flows. A part is one task run, whose parameters say what to do
+and whose answer lies in the stage's folder, so nothing but names travels. At any time only so many parts are
+submitted as keep all workers busy: what is not submitted cannot go on when a run is cancelled. The task runner
+is started by the first stage that has more than one part to do, and stays until the run ends; a single part
+is done by the stage itself.
+
+Ray does a part again, under the same task run, when the process that did it was killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from flows.errors import StageFailed
+from flows.parameters import Runner
+from flows.server import wait_until_recorded
+from flows.settings import FlowSettings
+from registry.errors import Explained
+from trainer.parts import Part, PartFunction
+
+if TYPE_CHECKING:
+    from prefect.futures import PrefectFuture
+    from prefect.task_runners import TaskRunner
+
+_AT_MOST = 4
+#: Parts that are submitted for each worker: the next one waits while a worker reports the last.
+_AHEAD = 2
+#: Variables that a Ray worker shares with the run, wherever it is.
+_SHARED = ("ADAPTER_FOUNDRY_", "PREFECT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "DO_NOT_TRACK")
+
+
+@task(name="part", cache_policy=NO_CACHE, persist_result=False)
+def part(function: PartFunction, given: Part) -> None:
+    """Do a part; paid APIs are asked no faster than Prefect's limits let all workers together."""
+    try:
+        from flows.limits import api_rates
+    except ImportError:  # TODO H7
+        function(**given)
+        return
+
+    with api_rates():
+        function(**given)
+
+
+@dataclass(kw_only=True)
+class PartMapper:
+    """Does the parts of stages as tasks of the flow run that made it.
+
+    Attributes:
+        home: data folder; all workers share it.
+        runner: "threads" or "ray".
+        settings: of the flows.
+        runs: gets the ids of the task runs.
+    """
+
+    home: Path
+    runner: Runner
+    settings: FlowSettings
+    runs: list[str]
+    _flow: Context = field(default_factory=copy_context)
+    _started: tuple[TaskRunner[Any], int] | None = None
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def __call__(self, stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
+        """See `trainer.parts.Mapper`.
+
+        Raises:
+            Explained: what a part raised, after those under way have ended.
+            StageFailed: a part was lost with its worker, several times.
+        """
+        if len(parts) < 2:
+            for one in parts:
+                part.fn(function, one)
+                yield
+            return
+        runner, workers = self._start()
+        named = part.with_options(name=f"{stage}-part", task_run_name=f"{stage} {{given[number]}}")
+        waiting = deque(parts)
+        under_way: deque[PrefectFuture[None]] = deque()
+        try:
+            while waiting or under_way:
+                while waiting and len(under_way) < _AHEAD * workers:
+                    given = {"function": function, "given": waiting.popleft()}
+                    # In the context of the flow, not of the stage's task: that one knows things that are
+                    # of no use elsewhere and cannot be sent, such as the display.
+                    under_way.append(self._flow.run(runner.submit, named, given))
+                    self.runs.append(str(under_way[-1].task_run_id))
+                _result(stage, under_way.popleft())
+                yield
+        except Exception:
+            for future in under_way:
+                future.wait()
+            raise
+        except BaseException:
+            # Cancelled, or nobody asks any more: what has not begun never will.
+            _drop(under_way)
+            raise
+
+    def close(self) -> None:
+        """Wait until the server knows how each part ended, then stop the workers."""
+        from prefect.settings import PREFECT_API_URL
+
+        with self._open:
+            # The workers tell the server by themselves, and have to live until they have.
+            if self._started and self.runner == "ray":
+                wait_until_recorded(PREFECT_API_URL.value(), self.runs, self.settings.server_timeout)
+
+    def _start(self) -> tuple[TaskRunner[Any], int]:
+        """Return the task runner, started, and how many parts it does at once."""
+        if self._started is None:
+            workers = self.settings.workers or min(_AT_MOST, os.cpu_count() or 1)
+            if self.runner == "ray":
+                self._started = self._ray(workers)
+            else:
+                from prefect.task_runners import ThreadPoolTaskRunner
+
+                threads = self._open.enter_context(ThreadPoolTaskRunner(max_workers=workers))
+                self._started = threads, workers
+        return self._started
+
+    def _ray(self, workers: int) -> tuple[TaskRunner[Any], int]:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+        from prefect_ray import RayTaskRunner
+
+        options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+        environment = {
+            **{name: value for name, value in os.environ.items() if name.startswith(_SHARED)},
+            "ADAPTER_FOUNDRY_HOME": str(self.home),
+        }
+        if self.settings.ray_address is None:
+            options |= {"num_cpus": workers, "include_dashboard": False}
+            options |= {"_node_ip_address": "127.0.0.1"}
+        options["runtime_env"] = {"env_vars": environment}
+        with _signals_kept():
+            cluster = RayTaskRunner(address=self.settings.ray_address, init_kwargs=options)
+            self._open.enter_context(cluster)
+        return cluster, max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+@contextmanager
+def part_mapper(
+    home: Path, runner: Runner, settings: FlowSettings, runs: list[str]
+) -> Iterator[PartMapper]:
+    """Give the mapper of a flow run, which adds the ids of its task runs to ``runs``; called in the flow."""
+    mapper = PartMapper(home=home, runner=runner, settings=settings, runs=runs)
+    try:
+        yield mapper
+    finally:
+        mapper.close()
+
+
+def _result(stage: str, future: PrefectFuture[None]) -> None:
+    """Wait for a part and raise what it raised."""
+    future.wait()
+    state = future.state
+    if state.is_completed():
+        return
+    if state.is_failed():
+        problem = state.result(raise_on_failure=False)
+        if isinstance(problem, Explained):
+            raise problem
+        raise StageFailed(
+            f"a part of the stage {stage} failed: {type(problem).__name__}: {problem}",
+            "the log of its task run in Prefect's page has the details; run the same command again to go on",
+        ) from (problem if isinstance(problem, Exception) else None)
+    raise StageFailed(
+        f"a part of the stage {stage} ended as {state.name}: its worker was lost",
+        "a worker that was killed had often no memory left; finished parts are kept: run the same command again",
+    )
+
+
+def _drop(futures: Sequence[PrefectFuture[None]]) -> None:
+    for future in futures:
+        wrapped = getattr(future, "wrapped_future", None)
+        if hasattr(wrapped, "cancel"):
+            wrapped.cancel()
+        else:
+            import ray
+
+            ray.cancel(wrapped, force=True)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Give SIGTERM back to whom it belonged: Ray takes it, and Prefect cancels runs with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,148 @@
+"""Parts of a stage as task runs: all of them done and recorded, errors explained, a single one without a task."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.settings import temporary_settings
+
+from flows.errors import StageFailed
+from flows.mapping import part_mapper
+from flows.server import Server, managed_server, task_runs, wait_until_recorded
+from flows.settings import FlowSettings, client_settings
+from registry.digest import digest_bytes
+from trainer.errors import DataError
+from trainer.parts import in_parts
+
+SETTINGS = FlowSettings(workers=2)
+KEY = digest_bytes(b"parts")
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One data folder for the module."""
+    return tmp_path_factory.mktemp("flows-mapping")
+
+
+@pytest.fixture(scope="module")
+def server(data_folder: Path) -> Iterator[Server]:
+    """One server for the module, and this process set to use it."""
+    with managed_server(data_folder) as server, temporary_settings(client_settings(data_folder, server.url)):
+        yield server
+
+
+def square(folder: Path, *, number: int, log: str) -> dict[str, Any]:
+    """Square a number, and note that it was done."""
+    with Path(log).open("a") as stream:
+        stream.write(f"{number} {threading.current_thread().name}\n")
+    return {"square": number * number}
+
+
+def refuse_three(folder: Path, *, number: int, log: str) -> dict[str, Any]:
+    """Square a number, but for one."""
+    if number == 3:
+        raise DataError("the third is bad", "leave it out")
+    return square(folder, number=number, log=log)
+
+
+def slip(folder: Path, *, number: int, log: str) -> dict[str, Any]:
+    """Have a mistake in the program."""
+    raise ZeroDivisionError(f"{number} / 0")
+
+
+def mapped(home: Path, out: Path, function: Any, count: int, runs: list[str]) -> list[dict[str, Any]]:
+    """Do parts in a flow, on threads."""
+
+    @flow(name="parts")
+    def parts() -> list[dict[str, Any]]:
+        with part_mapper(home, "threads", SETTINGS, runs) as mapper:
+            given = [{"number": number, "log": str(out.with_suffix(".log"))} for number in range(count)]
+            return in_parts("squares", out, KEY, function, given, mapper)[1]
+
+    return parts()
+
+
+def done_parts(out: Path) -> list[int]:
+    return sorted(int(line.split()[0]) for line in out.with_suffix(".log").read_text().splitlines())
+
+
+def test_each_part_is_a_recorded_task_run_and_done_once(
+    server: Server, data_folder: Path, tmp_path: Path
+) -> None:
+    runs: list[str] = []
+    answers = mapped(data_folder, tmp_path / "out", square, 7, runs)
+    assert [answer["square"] for answer in answers] == [number**2 for number in range(7)]
+    assert done_parts(tmp_path / "out") == list(range(7))
+    names = {line.split()[1] for line in (tmp_path / "out.log").read_text().splitlines()}
+    assert threading.current_thread().name not in names
+    assert len(runs) == len(set(runs)) == 7
+    wait_until_recorded(server.url, runs, 60)
+    assert task_runs(server.url, runs) == dict.fromkeys(runs, "COMPLETED")
+    assert mapped(data_folder, tmp_path / "out", square, 7, runs) == answers
+    assert len(runs) == 7, "what is done needs no task run"
+
+
+def test_one_part_is_done_by_the_stage_itself(server: Server, data_folder: Path, tmp_path: Path) -> None:
+    runs: list[str] = []
+    assert mapped(data_folder, tmp_path / "out", square, 1, runs) == [{"square": 0}]
+    assert runs == []
+
+
+def test_the_error_of_a_part_reaches_the_user_as_it_is(
+    server: Server, data_folder: Path, tmp_path: Path
+) -> None:
+    runs: list[str] = []
+    with pytest.raises(DataError) as problem:
+        mapped(data_folder, tmp_path / "out", refuse_three, 30, runs)
+    assert (problem.value.message, problem.value.mend) == ("the third is bad", "leave it out")
+    done = done_parts(tmp_path / "out")
+    assert {0, 1, 2} <= set(done) and len(done) < 10, "nothing is begun after the error"
+    wait_until_recorded(server.url, runs, 60)
+    assert sorted(task_runs(server.url, runs).values()).count("FAILED") == 1
+    mapped(data_folder, tmp_path / "out", square, 30, runs)
+    assert done_parts(tmp_path / "out") == list(range(30)), "no finished part is repeated"
+
+
+def test_a_mistake_in_a_part_is_told_with_its_stage(
+    server: Server, data_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(StageFailed, match="stage squares failed: ZeroDivisionError: 0 / 0"):
+        mapped(data_folder, tmp_path / "out", slip, 2, [])
+
+
+def test_a_run_that_is_cancelled_begins_no_more_parts(
+    server: Server, data_folder: Path, tmp_path: Path
+) -> None:
+    runs: list[str] = []
+
+    @flow(name="cancelled")
+    def cancelled() -> None:
+        with part_mapper(data_folder, "threads", SETTINGS, runs) as mapper:
+            given = [{"function": wait, "given": {"log": tmp_path / "log"}, "number": n} for n in range(20)]
+            for _ in mapper("waits", call, given):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cancelled()
+    after = (tmp_path / "log").read_text()
+    time.sleep(0.5)
+    assert (tmp_path / "log").read_text() == after, "nothing goes on"
+    assert len(after) <= 4
+
+
+def wait(log: Path) -> None:
+    """Take a while."""
+    time.sleep(0.1)
+    with log.open("a") as stream:
+        stream.write("x")
+
+
+def call(function: Any, given: dict[str, Any], number: int) -> None:
+    """Call a function with what is given."""
+    function(**given)
