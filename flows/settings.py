@@ -59,6 +59,11 @@ def prefect_home(data_folder: Path) -> Path:
     return data_folder / "prefect"
 
 
+def result_storage(data_folder: Path) -> Path:
+    """Where stages leave what they returned, as JSON: every process that works on this data folder looks here."""
+    return prefect_home(data_folder) / "storage"
+
+
 def prefect_environment(data_folder: Path) -> dict[str, str]:
     """Return the variables that keep Prefect in one folder, quiet, and off the network."""
     return {
@@ -95,7 +100,7 @@ def client_settings(data_folder: Path, api_url: str) -> dict[str, Any]:
     return {
         "home": prefect_home(data_folder),
         "api.url": api_url,
-        "results.local_storage_path": prefect_home(data_folder) / "storage",
+        "results.local_storage_path": result_storage(data_folder),
         # Runs last minutes in one process: nobody watches heartbeats, and their thread costs a second.
         "flows.heartbeat_frequency": None,
     }
