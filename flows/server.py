@@ -149,6 +149,21 @@ def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) 
 
 
 @contextmanager
+def exclusive(path: Path, busy: ServerError) -> Iterator[None]:
+    """Hold a lock for the time of a block.
+
+    Raises:
+        ServerError: ``busy``, when another process holds it.
+    """
+    with path.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        yield
+
+
+@contextmanager
 def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)

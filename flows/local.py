@@ -1,0 +1,291 @@
+"""Prefect on this machine, for people: the page, the deployments, and a worker that does what they start.
+
+``python -m flows.local`` runs until Ctrl-C. With ``PREFECT_API_URL`` set it starts no server of its own: it
+only deploys to that one and works for it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flows.errors import ServerError
+from flows.server import Server, ask, exclusive, healthy, managed_server
+from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home, prepare
+from registry import command
+from registry.settings import home as default_home
+
+PORT = 4200
+DEPLOYMENTS = "prefect.yaml"
+#: Secrets and switches of the server, which is no business of the code that runs in flows.
+_SERVER_ONLY = "PREFECT_SERVER_DATABASE_"
+_LOG_LINES = 15
+_STOP_SECONDS = 60.0
+_WATCH_SECONDS = 2.0
+_DEAF_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """What runs.
+
+    Attributes:
+        server: Prefect's server.
+        worker: process that takes the runs of the local pool.
+        deployments: names of what can be started.
+    """
+
+    server: Server
+    worker: subprocess.Popen[bytes]
+    deployments: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return addresses and numbers as JSON values."""
+        return {
+            "page": self.server.page,
+            "api": self.server.url,
+            "server_pid": self.server.pid,
+            "worker_pid": self.worker.pid,
+            "deployments": list(self.deployments),
+        }
+
+
+@contextmanager
+def stack(home: Path, settings: FlowSettings, port: int | None = None, limit: int = 2) -> Iterator[Stack]:
+    """Give a server with pools, limits and deployments, and a worker; all of it ends with the block.
+
+    Args:
+        home: data folder; one stack at a time works in it.
+        settings: those of the data folder.
+        port: of the server; None takes a free one.
+        limit: how many runs the worker does at once.
+
+    Raises:
+        ServerError: another stack works in this data folder, or something does not start.
+        FlowError: the server's pool works in another data folder.
+    """
+    prepare(home)
+    busy = ServerError(
+        f"another `python -m flows.local` works in {home}",
+        "use that one, stop it first, or set ADAPTER_FOUNDRY_HOME to another folder",
+    )
+    with exclusive(prefect_home(home) / "local.lock", busy), managed_server(home, settings, port) as server:
+        if port is not None and server.page.rpartition(":")[2] != str(port):
+            click.echo(f"A run on this data folder started the server: it stays at {server.page}.", err=True)
+        set_up(server, home)
+        names = deploy(server, home)
+        with _working(server, home, limit, settings.server_timeout) as worker:
+            yield Stack(server=server, worker=worker, deployments=names)
+
+
+def set_up(server: Server, home: Path) -> None:
+    """Make work pools and limits on a server; what is there is brought up to date.
+
+    Raises:
+        FlowError: the server's pool works in another data folder.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.settings import temporary_settings
+
+    from flows import pools
+
+    with temporary_settings(client_settings(home, server.url)), get_client(sync_client=True) as client:
+        pools.make(client, home)
+
+
+def deploy(server: Server, home: Path) -> tuple[str, ...]:
+    """Make the deployments of the local pool, or bring them up to date, and return their names.
+
+    Raises:
+        ServerError: Prefect refuses them.
+    """
+    from flows.pools import LOCAL
+
+    file = resources.files("flows") / DEPLOYMENTS
+    names = [name for name, pool in deployments(file.read_text("utf-8")) if pool == LOCAL]
+    words = ["--no-prompt", "deploy", "--prefect-file", str(file)]
+    done = subprocess.run(
+        [*_prefect(*words), *(word for name in names for word in ("--name", name))],
+        env=_environment(server, home),
+        cwd=prefect_home(home),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ServerError(
+            f"the deployments could not be made:\n{_end(done.stdout + done.stderr)}",
+            f"correct what Prefect says about {file}",
+        )
+    return tuple(names)
+
+
+def deployments(text: str) -> list[tuple[str, str]]:
+    """Return name and work pool of each deployment in a ``prefect.yaml``."""
+    import yaml
+
+    return [(row["name"], row["work_pool"]["name"]) for row in yaml.safe_load(text)["deployments"]]
+
+
+@contextmanager
+def _working(server: Server, home: Path, limit: int, timeout: float) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker of the local pool until the block ends; the runs in its hands end with it."""
+    from flows.pools import LOCAL
+
+    log = prefect_home(home) / "worker.log"
+    name = f"{socket.gethostname()}-{os.getpid()}"
+    words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            _prefect(*words, "--name", name, "--limit", str(limit)),
+            env=_environment(server, home),
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            cwd=prefect_home(home),
+            # Ctrl-C is for this process, which stops the worker in order.
+            start_new_session=True,
+        )
+    try:
+        end = time.monotonic() + timeout
+        while name not in _online(server.url, LOCAL):
+            if process.poll() is not None or time.monotonic() > end:
+                raise ServerError(
+                    f"the worker did not start; the end of {log}:\n{_end(log.read_text('utf-8', 'replace'))}",
+                    "correct what the log says, or raise ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT",
+                )
+            time.sleep(0.2)
+        yield process
+    finally:
+        _stop(process)
+
+
+def _online(url: str, pool: str) -> set[str]:
+    try:
+        rows = ask(f"{url}/work_pools/{pool}/workers/filter", {"limit": 200})
+    except OSError:
+        return set()
+    return {row["name"] for row in rows if row["status"] == "ONLINE"}
+
+
+def _stop(worker: subprocess.Popen[bytes]) -> None:
+    """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
+    import psutil
+
+    try:
+        family = psutil.Process(worker.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    worker.send_signal(signal.SIGTERM)
+    # A worker that is asked to stop waits for its runs. They are asked, too: each records how it ended, and
+    # a training saves a checkpoint.
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() == worker.pid:
+                process.terminate()
+    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    try:
+        worker.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        worker.kill()
+        worker.wait()
+
+
+def _prefect(*words: str) -> list[str]:
+    # -P: the working directory must not shadow Prefect.
+    return [sys.executable, "-P", "-m", "prefect", *words]
+
+
+def _environment(server: Server, home: Path) -> dict[str, str]:
+    """Return the environment of everything that works for a server; secrets of the server stay behind."""
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_ONLY)}
+    return {
+        **mine,
+        **prefect_environment(home),
+        "PREFECT_API_URL": server.url,
+        "ADAPTER_FOUNDRY_HOME": str(home),
+    }
+
+
+def _end(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-_LOG_LINES:])
+
+
+def watch(running: Stack, stop: threading.Event) -> None:
+    """Return when ``stop`` is set.
+
+    Raises:
+        ServerError: the worker or the server is gone.
+    """
+    heard = time.monotonic()
+    while not stop.wait(_WATCH_SECONDS):
+        if running.worker.poll() is not None:
+            raise ServerError(
+                f"the worker ended by itself (status {running.worker.returncode})",
+                "see worker.log in the folder prefect of the data folder, then start this again",
+            )
+        if healthy(running.server.url):
+            heard = time.monotonic()
+        elif time.monotonic() - heard > _DEAF_SECONDS:
+            raise ServerError(
+                f"the Prefect server {running.server.url} does not answer any more",
+                "see server.log in the folder prefect of the data folder, then start this again",
+            )
+
+
+@click.command()
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Where Prefect's page is; 0 takes a free port.",
+)
+@click.option(
+    "--limit", type=click.IntRange(1), default=2, show_default=True, help="Runs that are done at once."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print addresses as one JSON object when all is ready.")
+def main(port: int, limit: int, as_json: bool) -> None:
+    """Run Prefect on this machine: its page, the deployments, and a worker. Ctrl-C ends all of it."""
+    stop, home = threading.Event(), default_home()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    settings = FlowSettings.read(home)
+    click.echo(f"Prefect starts in {prefect_home(home)} …", err=True)
+    with stack(home, settings, port or None, limit) as running:
+        if as_json:
+            click.echo(json.dumps(running.as_json(), sort_keys=True))
+        else:
+            click.echo(_WELCOME.format(page=running.server.page, names=", ".join(running.deployments)))
+        watch(running, stop)
+        click.echo("Stopping: runs in progress end first …", err=True)
+
+
+_WELCOME = """\
+Prefect is at {page}
+
+  to start a run     open {page}/deployments, choose one, Run > Custom run, fill in the form
+  what can be run    {names}
+  to stop            Ctrl-C here; what is done is kept, and a run that is started again reuses it
+"""
+
+
+if __name__ == "__main__":
+    command.run(main, "python -m flows.local")

@@ -1,0 +1,101 @@
+"""Work pools as data: where the runs of Prefect's deployments are done, and with what.
+
+``local.json`` runs them as processes beside the worker, ``kubernetes.json`` as pods with GPUs. Both are
+Prefect base job templates: ``job_configuration`` is what a worker starts, ``variables`` what a deployment or a
+person may set. A pool also holds the data folder and where results are kept, for two workers that look in different
+places would silently do the same work twice.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.errors import FlowError
+from flows.settings import result_storage
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+LOCAL, KUBERNETES = "local", "kubernetes"
+#: Prefect's worker type and a word for people, by pool.
+KINDS = {
+    LOCAL: ("process", "Processes on the machine of the worker."),
+    KUBERNETES: ("kubernetes", "Pods of a cluster, with GPUs."),
+}
+#: The data folder in a pod, where ``kubernetes.json`` mounts the claim.
+POD_HOME = Path("/data")
+HOME_VARIABLE = "ADAPTER_FOUNDRY_HOME"
+
+
+def template(pool: str, home: Path) -> dict[str, Any]:
+    """Return the base job template of a pool whose runs work in this data folder.
+
+    Args:
+        pool: one of `KINDS`.
+        home: the data folder as the runs see it.
+    """
+    value: dict[str, Any] = json.loads((resources.files("flows.pools") / f"{pool}.json").read_bytes())
+    value["variables"]["properties"]["env"]["default"] = environment(home)
+    return value
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables that every run of a pool needs to find what the others made.
+
+    Args:
+        home: the data folder as the runs see it.
+    """
+    return {
+        HOME_VARIABLE: str(home),
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(result_storage(home)),
+        # Whoever may write into the storage of results must not be able to run code in those who read it.
+        "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+        "DO_NOT_TRACK": "1",
+        "TQDM_DISABLE": "1",
+    }
+
+
+def make(client: SyncPrefectClient, home: Path) -> None:
+    """Make both pools, or bring their templates up to date; pauses and limits that people have set stay.
+
+    Args:
+        client: speaks to the server.
+        home: the data folder of the local pool.
+
+    Raises:
+        FlowError: the local pool of this server works in another data folder.
+    """
+    for pool, place in ((LOCAL, home), (KUBERNETES, POD_HOME)):
+        _make(client, pool, template(pool, place))
+
+
+def _make(client: SyncPrefectClient, pool: str, wanted: dict[str, Any]) -> None:
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    kind, words = KINDS[pool]
+    try:
+        there = client.read_work_pool(pool).base_job_template
+    except ObjectNotFound:
+        client.create_work_pool(
+            WorkPoolCreate(name=pool, type=kind, description=words, base_job_template=wanted)
+        )
+        return
+    mine, theirs = _home(wanted), _home(there)
+    if theirs is not None and theirs != mine:
+        raise FlowError(
+            f"the work pool {pool!r} of this Prefect server works in {theirs}, and this is {mine}",
+            f"set {HOME_VARIABLE}={theirs} (all workers of a pool share one data folder), use another "
+            "Prefect server, or delete that pool if nobody works in it any more",
+        )
+    if there != wanted:
+        client.update_work_pool(pool, WorkPoolUpdate(base_job_template=wanted))
+
+
+def _home(value: dict[str, Any]) -> str | None:
+    variables = value.get("variables", {}).get("properties", {}).get("env", {}).get("default", {})
+    home = variables.get(HOME_VARIABLE) if isinstance(variables, dict) else None
+    return home if isinstance(home, str) else None
