@@ -1,9 +1,9 @@
 """Work pools as data: where the runs of Prefect's deployments are done, and with what.
 
 ``local.json`` runs them as processes beside the worker, ``kubernetes.json`` as pods with GPUs. Both are
-Prefect base job templates: ``job_configuration`` is what a worker starts, ``variables`` what a deployment or a
-person may set. A pool also holds the data folder and where results are kept, for two workers that look in different
-places would silently do the same work twice.
+Prefect base job templates: ``job_configuration`` is what a worker starts, ``variables`` what a deployment
+or a person may set. A pool also holds the data folder and where results are kept, for two workers that look
+in different places would silently do the same work twice.
 """
 
 from __future__ import annotations
