@@ -34,6 +34,13 @@ class FlowSettings(BaseModel):
             the run's own; None takes one a core, up to four.
         ray_address: a Ray cluster for flows with ``runner: ray``, whose machines share the data folder; None
             starts one on this machine for the time of a run.
+        processes: of a training; None takes one a GPU, or one.
+        accelerate_config: file of `accelerate config` for trainings, which decides machines and processes then.
+        stop_seconds: how long a training that is told to stop may take to save a checkpoint.
+        gpu_slots: how many GPUs trainings may hold at once, over all flow runs; None takes those of the machine
+            that makes the limit, or one.
+        api_per_minute: requests that all flow runs together send to each paid API; None begins with 600. With
+            None, either is made once and then belongs to whoever changes it in Prefect's page.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +50,11 @@ class FlowSettings(BaseModel):
     approval_timeout: Annotated[int, Field(ge=1, le=365 * 86_400)] = 7 * 86_400
     workers: Annotated[int | None, Field(ge=1, le=256)] = None
     ray_address: Annotated[str | None, StandardVariable("RAY_ADDRESS")] = None
+    processes: Annotated[int | None, Field(ge=1)] = None
+    accelerate_config: Path | None = None
+    stop_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    gpu_slots: Annotated[int | None, Field(ge=1)] = None
+    api_per_minute: Annotated[int | None, Field(ge=1)] = None
 
     @classmethod
     def read(cls, data_folder: Path | None = None) -> FlowSettings:
@@ -69,6 +81,8 @@ def prefect_environment(data_folder: Path) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(prefect_home(data_folder)),
         "DO_NOT_TRACK": "1",
+        # In the server's memory, which Prefect prefers, leases are lost with it and their slots never return.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # The display tells what happens; Prefect's own lines go to its user interface.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
         # Whatever a stage starts stays as silent: both tell their makers otherwise.
