@@ -1,10 +1,26 @@
-"""What a flow leaves for people in Prefect's user interface."""
+"""What a flow leaves for people in Prefect's user interface.
+
+What approvers decide about comes from signed statements wherever there is one: a figure in a file of the run
+folder is nobody's word.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from trainer.stage import StageResult
+
+if TYPE_CHECKING:
+    from registry.client import Registry
+    from registry.gates import GateReport
+    from registry.results import Shown
+
+MAX_PICTURE_BYTES = 300_000
+"""Prefect keeps a picture in its database, as text in the artifact's row."""
+_WIDEST = 1600
+_QUALITIES = (88, 75, 60, 45, 30)
 
 
 def show_evaluation(evaluated: StageResult) -> None:
@@ -26,3 +42,156 @@ def show_summary(summary: dict[str, Any], key: str, title: str) -> None:
         for row in summary["stages"]
     ]
     create_markdown_artifact("\n".join([*lines, "", f"Everything lies in `{summary['folder']}`."]), key=key)
+
+
+def show_for_approval(registry: Registry, reference: str, report: GateReport, pictures: Path) -> None:
+    """Put everything that approvers should look at into Prefect's user interface.
+
+    Args:
+        registry: the registry.
+        reference: ``name:version``.
+        report: the gates between it and the alias.
+        pictures: the folder of the evaluation, with its contact sheet and report.
+    """
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+
+    from trainer.evaluation.pictures import CONTACT_SHEET
+
+    found = registry.show(reference)
+    before = None if report.before is None else registry.show(report.alias)
+    than = report.alias if before is None else f"{report.alias}, {before.listed.reference}"
+    show_picture(pictures / CONTACT_SHEET, "contact-sheet", f"Edits of held-out people with {reference}.")
+    rows = compared(said(found, "evaluation"), {} if before is None else said(before, "evaluation"))
+    create_table_artifact(
+        rows, key="metrics", description=f"Signed evaluation of {reference}, beside {than}."
+    )
+    create_table_artifact(scan_rows(said(found, "scan")), key="scan", description="The signed scan.")
+    create_table_artifact(
+        licence_rows(said(found, "licence")), key="licences", description="The signed licence decision."
+    )
+    gates = [
+        {"gate": one.name, "result": one.outcome, "found": one.detail.partition("\n")[0] or "-"}
+        for one in report.checks
+    ]
+    create_table_artifact(gates, key="gates", description=f"Gates between {reference} and {report.alias}.")
+    digest = report.manifest.digest
+    lines = [f"# {reference} for {report.alias}", "", "An approval signs the digest of the manifest:", ""]
+    create_markdown_artifact("\n".join([*lines, f"`{digest}`"]), key="to-be-signed")
+    create_link_artifact((pictures / "report.html").as_uri(), key="evaluation-report")
+
+
+def show_picture(path: Path, key: str, description: str) -> None:
+    """Put a picture into Prefect's user interface, small enough for its database."""
+    from prefect.artifacts import create_image_artifact
+
+    create_image_artifact(data_uri(path), key=key, description=description)
+
+
+def data_uri(path: Path) -> str:
+    """Return a picture of this machine as a JPEG of at most `MAX_PICTURE_BYTES` in a data URI."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    side = _WIDEST
+    while True:
+        picture.thumbnail((side, side * 4))
+        for quality in _QUALITIES:
+            stream = io.BytesIO()
+            picture.save(stream, "JPEG", quality=quality, optimize=True)
+            text = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+            if len(text) <= MAX_PICTURE_BYTES:
+                return text
+        side //= 2
+
+
+def said(found: Shown, kind: str) -> Mapping[str, Any]:
+    """Return what the last believed statement of a kind says; empty if there is none."""
+    predicates = [view.predicate for view in found.statements if view.kind == kind and view.signed]
+    return predicates[-1] if predicates else {}
+
+
+def compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the metrics of one signed evaluation beside those of another, as the rows of a table.
+
+    Args:
+        ours: an evaluation's predicate, as the trainer writes it or with ``metrics`` as name -> number.
+        theirs: that of what the alias means now; empty if it means nothing.
+    """
+    mine, others = _metrics(ours), _metrics(theirs)
+    rows = []
+    for name, (value, threshold, passed) in mine.items():
+        other = others.get(name, (None, None, None))[0]
+        rows.append(
+            {
+                "metric": name,
+                "value": _short(value),
+                "now": "-" if other is None else _short(other),
+                "difference": "-" if other is None or value is None else f"{value - other:+.4g}",
+                "threshold": threshold or "-",
+                "passed": {True: "yes", False: "NO"}.get(passed, "-") if passed is not None else "-",
+            }
+        )
+    return rows
+
+
+def _metrics(predicate: Mapping[str, Any]) -> dict[str, tuple[float | None, str | None, bool | None]]:
+    listed = predicate.get("metrics", ())
+    if isinstance(listed, Mapping):
+        return {str(name): (_number(value), None, None) for name, value in listed.items()}
+    found = {}
+    for row in listed if isinstance(listed, Sequence) else ():
+        if isinstance(row, Mapping) and isinstance(row.get("value"), Mapping):
+            bound = {"min": ">=", "max": "<="}.get(str(row.get("bound")), "")
+            threshold = None if row.get("threshold") is None else f"{bound} {row['threshold']}".strip()
+            passed = row.get("passed")
+            found[str(row.get("name"))] = (
+                _number(row["value"].get("value")),
+                threshold,
+                passed if isinstance(passed, bool) else None,
+            )
+    return found
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) else None
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def scan_rows(predicate: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a signed scan as the rows of a table: its verdict, and every rule that found something."""
+    from registry.scanning.rules import RULES
+
+    rows = [{"rule": "verdict", "result": str(predicate.get("result", "missing")), "what": ""}]
+    for result, key in (("block", "failedTests"), ("review", "warnedTests")):
+        for rule in predicate.get(key, ()):
+            title = RULES[rule].title if rule in RULES else "a rule that this version does not know"
+            rows.append({"rule": str(rule), "result": result, "what": title})
+    passed = len(predicate.get("passedTests", ()))
+    return [*rows, {"rule": f"{passed} other rules", "result": "pass", "what": "found nothing"}]
+
+
+def licence_rows(predicate: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return a signed licence decision as the rows of a table: the adapter, then what went into it."""
+    whole = {
+        "ingredient": "the adapter",
+        "licence": str(predicate.get("license", "missing")),
+        "verdict": str(predicate.get("verdict", "missing")),
+        "notes": "; ".join([f"for {predicate.get('purpose')}", *map(str, predicate.get("problems", ()))]),
+    }
+    rows = [
+        {
+            "ingredient": f"{one.get('name')} ({one.get('kind')})",
+            "licence": str(one.get("license")),
+            "verdict": str(one.get("verdict")),
+            "notes": "; ".join(map(str, [*one.get("reasons", ()), *one.get("conditions", ())])) or "-",
+        }
+        for one in predicate.get("ingredients", ())
+    ]
+    return [whole, *rows]

@@ -2,7 +2,9 @@
 
 FlowError                      1   anything else
  ├─ ServerError                1   the local Prefect server does not start or answer
- └─ StageFailed                1   a stage ended in a way that explains nothing by itself
+ ├─ StageFailed                1   a stage ended in a way that explains nothing by itself
+ ├─ Rejected                  14   somebody has rejected the version
+ └─ ApprovalTimeout           17   nobody has decided in time
 
 The floors below explain their own errors; a flow passes them on as they are, with their exit codes. Each says
 what happened (``message``) and what to do about it (``mend``).
@@ -23,3 +25,15 @@ class ServerError(FlowError):
 
 class StageFailed(FlowError):
     """A stage was cancelled or crashed without an error of its own."""
+
+
+class Rejected(FlowError):
+    """Somebody has rejected the version that was to be released."""
+
+    exit_code = 14
+
+
+class ApprovalTimeout(FlowError):
+    """Approvers have not decided in time."""
+
+    exit_code = 17

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
+from flows.artifacts import show_for_approval
+from flows.errors import Rejected
+from flows.events import tell
 from flows.folder import gather
 from flows.parameters import Approval
 from flows.portraits import edit_portraits
+from flows.settings import FlowSettings
 from flows.stages import Job, code_digest
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
+from registry.errors import PolicyRefused
 from registry.manifest import CARD_NAME, AdapterCard
 from registry.publishing import read_folder
+from registry.reference import Reference
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, new_folder, stage_key, write_result
+
+if TYPE_CHECKING:
+    from registry.gates import GateReport
 
 APPROVER = "the demo pipeline (no person looked)"
 SCAN_PAGE = "scan.html"
@@ -45,15 +55,76 @@ def publish(
     if approval == "later":
         job.display.say(f"      {reference} waits for `registry approve` and `registry promote`.")
         return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
-    job.display.say(f"      APPROVED AUTOMATICALLY: no person looks at {reference} before it is promoted.")
-    job.display.say("      That is for demonstrations only; people approve with `registry approve`.")
-    job.always(approve, home=home, reference=reference)
-    promoted = job.always(promote, home=home, reference=reference, alias=recipe.release.alias)
-    alias = promoted.facts["reference"]
+    if approval == "automatic":
+        job.display.say(
+            f"      APPROVED AUTOMATICALLY: no person looks at {reference} before it is promoted."
+        )
+        job.display.say("      That is for demonstrations only; people approve with `registry approve`.")
+        job.always(approve, home=home, reference=reference)
+    else:
+        wait_for_approvers(job, pushed, recipe.release.alias, evaluated.folder, again=approval == "again")
+    alias = move_alias(job, pushed, recipe.release.alias)
     use(job, recipe, alias, pushed)
     summary = job.summary(adapter=alias, **about)
     folder = gather(home, job.root, {name: done.result for name, done in job.done.items()}, summary)
     return {**summary, "folder": str(folder)}
+
+
+def wait_for_approvers(
+    job: Job, pushed: StageResult, alias: str, pictures: Path, *, again: bool = False
+) -> None:
+    """Suspend the flow run until enough approvers have signed; see `flows.approvals.settle`.
+
+    Args:
+        job: the run.
+        pushed: what `push` made.
+        alias: what it shall be promoted to.
+        pictures: the folder of the evaluation.
+        again: ask also if the version was rejected before.
+
+    Raises:
+        RegistryError: the version fails a gate that no approval opens.
+        Rejected, ApprovalTimeout: see `flows.approvals.settle`.
+    """
+    from flows.approvals import PrefectDesk, Wanted, settle
+
+    registry, reference = Registry.open(job.home), pushed.facts["reference"]
+    wanted = Wanted(reference=Reference.parse(reference), digest=pushed.digest, alias=alias)
+
+    def show() -> None:
+        report = registry.gates(reference, alias)
+        _refuse_what_no_approval_opens(report)
+        show_for_approval(registry, reference, report, pictures)
+
+    timeout = timedelta(seconds=FlowSettings.read(job.home).approval_timeout)
+    try:
+        settle(registry, PrefectDesk(pushed.digest), wanted, again=again, timeout=timeout, show=show)
+    except Rejected:
+        tell("rejected", wanted.reference.name, {"version": reference, "digest": str(pushed.digest)})
+        raise
+    job.always(count, home=job.home, reference=reference, alias=alias)
+
+
+def _refuse_what_no_approval_opens(report: GateReport) -> None:
+    """Do not ask people about a version that is refused whatever they say; what is missing may still come."""
+    for check in report.checks:
+        if check.outcome == "fail" and check.name != "approval":
+            raise PolicyRefused(
+                f"{report.reference} does not pass the gate {check.name!r} of {report.alias}: {check.detail}",
+                "nobody was asked to approve it; `registry promote --dry-run` shows every gate",
+            )
+
+
+def move_alias(job: Job, pushed: StageResult, alias: str) -> str:
+    """Promote, and tell it as an event; return ``name@alias``."""
+    reference = pushed.facts["reference"]
+    promoted = job.always(promote, home=job.home, reference=reference, alias=alias)
+    facts = promoted.facts
+    if not promoted.reused:
+        news = {name: facts[name] for name in ("reference", "version", "previous")}
+        news |= {"alias": alias, "digest": str(promoted.digest)}
+        tell("promoted", Reference.parse(reference).name, news)
+    return str(facts["reference"])
 
 
 def use(job: Job, recipe: Recipe, alias: str, pushed: StageResult) -> None:
@@ -147,6 +218,22 @@ def approve(home: Path, reference: str, progress: Progress) -> dict[str, Any]:
     progress("approve", 1, 1)
     facts = {"reference": approved.reference, "automatic": True, "by": APPROVER}
     return _result("approve", home / "registry", approved.digest, facts, approved.reused)
+
+
+@task(name="approve", description="count the approvals that people's keys have signed")
+def count(home: Path, reference: str, alias: str, progress: Progress) -> dict[str, Any]:
+    """See `registry.approving.approvals`."""
+    from registry.approving import approvals
+
+    found = approvals(Registry.open(home), Reference.parse(reference), alias)
+    progress("approve", 1, 1)
+    facts = {
+        "reference": found.reference,
+        "automatic": False,
+        "by": ", ".join(sorted({one.by for one in found.people})),
+        "keys": f"{found.counted} of {found.needed}",
+    }
+    return _result("approve", home / "registry", found.digest, facts)
 
 
 @task(name="promote", description="sign what the alias means from now on")
