@@ -13,8 +13,8 @@ Approval = Annotated[
     Field(
         title="Approval",
         description=(
-            "ask: the run waits for approvers in this page. again: the same, also for a version that somebody "
-            "has rejected. later: it ends after the signed push, people use `registry approve` and "
+            "ask: the run waits for approvers in this page. again: the same, also for a version that was "
+            "rejected. later: it ends after the signed push, people use `registry approve` and "
             "`registry promote`. automatic: nobody looks; for demonstrations only."
         ),
     ),
