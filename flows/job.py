@@ -41,6 +41,11 @@ _ANY_RECIPE = RecipeChoice()
 def dataset(recipe: RecipeChoice = _ANY_RECIPE, runner: Runner = "threads") -> dict[str, Any]:
     """Make the dataset of a recipe.
 
+    Args:
+        recipe: what to make.
+        runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
+            without it one is started on the worker's machine).
+
     Raises:
         Explained: a stage refused, with the reason.
     """
@@ -53,6 +58,11 @@ def dataset(recipe: RecipeChoice = _ANY_RECIPE, runner: Runner = "threads") -> d
 @flow(name="training", description="recipe -> dataset -> LoRA adapter and its moving average")
 def training(recipe: RecipeChoice = _ANY_RECIPE, runner: Runner = "threads") -> dict[str, Any]:
     """Train the adapter of a recipe; its dataset is made first where it is not there.
+
+    Args:
+        recipe: what to make.
+        runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
+            without it one is started on the worker's machine).
 
     Raises:
         Explained: a stage refused, with the reason.
@@ -68,6 +78,14 @@ def release(
     recipe: RecipeChoice = _ANY_RECIPE, approval: Approval = "ask", runner: Runner = "threads"
 ) -> dict[str, Any]:
     """Release what the training of a recipe made.
+
+    Args:
+        recipe: what to release.
+        approval: ask: the run waits for approvers in this page. again: it asks once more for what was rejected.
+            later: it ends after the signed push, people use `registry approve` and `registry promote`.
+            automatic: nobody looks; for demonstrations only.
+        runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
+            without it one is started on the worker's machine).
 
     Raises:
         FlowError: it has not been trained.
@@ -87,6 +105,14 @@ def pipeline(
     recipe: RecipeChoice = _ANY_RECIPE, approval: Approval = "ask", runner: Runner = "threads"
 ) -> dict[str, Any]:
     """Do every stage of a recipe and return the summary that lies in the run folder as ``run.json``.
+
+    Args:
+        recipe: what to make.
+        approval: ask: the run waits for approvers in this page. again: it asks once more for what was rejected.
+            later: it ends after the signed push, people use `registry approve` and `registry promote`.
+            automatic: nobody looks; for demonstrations only.
+        runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
+            without it one is started on the worker's machine).
 
     Raises:
         Explained: a stage refused, with the reason.

@@ -8,27 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.recipe import Recipe, change, load
 
-Approval = Annotated[
-    Literal["ask", "again", "later", "automatic"],
-    Field(
-        title="Approval",
-        description=(
-            "ask: the run waits for approvers in this page. again: the same, also for a version that was "
-            "rejected. later: it ends after the signed push, people use `registry approve` and "
-            "`registry promote`. automatic: nobody looks; for demonstrations only."
-        ),
-    ),
-]
-Runner = Annotated[
-    Literal["threads", "ray"],
-    Field(
-        title="Runner",
-        description=(
-            "Where the parts of synthesis, scoring and evaluation are done: in threads of the worker, or on "
-            "a Ray cluster (RAY_ADDRESS; without it a local one is started)."
-        ),
-    ),
-]
+#: How a release gets its approvals. Prefect takes the words that explain a choice from the ``Args`` of a flow.
+Approval = Literal["ask", "again", "later", "automatic"]
+#: Where the parts of stages are done.
+Runner = Literal["threads", "ray"]
 
 
 class RecipeChoice(BaseModel):
@@ -41,7 +24,10 @@ class RecipeChoice(BaseModel):
         Field(
             min_length=1,
             title="Recipe",
-            description="Name of a shipped recipe, or the path of a YAML file on the worker's machine.",
+            description=(
+                "Name of a shipped recipe, such as pixelsmile-portraits, or the path of a YAML file on the "
+                "worker's machine."
+            ),
             examples=["pixelsmile-portraits", "pixelsmile"],
         ),
     ] = "pixelsmile-portraits"
@@ -50,8 +36,9 @@ class RecipeChoice(BaseModel):
         Field(
             title="Changes",
             description=(
-                "Keys of the recipe with other values, for this run only. They change the recipe's digest, "
-                "as if they stood in the file."
+                'Keys of the recipe with other values, for this run only, such as {"optimiser.steps": 100}; '
+                "null takes a key out. They count as if they stood in the file: what depends on them is made "
+                "anew."
             ),
             examples=[{"optimiser.steps": 100, "data.identities.human": 12}],
         ),
