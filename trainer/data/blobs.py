@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,10 @@ ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 """Media types that are kept, and how their files' names end."""
 
 _MEND = "remove the folder and run the stage that makes it again"
+_NAME = re.compile(
+    rf"([0-9a-f]{{2}})/(?=([0-9a-f]{{2}}))[0-9a-f]{{64}}\.(?:{'|'.join(ENDINGS.values())})", re.ASCII
+)
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp", re.ASCII)
 
 
 class Blobs:
@@ -43,17 +48,49 @@ class Blobs:
         Raises:
             DataError: something else lies there.
         """
-        for inside in sorted(self.folder.glob("*")):
-            for path in sorted(inside.glob("*")) if inside.is_dir() and not inside.is_symlink() else [inside]:
-                if path.name.startswith(".") and path.name.endswith(".tmp"):
-                    continue  # somebody is writing, or was killed while writing
-                digest = f"sha256:{path.stem}"
-                try:
-                    if path != self.path(Digest(digest)):
-                        raise ValueError
-                except (ValueError, DataError):
-                    raise DataError(f"{path} is not a picture under its digest", _MEND) from None
-                yield Digest(digest)
+        for name in sorted(self.found()):
+            yield Digest(f"sha256:{name[3:67]}")
+
+    def found(self) -> dict[str, int]:
+        """Return name (see `blob_name`) -> bytes of all files in the folder; nothing is read.
+
+        Raises:
+            DataError: something else lies there, such as a link.
+        """
+        files: dict[str, int] = {}
+        try:
+            for inside in os.scandir(self.folder) if self.folder.is_dir() else ():
+                if not inside.is_dir(follow_symlinks=False):
+                    raise OSError(f"{inside.path} is no folder of pictures")
+                for entry in os.scandir(inside.path):
+                    name = f"{inside.name}/{entry.name}"
+                    if _TEMPORARY.fullmatch(entry.name):
+                        continue  # somebody is writing, or was killed while writing
+                    match = _NAME.fullmatch(name)
+                    if match is None or match[1] != match[2] or not entry.is_file(follow_symlinks=False):
+                        raise OSError(f"{entry.path} is not a picture under its digest")
+                    files[name] = entry.stat(follow_symlinks=False).st_size
+        except OSError as error:
+            raise DataError(f"the pictures in {self.folder} are not right: {error}", _MEND) from None
+        return files
+
+    def require(self, wanted: Mapping[str, int]) -> None:
+        """Refuse a folder that does not hold exactly these files; nothing is read.
+
+        Args:
+            wanted: name (see `blob_name`) -> bytes.
+
+        Raises:
+            DataError: a file is missing, has another size, or is there without being named.
+        """
+        files = self.found()
+        for told, names in (
+            ("is missing", wanted.keys() - files.keys()),
+            ("is not one of the dataset's", files.keys() - wanted.keys()),
+            ("has another size", {name for name in wanted if files.get(name) != wanted[name]}),
+        ):
+            if names:
+                raise DataError(f"{self.folder / min(names)} {told}", _MEND)
 
     def add(self, data: bytes, media_type: str) -> Digest:
         """Keep a picture's file and return its digest; safe for several writers at the same time.
@@ -70,7 +107,7 @@ class Blobs:
                 f"pictures of type {media_type!r} are not kept", "deliver " + ", ".join(sorted(ENDINGS))
             )
         digest = digest_bytes(data)
-        place = self._place(digest, ENDINGS[media_type])
+        place = self.folder / blob_name(digest, media_type)
         if not _is_file(place, len(data)):
             _complete(place, lambda temporary: temporary.write_bytes(data))
         return digest
@@ -139,7 +176,7 @@ class Blobs:
             DataError: it is not here.
         """
         here = self.path(digest)
-        there = other._place(digest, here.suffix[1:])
+        there = other.folder / here.parent.name / here.name
         if _is_file(there, here.stat().st_size):
             return
 
@@ -151,12 +188,23 @@ class Blobs:
 
         _complete(there, link)
 
-    def _place(self, digest: Digest, ending: str) -> Path:
-        return self.folder / digest.hex[:2] / f"{digest.hex}.{ending}"
-
     def _find(self, digest: Digest) -> Path | None:
-        places = (self._place(digest, ending) for ending in ENDINGS.values())
+        places = (self.folder / blob_name(digest, kind) for kind in ENDINGS)
         return next((place for place in places if _is_file(place)), None)
+
+
+def blob_name(digest: Digest, media_type: str) -> str:
+    """Return where a picture lies in a folder of blobs: ``<hh>/<sha256>.<ending>``."""
+    return f"{digest.hex[:2]}/{digest.hex}.{ENDINGS[media_type]}"
+
+
+def media_type(data: bytes) -> str | None:
+    """Return which of `ENDINGS` a file is by its first bytes, or None; the rest is not looked at."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    return "image/webp" if data[:4] == b"RIFF" and data[8:12] == b"WEBP" else None
 
 
 def encode_png(pixels: np.ndarray) -> bytes:

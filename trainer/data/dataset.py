@@ -1,33 +1,48 @@
-"""A dataset of triplets on disk: written once, opened only if every file is the one of the manifest.
+"""A dataset of triplets on disk: written once, opened only if everything is as the manifest says.
 
-The folder holds shards of the pictures that are used, ``triplets.jsonl``, ``rejects.jsonl`` (what was left
-out, and why) and ``manifest.json`` with the sha256 of every file. The digest of the manifest is the digest of
-the dataset. Pictures stay on disk until they are asked for.
+The folder holds ``manifest.json``, ``images.parquet``, ``triplets.parquet``, ``rejects.parquet`` (what was
+left out, and why), the pictures' files in ``blobs/`` (see `trainer.data.blobs`), and ``SHA256SUMS`` of the
+first four, for `sha256sum -c`. The sha256 of the manifest is the dataset's version. It names the tables'
+rows, which name the pictures; so it names everything, and does not depend on how parquet packs rows.
+
+Pictures stay on disk until they are asked for, and are checked each time.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import canonical_json
+from registry.errors import InvalidDocument
+from registry.manifest import Ingredient, Line, strict_json
 from serving.pipelines.base import Size
+from trainer.data import columns
+from trainer.data.blobs import Blobs, blob_name
 from trainer.data.buckets import fit
-from trainer.data.shards import ShardWriter, file_digest, flat_shard, pixel_digest, read_lines
+from trainer.data.tables import TableFacts, read_plain, read_table
 from trainer.errors import DataError
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MANIFEST_NAME = "manifest.json"
-TRIPLETS_NAME = "triplets.jsonl"
-REJECTS_NAME = "rejects.jsonl"
-FORMAT = 2  # pictures of different sizes
+SUMS_NAME = "SHA256SUMS"
+BLOBS_NAME = "blobs"
+TABLES: Final = ("images", "triplets", "rejects")
+FORMAT = 3  # pictures as they were made or delivered
+_MAX_MANIFEST = 16 << 20
 _MEND = "remove the folder and build the dataset again"
+_SUM = re.compile(r"([0-9a-f]{64})  ([a-z]+\.(?:json|parquet))", re.ASCII)
+
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,44 +70,116 @@ class Triplet:
         return self.source, self.a.image, self.b.image
 
 
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Survival(_Part):
+    """What a filter let through.
+
+    Attributes:
+        filter: its name.
+        threshold: what the recipe asks for; None where nothing can be asked.
+        kept, left_out: pictures (or triplets) of those that the filters before it had kept.
+    """
+
+    filter: Line
+    threshold: float | None = None
+    kept: int = Field(ge=0)
+    left_out: int = Field(ge=0)
+
+
+class Provenance(_Part):
+    """Where a dataset comes from.
+
+    Attributes:
+        source: who made the pictures.
+        license: of all kept pictures together, an SPDX expression.
+        scorer: who gave them their intensities.
+        ingredients: what the adapter's card must name beside the dataset itself.
+    """
+
+    source: Line
+    license: Line
+    scorer: Line
+    ingredients: tuple[Ingredient, ...] = ()
+
+
+class Manifest(_Part):
+    """``manifest.json``; its sha256 is the dataset's version.
+
+    Attributes:
+        format: 3.
+        expressions: those that the pictures have scores for.
+        tables: name -> number and digest of the rows.
+        provenance: see `Provenance`.
+        splits: the people of each.
+        pictures, triplets: the filters in their order.
+    """
+
+    format: Literal[3] = 3
+    expressions: tuple[Line, ...]
+    tables: dict[Literal["images", "triplets", "rejects"], TableFacts]
+    provenance: Provenance
+    splits: dict[Split, tuple[Line, ...]]
+    pictures: tuple[Survival, ...] = ()
+    triplets: tuple[Survival, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
     """A verified dataset; its pictures are on disk.
 
     Attributes:
         folder: where it lies.
-        digest: sha256 of its manifest.
+        digest: sha256 of its manifest: its version.
+        manifest: what it says.
         triplets: in the order of the file.
-        image_digests: digest of every picture, in the order of the shards.
+        image_digests: digest of every picture's shape and pixels, whatever file holds them.
+        files: digest of every picture's file.
         sizes: height and width of every picture.
-        places: shard and first byte of every picture.
-        provenance: source and licence of the pictures, name of the scorer.
     """
 
     folder: Path
     digest: Digest
+    manifest: Manifest
     triplets: tuple[Triplet, ...]
     image_digests: tuple[Digest, ...]
+    files: tuple[Digest, ...]
     sizes: tuple[Size, ...]
-    places: tuple[tuple[str, int], ...]
-    provenance: dict[str, str]
 
-    def pictures(self, rows: Sequence[int]) -> list[np.ndarray]:
-        """Return some pictures, uint8 [H, W, 3] each, read from disk.
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Source, license, scorer and ingredients as plain JSON values."""
+        return self.manifest.provenance.model_dump(mode="json")
+
+    @property
+    def blobs(self) -> Blobs:
+        """The pictures' files."""
+        return Blobs(self.folder / BLOBS_NAME)
+
+    def table(self, name: str) -> pa.Table:
+        """Return one of `TABLES`, verified again; texts are dictionaries. See `trainer.data.columns`.
 
         Raises:
-            DataError: a shard is missing or shorter than it was.
+            DataError: it is no longer the one of the manifest.
         """
-        shards: dict[str, np.ndarray] = {}
-        found = []
+        return _table(self.folder, name, self.manifest)
+
+    def pictures(self, rows: Sequence[int]) -> list[np.ndarray]:
+        """Return some pictures, uint8 [H, W, 3] each, decoded from their files.
+
+        Raises:
+            DataError: a file is missing or changed, or has other pixels than the dataset says.
+        """
+        found, blobs = [], self.blobs
         for row in rows:
-            (name, begin), (height, width) = self.places[row], self.sizes[row]
-            if name not in shards:
-                shards[name] = flat_shard(self.folder / name)
-            pixels = np.array(shards[name][begin : begin + height * width * 3])
-            if pixels.size != height * width * 3:
-                raise DataError(f"{self.folder / name} is shorter than it was", _MEND)
-            found.append(pixels.reshape(height, width, 3))
+            pixels = blobs.pixels(self.files[row])
+            if pixel_digest(pixels) != self.image_digests[row]:
+                raise DataError(
+                    f"{blobs.path(self.files[row])} has other pixels than the dataset says", _MEND
+                )
+            found.append(pixels)
         return found
 
     def fitted(self, rows: Sequence[int], size: Size) -> np.ndarray:
@@ -103,88 +190,40 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> Dataset:
-        """Read a dataset and check every file against the manifest.
+        """Read a dataset and check everything that lies in it against the manifest.
 
         Raises:
-            DataError: a file is missing or is not the one of the manifest.
+            DataError: a file is missing, is another one, or is there without being named.
         """
+        raw = read_plain(folder / MANIFEST_NAME, _MAX_MANIFEST)
+        manifest = _manifest(folder, raw)
+        images, triplets = _table(folder, "images", manifest), _table(folder, "triplets", manifest)
         try:
-            raw = (folder / MANIFEST_NAME).read_bytes()
-            manifest = json.loads(raw)
-            if manifest.get("format") != FORMAT:
-                raise DataError(f"the dataset in {folder} was made by another version", _MEND)
-            for name, digest in manifest["files"].items():
-                if file_digest(folder / name) != digest:
-                    raise DataError(f"{folder / name} is not the file that the manifest names", _MEND)
-            sizes = tuple((int(height), int(width)) for height, width in manifest["sizes"])
-            return cls(
-                folder=folder,
-                digest=digest_bytes(raw),
-                triplets=tuple(_triplet(line) for line in read_lines(folder / TRIPLETS_NAME)),
-                image_digests=tuple(Digest(value) for value in manifest["images"]),
-                sizes=sizes,
-                places=_places(manifest["shards"], sizes),
-                provenance=manifest["provenance"],
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"the dataset in {folder} cannot be read: {error}", _MEND) from None
+            files = tuple(map(Digest, images.column("image").to_pylist()))
+            pixels = tuple(map(Digest, images.column("pixels").to_pylist()))
+            sizes, names = _sizes(images), _names(images, files)
+            if len(set(pixels)) < len(pixels) or len(set(files)) < len(files):
+                raise ValueError("a picture is there twice")
+            found = tuple(_triplets(triplets, len(files)))
+            _check_people(found, manifest)
+        except (ValueError, KeyError) as error:
+            raise DataError(f"the dataset in {folder} is not right: {error}", _MEND) from None
+        data = cls(
+            folder=folder,
+            digest=digest_bytes(raw),
+            manifest=manifest,
+            triplets=found,
+            image_digests=pixels,
+            files=files,
+            sizes=sizes,
+        )
+        data.blobs.require(names)
+        return data
 
 
-class Pictures:
-    """The pictures of a dataset that is being written; equal ones are kept once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.writer = ShardWriter(folder)
-        self.rows: dict[Digest, int] = {}
-        self.sizes: list[Size] = []
-
-    def add(self, pixels: np.ndarray) -> int:
-        """Keep a picture, uint8 [H, W, 3], and return its row."""
-        digest = pixel_digest(pixels)
-        if digest not in self.rows:
-            self.rows[digest] = len(self.rows)
-            self.sizes.append((pixels.shape[0], pixels.shape[1]))
-            self.writer.add(pixels)
-        return self.rows[digest]
-
-
-def write_dataset(
-    folder: Path,
-    pictures: Pictures,
-    kept: Sequence[Triplet],
-    rejected: Sequence[Mapping[str, Any]],
-    provenance: Mapping[str, str],
-) -> Digest:
-    """Complete a dataset in the folder of its pictures and return its digest.
-
-    Args:
-        folder: where.
-        pictures: have the rows of the triplets.
-        kept: the triplets.
-        rejected: what was left out, one JSON object each.
-        provenance: source and licence of the pictures, name of the scorer.
-    """
-    files = pictures.writer.close()
-    for name, values in {TRIPLETS_NAME: map(_line, kept), REJECTS_NAME: iter(rejected)}.items():
-        data = b"".join(canonical_json(value) + b"\n" for value in values)
-        (folder / name).write_bytes(data)
-        files[name] = digest_bytes(data)
-    manifest = canonical_json(
-        {
-            "format": FORMAT,
-            "files": files,
-            "shards": [[name, count] for name, count in pictures.writer.counts.items()],
-            "images": list(pictures.rows),
-            "sizes": [list(size) for size in pictures.sizes],
-            "provenance": dict(provenance),
-            "splits": {
-                split: sorted({triplet.identity for triplet in kept if triplet.split == split})
-                for split in ("train", "validation")
-            },
-        }
-    )
-    (folder / MANIFEST_NAME).write_bytes(manifest)
-    return digest_bytes(manifest)
+def pixel_digest(pixels: np.ndarray) -> Digest:
+    """Return the digest of a picture's shape and pixels, uint8 [H, W, 3]."""
+    return digest_bytes(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
 
 
 def counts(triplets: Iterable[Triplet]) -> dict[str, int]:
@@ -193,24 +232,87 @@ def counts(triplets: Iterable[Triplet]) -> dict[str, int]:
     return {"triplets": found["train"], "validation": found["validation"]}
 
 
-def _places(shards: Sequence[Sequence[Any]], sizes: Sequence[Size]) -> tuple[tuple[str, int], ...]:
-    """Return shard and first byte of every picture."""
-    names = [str(name) for name, count in shards for _ in range(count)]
-    found, ends = [], dict.fromkeys(names, 0)
-    for name, (height, width) in zip(names, sizes, strict=True):
-        found.append((name, ends[name]))
-        ends[name] += height * width * 3
-    return tuple(found)
+def _manifest(folder: Path, raw: bytes) -> Manifest:
+    """Return what the bytes of a manifest say."""
+    try:
+        value = strict_json(raw, "the dataset's manifest", _MAX_MANIFEST)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise DataError(f"the dataset in {folder} was made by another version", _MEND)
+        manifest = Manifest.model_validate_json(raw)
+        if set(manifest.tables) != set(TABLES) or set(manifest.splits) != {"train", "validation"}:
+            raise ValueError("a table or a split is missing")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise DataError(f"{folder / MANIFEST_NAME} is not right: {place}: {first['msg']}", _MEND) from None
+    except (ValueError, InvalidDocument) as error:
+        raise DataError(f"{folder / MANIFEST_NAME} cannot be read: {error}", _MEND) from None
+    return manifest
 
 
-def _line(triplet: Triplet) -> dict[str, Any]:
-    members = {
-        name: {"image": member.image, "expression": member.expression, "intensity": member.intensity}
-        for name, member in (("a", triplet.a), ("b", triplet.b))
-    }
-    return {"split": triplet.split, "identity": triplet.identity, "source": triplet.source, **members}
+def _table(folder: Path, name: str, manifest: Manifest) -> pa.Table:
+    """Return a table of a dataset."""
+    lines = read_plain(folder / SUMS_NAME, 4096).decode("latin-1").splitlines()
+    sums = {match[2]: Digest(f"sha256:{match[1]}") for match in map(_SUM.fullmatch, lines) if match}
+    wanted = {"images": columns.images(manifest.expressions), "triplets": columns.TRIPLETS,
+              "rejects": columns.REJECTS}[name]  # fmt: skip
+    file = f"{name}.parquet"
+    if file not in sums:
+        raise DataError(f"{folder / SUMS_NAME} does not name {file}", _MEND)
+    return read_table(folder / file, wanted, manifest.tables[name], sums[file])  # type: ignore[index]
 
 
-def _triplet(line: dict[str, Any]) -> Triplet:
-    members = {name: Member(**line[name]) for name in ("a", "b")}
-    return Triplet(split=line["split"], identity=line["identity"], source=line["source"], **members)
+def _sizes(images: pa.Table) -> tuple[Size, ...]:
+    """Return height and width of all pictures.
+
+    Raises:
+        ValueError: one is over the limits for pictures.
+    """
+    from serving.images import MAX_IMAGE_PIXELS, MIN_IMAGE_SIDE
+
+    heights, widths = (images.column(name).to_numpy().astype(np.int64) for name in ("height", "width"))
+    if heights.size and (min(heights.min(), widths.min()) < MIN_IMAGE_SIDE
+                         or (heights * widths).max() > MAX_IMAGE_PIXELS):  # fmt: skip
+        raise ValueError("a picture is over the limits")
+    return tuple(zip(heights.tolist(), widths.tolist(), strict=True))
+
+
+def _names(images: pa.Table, files: Sequence[Digest]) -> dict[str, int]:
+    """Return name -> bytes of the pictures' files."""
+    kinds, sizes = images.column("media_type").to_pylist(), images.column("bytes").to_pylist()
+    return {blob_name(file, kind): size for file, kind, size in zip(files, kinds, sizes, strict=True)}
+
+
+def _triplets(table: pa.Table, pictures: int) -> Iterable[Triplet]:
+    """Yield the triplets of a table.
+
+    Raises:
+        ValueError: a row of pictures is none, or a value is out of range.
+    """
+    values = [table.column(column.name).to_pylist() for column in columns.TRIPLETS]
+    for split, identity, source, *members in zip(*values, strict=True):
+        a, b = (Member(image=row, expression=name, intensity=level)
+                for row, name, level in (members[:3], members[3:]))  # fmt: skip
+        one = Triplet(split=split, identity=identity, source=source, a=a, b=b)
+        if not all(0 <= row < pictures for row in one.rows):
+            raise ValueError(f"a triplet names the pictures {one.rows}; there are {pictures}")
+        if not all(0 <= member.intensity <= 1.5 for member in (a, b)):
+            raise ValueError("an intensity is not from 0 to 1.5")
+        yield one
+
+
+def _check_people(triplets: Sequence[Triplet], manifest: Manifest) -> None:
+    """Refuse a person or a picture in both splits, and splits that are not those of the triplets.
+
+    Raises:
+        ValueError: it is so.
+    """
+    people = {split: {one.identity for one in triplets if one.split == split}
+              for split in ("train", "validation")}  # fmt: skip
+    rows = [{row for one in triplets if one.split == split for row in one.rows} for split in people]
+    if {one.split for one in triplets} - people.keys():
+        raise ValueError("a triplet is of no split")
+    if any(people[split] != set(found) for split, found in manifest.splits.items()):
+        raise ValueError("the people of the splits are not those of the triplets")
+    if people["train"] & people["validation"] or rows[0] & rows[1]:
+        raise ValueError("a person or a picture is in both splits")

@@ -12,15 +12,27 @@ or else the one line of ``license.txt``, or else the recipe's ``data.license``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from registry.manifest import Line
-from trainer.data.dataset import FORMAT, Member, Pictures, Triplet, counts, write_dataset
-from trainer.data.listing import PAIRS_NAME, Listing, Problems, open_listed, read_listing
+from registry.digest import digest_bytes
+from registry.manifest import Ingredient, Line
+from trainer.data.blobs import media_type
+from trainer.data.candidates import Candidates
+from trainer.data.choosing import Choice, Wish, choose, facts, write
+from trainer.data.dataset import FORMAT, Provenance, counts, pixel_digest
+from trainer.data.likeness import encoder_of, faces
+from trainer.data.listing import PAIRS_NAME, Listing, Pair, Problems, read_listed, read_listing
+from trainer.data.measures import look
+from trainer.data.measuring import Measures
+from trainer.data.provenance import combined
 from trainer.data.shards import file_digest
+from trainer.data.writing import provenance
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
@@ -31,51 +43,70 @@ _LONGEST_LICENSE = 4096
 
 
 def read_folder(recipe: Recipe, out: Path, progress: Progress = silent) -> StageResult:
-    """Make the dataset of a recipe with ``data.source: folder``.
+    """Make the dataset of a recipe with ``data.source: folder``; the files stay as they are.
+
+    Filters that need no scores apply here, too: faces, sharpness, edits that changed nothing, and people who
+    are there twice.
 
     Args:
-        recipe: gives the folder, the expressions and the licence.
+        recipe: gives the folder, the expressions, the filters and the licence.
         out: folder of the dataset.
         progress: is told after every hundred pictures.
 
     Raises:
         DataError: the list or a picture is not right, a split is empty, or nobody names a licence.
+        BaseModelError: the filters ask for a face encoder that is not on this machine.
     """
     folder = Path(recipe.data.path or "")
     listing = read_listing(folder, recipe.conditioning.expressions)
-    license = _license(listing, recipe)
+    licenses = _licenses(listing, recipe)
+    encoder = encoder_of(recipe)
+    looked_through = () if encoder is None else faces(encoder).ingredients
     key = stage_key(
         "folder",
         format=FORMAT,
         pairs=[pair.model_dump(mode="json") for _, pair in listing.pairs],
         files={name: file_digest(path) for name, path in listing.files.items()},
-        license=license,
+        license=combined(licenses.values()),
+        filters=recipe.data.filters.model_dump(mode="json"),
+        faces=[one.model_dump(mode="json") for one in looked_through],
     )
     if done := finished(out, key):
         return done
+    read = _read(listing, licenses, encoder, progress)
+    choice = choose(recipe, read.seen, read.wishes, lambda _: read.measures, encoder=encoder, scored=False)
+    _require_splits(choice, listing)
     with new_folder(out) as new:
-        pictures = Pictures(new)
-        rows: dict[str, int] = {}
-        for name, pixels in open_listed(listing):
-            rows[name] = pictures.add(pixels)
-            if len(rows) % 100 == 0 or len(rows) == len(listing.files):
-                progress("triplets", len(rows), len(listing.files), "pictures")
-        kept, rejected = _triplets(listing, rows)
-        about = {"source": f"folder {folder.name}", "license": license, "scorer": "given with the pictures"}
-        digest = write_dataset(new, pictures, kept, rejected, about)
-        facts = {
-            **counts(kept),
-            "rejected": len(rejected),
-            "pictures": len(pictures.rows),
-            "license": license,
-        }
-        result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=facts)
+        digest = write(
+            new, choice, recipe, _rows(read, folder), lambda row: _file(listing, read, row),
+            lambda about: _provenance(folder, about, looked_through),
+        )  # fmt: skip
+        license = combined(licenses.values())
+        pictures = len({row for one in choice.kept for row in one.rows})
+        told = {**counts(choice.kept), **facts(choice), "pictures": pictures, "license": license}
+        result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
         write_result(new, result)
     return result
 
 
-def _license(listing: Listing, recipe: Recipe) -> str:
-    """Return under which licence the pictures are: all that the lines name, together."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Read:
+    """The pictures of a folder, each once whatever its names, and what is wanted of them.
+
+    Attributes:
+        names: a name of each picture.
+        licenses: of each.
+    """
+
+    seen: Candidates
+    measures: Measures
+    wishes: list[Wish]
+    names: list[str]
+    licenses: list[str]
+
+
+def _licenses(listing: Listing, recipe: Recipe) -> dict[int, str]:
+    """Return under which licence the pictures of each line are."""
     default = recipe.data.license if "license" in recipe.data.model_fields_set else None
     path = listing.folder / LICENSE_NAME
     if path.is_file() and not path.is_symlink():
@@ -86,46 +117,179 @@ def _license(listing: Listing, recipe: Recipe) -> str:
             raise DataError(
                 f"{path} is not one line with an SPDX expression", "write for example: CC-BY-4.0"
             ) from None
-    found = {pair.license or default for _, pair in listing.pairs}
-    if None in found:
-        number = next(number for number, pair in listing.pairs if pair.license is None)
-        raise DataError(
-            f"nobody says under which licence the pictures of line {number} of {PAIRS_NAME} are",
-            f"write an SPDX expression into {path}, into the line's license, or into data.license",
-        )
-    texts = sorted(str(text) for text in found)
-    return " AND ".join(f"({text})" if len(texts) > 1 and " " in text else text for text in texts)
+    found = {number: pair.license or default for number, pair in listing.pairs}
+    for number, license in found.items():
+        if license is None:
+            raise DataError(
+                f"nobody says under which licence the pictures of line {number} of {PAIRS_NAME} are",
+                f"write an SPDX expression into {path}, into the line's license, or into data.license",
+            )
+    return {number: str(license) for number, license in found.items()}
 
 
-def _triplets(listing: Listing, rows: dict[str, int]) -> tuple[list[Triplet], list[dict[str, Any]]]:
-    """Return the triplets, and those lines that say again what an earlier one said.
+def _read(listing: Listing, licenses: dict[int, str], encoder: str | None, progress: Progress) -> _Read:
+    """Decode and measure every picture once.
 
     Raises:
-        DataError: files with different names hold the same picture where they must not, or a split is empty.
+        DataError: a picture is not right, or files with different names hold the same where they must not.
+    """
+    row_of: dict[str, int] = {}  # digest of the pixels -> row
+    names: dict[str, int] = {}
+    files, looks, sizes, vectors = list[str](), [], list[tuple[int, int]](), list[np.ndarray | None]()
+    for name, data, pixels in read_listed(listing):
+        row = names[name] = row_of.setdefault(pixel_digest(pixels), len(row_of))
+        if row == len(looks):
+            files.append(digest_bytes(data))
+            looks.append(look(pixels))
+            sizes.append((pixels.shape[0], pixels.shape[1]))
+            vectors.append(None if encoder is None else faces(encoder).vector(pixels))
+        if len(names) % 100 == 0 or len(names) == len(listing.files):
+            progress("triplets", len(names), len(listing.files), "pictures")
+    wishes = _wishes(listing, names)
+    seen, of_row = _candidates(listing, names, files)
+    measures = Measures.empty(len(files))
+    finds = encoder is not None and faces(encoder).finds
+    similarity = [_similarity(vectors[row], vectors[seen.sources[row]], row != seen.sources[row])
+                  for row in range(len(files))]  # fmt: skip
+    measures.take(
+        range(len(files)),
+        {"pixels": list(row_of), "sizes": sizes, "sharpness": [one.sharpness for one in looks],
+         "pdq": [one.pdq for one in looks], "quality": [one.quality for one in looks],
+         "face": [(one is not None) if finds else None for one in vectors], "similarity": similarity},
+    )  # fmt: skip
+    first = {row: name for name, row in reversed(names.items())}
+    return _Read(
+        seen=seen,
+        measures=measures,
+        wishes=wishes,
+        names=[first[row] for row in range(len(files))],
+        licenses=[licenses[of_row[row]] for row in range(len(files))],
+    )
+
+
+def _similarity(vector: np.ndarray | None, source: np.ndarray | None, edited: bool) -> float | None:
+    return round(float(vector @ source), 4) if edited and vector is not None and source is not None else None
+
+
+def _wishes(listing: Listing, names: dict[str, int]) -> list[Wish]:
+    """Return the triplets that the lines ask for.
+
+    Raises:
+        DataError: files with different names hold the same picture where they must not.
     """
     problems = Problems(listing.folder / PAIRS_NAME)
-    kept: dict[Triplet, int] = {}
-    rejected: list[dict[str, Any]] = []
     split_of: dict[int, str] = {}
+    wishes = []
     for number, pair in listing.pairs:
-        a, b = (
-            Member(image=rows[side.image], expression=side.expression, intensity=side.intensity)
-            for side in (pair.a, pair.b)
-        )
-        one = Triplet(split=pair.split, identity=pair.identity, source=rows[pair.source], a=a, b=b)
-        if a.image == b.image or any(m.image == one.source and m.intensity > 0 for m in (a, b)):
+        source, a, b = (names[name] for name in pair.pictures)
+        sides = ((a, pair.a), (b, pair.b))
+        if a == b or any(row == source and side.intensity > 0 for row, side in sides):
             problems.add(number, "two of its pictures are the same, pixel by pixel")
         for name in pair.pictures:
-            if split_of.setdefault(rows[name], pair.split) != pair.split:
+            if split_of.setdefault(names[name], pair.split) != pair.split:
                 problems.add(number, f"the picture {name!r} is in both splits")
-        if one in kept:
-            rejected.append({"line": number, "reason": f"line {kept[one]} says the same"})
-        kept.setdefault(one, number)
+        wishes.append(
+            Wish(source=source, a=a, b=b, expressions=(pair.a.expression, pair.b.expression),
+                 intensities=(pair.a.intensity, pair.b.intensity), number=number)
+        )  # fmt: skip
     problems.refuse()
+    return wishes
+
+
+def _candidates(
+    listing: Listing, names: dict[str, int], files: list[str]
+) -> tuple[Candidates, dict[int, int]]:
+    """Return the pictures as candidates, and the first line that has each.
+
+    A picture that lines use in several ways is what the first of them says; a neutral one is always neutral.
+    """
+    count = len(files)
+    of_row: dict[int, int] = {}
+    uses: dict[int, tuple[Pair, str | None, float, int]] = {}
+    for number, pair in listing.pairs:
+        source, a, b = (names[name] for name in pair.pictures)
+        for row, use in ((a, pair.a), (b, pair.b)):
+            uses.setdefault(row, (pair, use.expression, use.intensity, source))
+            of_row.setdefault(row, number)
+        of_row.setdefault(source, number)
+    for _, pair in reversed(listing.pairs):
+        source = names[pair.source]
+        uses[source] = (pair, None, 0.0, source)
+    each = [uses[row] for row in range(count)]
+    none = [None] * count
+    return Candidates(
+        numbers=[of_row[row] for row in range(count)],
+        images=files,
+        splits=[pair.split for pair, *_ in each],
+        identities=[pair.identity for pair, *_ in each],
+        domains=none,
+        expressions=[expression for _, expression, _, _ in each],
+        intensities=np.array([level for _, _, level, _ in each], np.float32),
+        sources=np.array([source for *_, source in each], np.int64),
+        refused=none,
+        status=none,
+        reasons=none,
+        confidence=np.full(count, np.nan, np.float32),
+        scores=np.zeros((count, 0), np.float32),
+    ), of_row
+
+
+def _rows(read: _Read, folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row and values of each picture for images.parquet, without what is measured."""
+    seen = read.seen
+    for row in range(len(seen)):
+        yield (
+            row,
+            {
+                "number": seen.numbers[row],
+                "split": seen.splits[row],
+                "identity": seen.identities[row],
+                "expression": seen.expressions[row],
+                "intensity": float(seen.intensities[row]),
+                "source": f"folder {folder.name}",
+                "license": read.licenses[row],
+                "origin": read.names[row],
+            },
+        )
+
+
+def _file(listing: Listing, read: _Read, row: int) -> tuple[bytes, str]:
+    """Return the bytes and the type of a picture, which are those that were measured."""
+    path = listing.files[read.names[row]]
+    data = path.read_bytes()
+    if digest_bytes(data) != read.seen.images[row]:
+        raise DataError(f"{path} was changed while it was read", "run the same command again")
+    return data, str(media_type(data))
+
+
+def _provenance(
+    folder: Path, about: list[dict[str, Any]], looked_through: tuple[Ingredient, ...]
+) -> Provenance:
+    return provenance(
+        source=f"folder {folder.name}",
+        license=combined(str(one["license"]) for one in about),
+        scorer="given with the pictures",
+        ingredients=looked_through,
+    )
+
+
+def _require_splits(choice: Choice, listing: Listing) -> None:
+    """Refuse a folder of which a split is empty, and say whether the filters made it so.
+
+    Raises:
+        DataError: it is so.
+    """
     for split in ("train", "validation"):
-        if not any(one.split == split for one in kept):
+        if any(one.split == split for one in choice.kept):
+            continue
+        if any(pair.split == split for _, pair in listing.pairs):
+            reason = next(finding.reason for wish, _, finding in choice.missed
+                          if choice.seen.splits[wish.source] == split)  # fmt: skip
             raise DataError(
-                f"{listing.folder / PAIRS_NAME} has no pairs for {split}",
-                f'give the pairs of some people "split": "{split}"',
+                f"no triplet for {split} is left; why the first was left out: {reason}",
+                "ask for less in data.filters, or look at the pictures",
             )
-    return list(kept), rejected
+        raise DataError(
+            f"{listing.folder / PAIRS_NAME} has no pairs for {split}",
+            f'give the pairs of some people "split": "{split}"',
+        )

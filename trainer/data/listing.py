@@ -214,6 +214,16 @@ def open_listed(listing: Listing) -> Iterator[tuple[str, np.ndarray]]:
     Raises:
         DataError: after the last one, if some cannot be read or are over the limits of `serving.images`.
     """
+    for name, _, pixels in read_listed(listing):
+        yield name, pixels
+
+
+def read_listed(listing: Listing) -> Iterator[tuple[str, bytes, np.ndarray]]:
+    """Yield name, bytes and pixels, uint8 [H, W, 3], of every picture in the order of ``listing.files``.
+
+    Raises:
+        DataError: after the last one, if some cannot be read or are over the limits of `serving.images`.
+    """
     import numpy as np
 
     from serving.errors import ImageRefused
@@ -224,11 +234,12 @@ def open_listed(listing: Listing) -> Iterator[tuple[str, np.ndarray]]:
     for name, path in listing.files.items():
         try:
             with path.open("rb") as stream:
-                picture = open_picture(stream.read(MAX_IMAGE_BYTES + 1))
+                data = stream.read(MAX_IMAGE_BYTES + 1)
+            picture = open_picture(data)
         except (OSError, ImageRefused) as error:
             problems.add(first[name], f"{name!r}: {getattr(error, 'message', None) or error}")
         else:
-            yield name, np.asarray(picture)
+            yield name, data, np.asarray(picture)
     problems.refuse()
 
 

@@ -1,84 +1,120 @@
-"""Triplets from drawn pictures: a neutral picture and two of expressions that are easily confused.
+"""Triplets from drawn or edited pictures: a neutral one and two of expressions that are easily confused.
 
 Which are kept is a function of the recipe, the pictures and the scores; see `trainer.data.dataset` for what
-is written.
+is written. Pictures are measured in parts that a mapper may share between processes; a build that was killed
+goes on with the parts that are missing.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from registry.digest import Digest, digest_bytes
-from trainer.data.dataset import FORMAT, Dataset, Member, Pictures, Triplet, counts, write_dataset
-from trainer.data.shards import iterate_images, read_lines
-from trainer.errors import DataError
+from trainer.data import measuring
+from trainer.data.blobs import Blobs
+from trainer.data.candidates import (
+    IMAGES_NAME,
+    SCORES_NAME,
+    Candidates,
+    candidates,
+    read_images,
+    read_scores,
+)
+from trainer.data.choosing import Wish, choose, facts, require_some, write
+from trainer.data.columns import TRUTHS, score_column
+from trainer.data.dataset import BLOBS_NAME, FORMAT, Dataset, Member, Triplet, counts
+from trainer.data.likeness import encoder_of, faces
+from trainer.data.provenance import together
+from trainer.data.shards import file_digest
+from trainer.parts import Mapper, forget, here, in_parts
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = ["Dataset", "Member", "Triplet", "build_triplets", "pairs_of"]
 
-_FULL = 0.95  # from this intensity on, the judge must see the expression before all others
+_ABOUT: Final = ("image", "media_type", "number", "split", "identity", "domain", "pose", "expression",
+                 "intensity", "source", "model", "prompt", "request", "license", "origin")  # fmt: skip
+_SCORED: Final = ("confidence", "disagreement", "samples", "scorer")
+_GROUP = 1024
 
 
 def build_triplets(
-    recipe: Recipe, images: Path, scored: Path, out: Path, progress: Progress = silent
+    recipe: Recipe,
+    images: Path,
+    scored: Path,
+    out: Path,
+    progress: Progress = silent,
+    *,
+    mapper: Mapper = here,
 ) -> StageResult:
     """Choose the triplets of ``recipe`` from scored pictures.
 
     Args:
-        recipe: gives the expressions, the splits and the least score.
+        recipe: gives the expressions, the intensities and the filters.
         images: output of `trainer.synthesis.synthesise`.
         scored: output of `trainer.scoring.score` for these pictures.
         out: folder of the dataset.
-        progress: is told about the kept and rejected triplets.
+        progress: is told about measured pictures, and about the kept and rejected triplets.
+        mapper: measures pictures.
+
+    Returns:
+        the result; its digest is the dataset's version, ``facts`` has what each filter let through.
 
     Raises:
         DataError: files are missing, do not belong together, or nothing is left to train on.
+        BaseModelError: the filters ask for a face encoder that is not on this machine.
     """
-    index = read_lines(images / "index.jsonl")
-    try:
-        scores = np.load(scored / "scores.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the scores in {scored} cannot be read: {error}", "score the pictures again"
-        ) from None
-    if len(scores) != len(index):
-        raise DataError(
-            f"{len(scores)} scores do not belong to {len(index)} pictures", "score these pictures again"
-        )
+    expressions, encoder = recipe.conditioning.expressions, encoder_of(recipe)
+    made = read_images(images)
+    judged = read_scores(scored, expressions, made)
+    looked_through = () if encoder is None else faces(encoder).ingredients
     key = stage_key(
         "triplets",
         format=FORMAT,
-        images=[line["digest"] for line in index],
-        scores=digest_bytes(scores.tobytes()),
-        min_score=recipe.data.filters.min_score,
+        images=file_digest(images / IMAGES_NAME),
+        scores=file_digest(scored / SCORES_NAME),
+        filters=recipe.data.filters.model_dump(mode="json"),
+        faces=[one.model_dump(mode="json") for one in looked_through],
+        expressions=expressions,
+        intensities=recipe.data.intensities,
         pairs=pairs_of(recipe),
     )
     if done := finished(out, key):
         return done
-    kept, rejected = _choose(recipe, index, scores)
-    if not any(triplet.split == "train" for triplet in kept):
-        raise DataError(
-            f"no triplet is left of {len(rejected)}; why the first was left out: {_first_reason(rejected)}",
-            "lower data.filters.min_score, or look at the pictures and the judge",
-        )
+    seen = candidates(made, judged, expressions)
+
+    def measure(rows: list[int]) -> measuring.Measures:
+        found = measuring.Measures.empty(len(seen))
+        asked = measuring.parts(images, seen, rows, encoder, recipe.running.batch)
+        _, answers = in_parts("triplets", out, key, measuring.measure, asked, mapper, progress)
+        done = 0
+        for part, answer in zip(asked, answers, strict=True):
+            found.take(rows[done : done + len(part["pictures"])], answer)
+            done += len(part["pictures"])
+        return found
+
+    choice = choose(recipe, seen, _wishes(recipe, seen), measure, encoder=encoder)
+    require_some(choice)
     with new_folder(out) as folder:
-        digest = _write(folder, index, images, kept, rejected, _scorer_name(scored))
-        result = StageResult(
-            stage="triplets",
-            folder=out,
-            key=key,
-            digest=digest,
-            facts={**counts(kept), "rejected": len(rejected)},
+        digest = write(
+            folder,
+            choice,
+            recipe,
+            _rows(made, judged, expressions),
+            Blobs(images / BLOBS_NAME),
+            lambda about: together(about, scored, looked_through),
         )
+        told = {**counts(choice.kept), **facts(choice)}
+        result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
         write_result(folder, result)
-    progress("triplets", len(kept) + len(rejected), len(kept) + len(rejected), f"{len(kept)} kept")
+    forget(out, key)
+    total = len(choice.kept) + len(choice.missed)
+    progress("triplets", total, total, f"{len(choice.kept)} kept")
     return result
 
 
@@ -95,100 +131,42 @@ def pairs_of(recipe: Recipe) -> list[tuple[str, str]]:
     return pairs
 
 
-def _choose(
-    recipe: Recipe, index: list[dict[str, Any]], scores: np.ndarray
-) -> tuple[list[Triplet], list[dict[str, Any]]]:
-    """Return the kept triplets (rows are those of ``index``) and the rejects with their reasons."""
-    row_of = {(line["domain"], line["identity"], line["expression"], line["intensity"]): row
-              for row, line in enumerate(index)}  # fmt: skip
-    unseen = _unseen_rows(recipe, index, scores)
-    kept: list[Triplet] = []
-    rejected: list[dict[str, Any]] = []
-    seen: set[tuple[str, ...]] = set()
-    split_of: dict[str, str] = {}
-    for source, line in enumerate(index):
-        if line["expression"] is not None:
-            continue
-        person = (line["domain"], line["identity"])
-        identity, split = f"{person[0]}-{person[1]}", line["split"]
-        for first, second in pairs_of(recipe):
-            for level in recipe.data.intensities:
-                a, b = row_of[(*person, first, level)], row_of[(*person, second, level)]
-                digests = tuple(index[row]["digest"] for row in (source, a, b))
-                reason = unseen.get(a) or unseen.get(b) or _repeated(digests, seen, split, split_of)
-                if reason:
-                    rejected.append({"identity": identity, "split": split, "expressions": [first, second],
-                                     "intensity": level, "reason": reason})  # fmt: skip
-                    continue
-                seen.add(digests)
-                split_of.update(dict.fromkeys(digests, split))
-                members = [Member(image=row, expression=name, intensity=level)
-                           for row, name in ((a, first), (b, second))]  # fmt: skip
-                kept.append(
-                    Triplet(split=split, identity=identity, source=source, a=members[0], b=members[1])
-                )
-    return kept, rejected
+def _wishes(recipe: Recipe, seen: Candidates) -> Iterator[Wish]:
+    """Yield the triplets that could be: of each neutral picture, each pair at each intensity.
 
+    Both members have the very same intensity: the nearest one would teach that a pair differs in strength.
+    """
+    import numpy as np
 
-def _unseen_rows(recipe: Recipe, index: list[dict[str, Any]], scores: np.ndarray) -> dict[int, str]:
-    """Return row -> reason for every picture in which the judge does not see the asked expression."""
-    names, reasons = recipe.conditioning.expressions, {}
-    for row, line in enumerate(index):
-        name, level = line["expression"], line["intensity"]
-        if name is None:
-            continue
-        score, strongest = float(scores[row, names.index(name)]), names[int(scores[row].argmax())]
-        if score < recipe.data.filters.min_score * level:
-            reasons[row] = f"{name} at {level:g} is seen at {score:.2f} only"
-        elif level >= _FULL and strongest != name:
-            reasons[row] = f"{name} at {level:g} is taken for {strongest}"
-    return reasons
-
-
-def _repeated(
-    digests: tuple[str, ...], seen: set[tuple[str, ...]], split: str, split_of: dict[str, str]
-) -> str:
-    """Return why these three pictures cannot be a new triplet of ``split``, or nothing."""
-    if len(set(digests)) < 3:
-        return "two of its pictures are the same"
-    if digests in seen:
-        return "the same triplet is there already"
-    if any(split_of.get(digest, split) != split for digest in digests):
-        return "one of its pictures is in the other split"
-    return ""
-
-
-def _first_reason(rejected: list[dict[str, Any]]) -> str:
-    return str(rejected[0]["reason"]) if rejected else "there were no pictures"
-
-
-def _scorer_name(scored: Path) -> str:
-    try:
-        return str(json.loads((scored / "stage.json").read_text("utf-8"))["facts"]["scorer"])
-    except (OSError, ValueError, KeyError):
-        return "unknown"
-
-
-def _write(
-    folder: Path,
-    index: list[dict[str, Any]],
-    images: Path,
-    kept: list[Triplet],
-    rejected: list[dict[str, Any]],
-    scorer: str,
-) -> Digest:
-    """Write the dataset with only the pictures that are used; return its digest."""
-    used = {row for triplet in kept for row in triplet.rows}
-    pictures = Pictures(folder)
-    place = {row: pictures.add(pixels) for row, pixels in enumerate(iterate_images(images)) if row in used}
-    moved = [
-        replace(
-            one,
-            source=place[one.source],
-            a=replace(one.a, image=place[one.a.image]),
-            b=replace(one.b, image=place[one.b.image]),
+    row_of = {
+        (int(source), expression, float(level)): row
+        for row, (source, expression, level) in enumerate(
+            zip(seen.sources, seen.expressions, seen.intensities, strict=True)
         )
-        for one in kept
-    ]
-    about = {"source": index[0]["source"], "license": index[0]["license"], "scorer": scorer}
-    return write_dataset(folder, pictures, moved, rejected, about)
+        if expression is not None
+    }
+    for source, expression in enumerate(seen.expressions):
+        if expression is not None:
+            continue
+        for pair in pairs_of(recipe):
+            for level in recipe.data.intensities:
+                a, b = (row_of.get((source, name, float(np.float32(level)))) for name in pair)
+                yield Wish(source=source, a=a, b=b, expressions=pair, intensities=(level, level))
+
+
+def _rows(
+    made: pa.Table, judged: pa.Table, expressions: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield row and values of each picture for images.parquet, without what is measured."""
+    place = {number: row for row, number in enumerate(judged.column("number").to_pylist())}
+    names = [*_SCORED, *map(score_column, expressions)]
+    row = 0
+    for batch in made.to_batches(_GROUP):
+        for values in batch.to_pylist():
+            about = {name: values[name] for name in _ABOUT}
+            if values["truth"] is not None:
+                about |= dict(zip(TRUTHS, values["truth"], strict=True))
+            if (scores := place.get(values["number"])) is not None:
+                about |= {name: judged.column(name)[scores].as_py() for name in names}
+            yield row, about
+            row += 1

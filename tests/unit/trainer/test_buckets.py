@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fakes.datasets import small_dataset
 from PIL import Image
 
 from serving.pipelines.base import PromptEmbeds, pixels_of
 from trainer.data.batches import TrainingSet
 from trainer.data.buckets import crop, fit, nearest, resolutions, sizes_of
 from trainer.data.cache import Needs, TensorCache, View
-from trainer.data.dataset import Dataset, Member, Pictures, Triplet, write_dataset
+from trainer.data.dataset import Dataset
 from trainer.recipe import Recipe
 from trainer.sections import DataSection
 
@@ -87,17 +88,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Recipe):
         update={"data": tiny_recipe.data.model_copy(update={"sizes": (64, 128), "max_aspect": 2.0})}
     )
     folder = tmp_path_factory.mktemp("wide")
-    pictures, triplets = Pictures(folder), []
+    people = []
     for person in range(8):
         shape = (40, 40, 3) if person % 4 else (40, 80, 3)
-        rows = [pictures.add(np.full(shape, 3 * person + face, np.uint8)) for face in range(3)]
-        a, b = (
-            Member(image=row, expression=name, intensity=1.0)
-            for row, name in zip(rows[1:], ("fear", "surprised"), strict=True)
-        )
-        split = "train" if person < 4 else "validation"
-        triplets.append(Triplet(split=split, identity=str(person), source=rows[0], a=a, b=b))
-    write_dataset(folder, pictures, triplets, [], {"license": "CC0-1.0"})
+        shown = [np.full(shape, 3 * person + face, np.uint8) for face in range(3)]
+        people.append(("train" if person < 4 else "validation", str(person), shown))
+    small_dataset(folder, people)
     data, cache = Dataset.open(folder), TensorCache(folder / "cache")
     needs = Needs.of(data, recipe, VIEW)
     source = torch.Generator().manual_seed(0)

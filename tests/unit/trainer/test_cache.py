@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fakes.averaging_base import AveragingBase, fill_cache
+from fakes.datasets import small_dataset
 from trainer.data import Dataset, cache_dataset
 from trainer.data.cache import Needs, TensorCache, View, pooled_key
 from trainer.errors import CacheError
@@ -90,17 +91,10 @@ def test_the_key_is_the_picture_the_size_the_encoder_and_the_numbers(
 def test_pictures_are_cropped_before_they_are_encoded(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    from trainer.data.dataset import Member, Pictures, Triplet, write_dataset
-
-    folder, triplets = tmp_path / "dataset", []
-    folder.mkdir()
-    pictures = Pictures(folder)
-    for split, value in (("train", 0), ("validation", 9)):
-        rows = [pictures.add(np.full((30, 90, 3), value + face, np.uint8)) for face in range(3)]
-        a, b = (Member(image=rows[1], expression="fear", intensity=1.0),
-                Member(image=rows[2], expression="surprised", intensity=1.0))  # fmt: skip
-        triplets.append(Triplet(split=split, identity=split, source=rows[0], a=a, b=b))
-    write_dataset(folder, pictures, triplets, [], {"license": "CC0-1.0"})
+    people = (("train", 0), ("validation", 9))
+    flat = [(split, split, [np.full((30, 90, 3), value + face, np.uint8) for face in range(3)])
+            for split, value in people]  # fmt: skip
+    small_dataset(tmp_path / "dataset", flat)
     fake = AveragingBase()
     fill(tiny_recipe, tmp_path, tiny_base, tmp_path / "cache", fake)
     assert set(fake.images) == {(30, 30)}

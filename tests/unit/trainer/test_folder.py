@@ -83,7 +83,8 @@ def recipe_of(place: Path, **data: object) -> Recipe:
 def test_a_folder_becomes_a_dataset(folder: Path, tmp_path: Path) -> None:
     result = read_folder(recipe_of(folder), tmp_path / "dataset")
     counts = {"triplets": 2, "validation": 1, "rejected": 0, "pictures": 9}
-    assert result.facts == {**counts, "license": "CC-BY-4.0"}
+    assert {name: result.facts[name] for name in counts} == counts
+    assert result.facts["license"] == "CC-BY-4.0"
     data = Dataset.open(tmp_path / "dataset")
     assert data.digest == result.digest
     assert data.provenance["license"] == "CC-BY-4.0"
@@ -108,7 +109,8 @@ def test_the_same_folder_is_read_once_and_a_changed_picture_again(folder: Path, 
 def test_what_a_line_repeats_is_left_out_with_the_reason(folder: Path, tmp_path: Path) -> None:
     write(folder, [*lines_of(folder), lines_of(folder)[0]])
     assert read_folder(recipe_of(folder), tmp_path / "dataset").facts["rejected"] == 1
-    assert "line 1 says the same" in (tmp_path / "dataset" / "rejects.jsonl").read_text()
+    rejects = Dataset.open(tmp_path / "dataset").table("rejects").to_pylist()
+    assert [(one["filter"], one["number"]) for one in rejects] == [("repeated", 4)]
 
 
 Change = Callable[[list[dict]], None]
