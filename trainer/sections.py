@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from registry.manifest import Ingredient, Line, Text
 from registry.reference import NAME_PATTERN
+from trainer import templates
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -128,6 +129,7 @@ class SynthesisSection(Section):
 
     The prompt has two parts: who must stay who they are, and what the face must show. Both are templates;
     what may stand in braces is checked. A different prompt or model makes other requests, which are paid.
+    docs/how-to/image-apis.md shows the way for each vendor.
 
     Attributes:
         provider: "gemini" speaks Google's Gemini API, "openai" any OpenAI-compatible /v1/images/edits.
@@ -135,9 +137,12 @@ class SynthesisSection(Section):
         endpoint: address of another server of that protocol; None is the vendor's.
         identity_prompt: what is kept.
         expression_prompt: what is asked; ``{expression}`` is described by ``descriptions`` or its name,
-            ``{intensity}`` is a word for the intensity.
+            ``{intensity}`` is a word for the intensity and its share of full strength.
         descriptions: expression -> words for it; the shipped ones where it is missing.
-        resolution: what the API is asked for, such as "1K" (gemini) or "1024x1024" (openai).
+        resolution: what the API is asked for, such as "1K", "2K" or "4K" (gemini) or "1024x1024" (openai);
+            "auto" leaves it to the API.
+        options: further fields of the request by the names that the server gives them, such as
+            ``input_fidelity: high``; for "openai" only.
         license: under which terms the made pictures may be used (an SPDX expression or LicenseRef); it is
             recorded as an ingredient.
     """
@@ -151,8 +156,25 @@ class SynthesisSection(Section):
     )
     expression_prompt: Text = "Change only the facial expression to: {intensity} {expression}."
     descriptions: dict[Line, Line] = {}
-    resolution: Line = "1K"
+    resolution: Annotated[
+        str, Field(pattern=r"^(auto|[1-9][0-9]{0,3}K?|[1-9][0-9]{1,4}x[1-9][0-9]{1,4})$")
+    ] = "auto"
+    options: dict[Line, Line] = {}
     license: Line
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        for name, known in (("identity_prompt", ()), ("expression_prompt", ("expression", "intensity"))):
+            try:
+                templates.check(getattr(self, name), known, known[:1])
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        if self.resolution != "auto" and ("x" in self.resolution) != (self.provider == "openai"):
+            example = "1024x1024" if self.provider == "openai" else "1K"
+            raise ValueError(f"resolution: {self.provider} takes one such as {example}, or auto")
+        if self.options and self.provider != "openai":
+            raise ValueError(f"options: {self.provider} takes none")
+        return self
 
 
 class ScoringSection(Section):
@@ -163,16 +185,19 @@ class ScoringSection(Section):
             /v1/chat/completions with structured output, "gemini" Google's Gemini API.
         model: id of the model; for "openai" and "gemini".
         endpoint: address of another server of that protocol; None is the vendor's.
-        samples: how often each picture is looked at; the score is the median.
-        temperature: of the answers.
-        max_disagreement: pictures whose samples differ by more in an expression go to the review queue.
+        samples: how often each picture is asked about, each a request; the score is the median. The judge
+            always says the same and is asked once.
+        temperature: of the answers; None leaves it to the model, which some models demand. Several samples
+            want one above 0.
+        max_disagreement: pictures whose samples differ by more in an expression go to the review queue and
+            stay out of the dataset until a person decides.
     """
 
     scorer: Literal["judge", "openai", "gemini"] = "judge"
     model: Line | None = None
     endpoint: Line | None = None
     samples: Annotated[int, Field(ge=1, le=16)] = 1
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     max_disagreement: Fraction = 0.25
 
     @model_validator(mode="after")
