@@ -34,7 +34,8 @@ DEPLOYMENTS = "prefect.yaml"
 #: Secrets and switches of the server, which is no business of the code that runs in flows.
 _SERVER_ONLY = "PREFECT_SERVER_DATABASE_"
 _LOG_LINES = 15
-_STOP_SECONDS = 60.0
+#: What a run needs to end, beside the saving of a checkpoint.
+_STOP_SECONDS = 15.0
 _WATCH_SECONDS = 2.0
 _DEAF_SECONDS = 60.0
 
@@ -86,14 +87,14 @@ def stack(home: Path, settings: FlowSettings, port: int | None = None, limit: in
     with exclusive(prefect_home(home) / "local.lock", busy), managed_server(home, settings, port) as server:
         if port is not None and server.page.rpartition(":")[2] != str(port):
             click.echo(f"A run on this data folder started the server: it stays at {server.page}.", err=True)
-        set_up(server, home)
+        set_up(server, home, settings)
         names = deploy(server, home)
-        with _working(server, home, limit, settings.server_timeout) as worker:
+        with _working(server, home, settings, limit) as worker:
             yield Stack(server=server, worker=worker, deployments=names)
 
 
-def set_up(server: Server, home: Path) -> None:
-    """Make work pools and limits on a server; what is there is brought up to date.
+def set_up(server: Server, home: Path, settings: FlowSettings) -> None:
+    """Make work pools, limits and automations on a server; what is there is brought up to date.
 
     Raises:
         FlowError: the server's pool works in another data folder.
@@ -101,10 +102,12 @@ def set_up(server: Server, home: Path) -> None:
     from prefect.client.orchestration import get_client
     from prefect.settings import temporary_settings
 
-    from flows import pools
+    from flows import heartbeat, limits, pools
 
     with temporary_settings(client_settings(home, server.url)), get_client(sync_client=True) as client:
         pools.make(client, home)
+        limits.ensure(server.url, settings)
+        heartbeat.ensure(server.url)
 
 
 def deploy(server: Server, home: Path) -> tuple[str, ...]:
@@ -142,7 +145,9 @@ def deployments(text: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _working(server: Server, home: Path, limit: int, timeout: float) -> Iterator[subprocess.Popen[bytes]]:
+def _working(
+    server: Server, home: Path, settings: FlowSettings, limit: int
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker of the local pool until the block ends; the runs in its hands end with it."""
     from flows.pools import LOCAL
 
@@ -161,7 +166,7 @@ def _working(server: Server, home: Path, limit: int, timeout: float) -> Iterator
             start_new_session=True,
         )
     try:
-        end = time.monotonic() + timeout
+        end = time.monotonic() + settings.server_timeout
         while name not in _online(server.url, LOCAL):
             if process.poll() is not None or time.monotonic() > end:
                 raise ServerError(
@@ -171,7 +176,7 @@ def _working(server: Server, home: Path, limit: int, timeout: float) -> Iterator
             time.sleep(0.2)
         yield process
     finally:
-        _stop(process)
+        _stop(process, settings.stop_seconds + _STOP_SECONDS)
 
 
 def _online(url: str, pool: str) -> set[str]:
@@ -182,7 +187,7 @@ def _online(url: str, pool: str) -> set[str]:
     return {row["name"] for row in rows if row["status"] == "ONLINE"}
 
 
-def _stop(worker: subprocess.Popen[bytes]) -> None:
+def _stop(worker: subprocess.Popen[bytes], seconds: float) -> None:
     """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
     import psutil
 
@@ -197,7 +202,7 @@ def _stop(worker: subprocess.Popen[bytes]) -> None:
         with suppress(psutil.NoSuchProcess):
             if process.ppid() == worker.pid:
                 process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=_STOP_SECONDS)
+    _, alive = psutil.wait_procs(family, timeout=seconds)
     for process in alive:
         with suppress(psutil.NoSuchProcess):
             process.kill()

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from trainer.recipe import Recipe, change, load
 
-#: How a release gets its approvals. Prefect takes the words that explain a choice from the ``Args`` of a flow.
+#: How a release gets its approvals. The words that explain a choice stand in the ``Args`` of the flows.
 Approval = Literal["ask", "again", "later", "automatic"]
 #: Where the parts of stages are done.
 Runner = Literal["threads", "ray"]

@@ -29,6 +29,7 @@ from flows.prefect_app import MODULE
 from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
 
 HOST = "127.0.0.1"
+DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 #: A server gives no more rows in one answer.
 PAGE = 200
@@ -237,6 +238,8 @@ def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
     }
     environment.pop("PREFECT_API_URL", None)
+    if (database := settings.prefect_server_database_connection_url) is not None:
+        environment[DATABASE_VARIABLE] = database.get_secret_value()
     log = folder / "server.log"
     # -P: the working directory must not shadow Prefect. A session of its own: Ctrl-C is for the run, and the
     # server stays to record how it ended.

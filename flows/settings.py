@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from registry.settings import StandardVariable, home, load
 
@@ -20,7 +20,16 @@ QUIET = {
     "PREFECT_SERVER_UI_V2_ENABLED": "false",
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
 }
+#: Whatever a flow starts stays as silent: MLflow and Ray tell their makers otherwise. One display is enough:
+#: the bars of the libraries below would write over it.
+SILENT = {
+    "DO_NOT_TRACK": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TQDM_DISABLE": "1",
+}
 PROFILE = "adapter-foundry"
+_DATABASES = ("postgresql+asyncpg://", "sqlite+aiosqlite:///")
 
 
 class FlowSettings(BaseModel):
@@ -28,6 +37,8 @@ class FlowSettings(BaseModel):
 
     Attributes:
         prefect_api_url: a Prefect server to use; None starts one on this machine for the time of a run.
+        prefect_server_database_connection_url: database of the server that is started here; None is a SQLite
+            file in the data folder.
         server_timeout: seconds that the local server may take to start, and to record a run before it stops.
         approval_timeout: seconds that a release waits for approvers, over all of its questions.
         workers: how many parts of a stage are done at once on this machine, on threads or on a Ray cluster of
@@ -35,10 +46,10 @@ class FlowSettings(BaseModel):
         ray_address: a Ray cluster for flows with ``runner: ray``, whose machines share the data folder; None
             starts one on this machine for the time of a run.
         processes: of a training; None takes one a GPU, or one.
-        accelerate_config: file of `accelerate config` for trainings, which decides machines and processes then.
+        accelerate_config: file of `accelerate config` for trainings; decides machines and processes then.
         stop_seconds: how long a training that is told to stop may take to save a checkpoint.
-        gpu_slots: how many GPUs trainings may hold at once, over all flow runs; None takes those of the machine
-            that makes the limit, or one.
+        gpu_slots: how many GPUs trainings may hold at once, over all flow runs; None takes those of the
+            machine that makes the limit, or one.
         api_per_minute: requests that all flow runs together send to each paid API; None begins with 600. With
             None, either is made once and then belongs to whoever changes it in Prefect's page.
     """
@@ -46,6 +57,9 @@ class FlowSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     prefect_api_url: Annotated[str | None, StandardVariable("PREFECT_API_URL")] = None
+    prefect_server_database_connection_url: Annotated[
+        SecretStr | None, StandardVariable("PREFECT_SERVER_DATABASE_CONNECTION_URL")
+    ] = None
     server_timeout: Annotated[float, Field(gt=0)] = 180.0
     approval_timeout: Annotated[int, Field(ge=1, le=365 * 86_400)] = 7 * 86_400
     workers: Annotated[int | None, Field(ge=1, le=256)] = None
@@ -55,6 +69,13 @@ class FlowSettings(BaseModel):
     stop_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     gpu_slots: Annotated[int | None, Field(ge=1)] = None
     api_per_minute: Annotated[int | None, Field(ge=1)] = None
+
+    @field_validator("prefect_server_database_connection_url")
+    @classmethod
+    def _asynchronous_driver(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(_DATABASES):
+            raise ValueError(f"Prefect's server takes a URL that begins with {' or '.join(_DATABASES)}")
+        return value
 
     @classmethod
     def read(cls, data_folder: Path | None = None) -> FlowSettings:
@@ -72,7 +93,7 @@ def prefect_home(data_folder: Path) -> Path:
 
 
 def result_storage(data_folder: Path) -> Path:
-    """Where stages leave what they returned, as JSON: every process that works on this data folder looks here."""
+    """Where stages leave what they returned, as JSON: all processes of this data folder look here."""
     return prefect_home(data_folder) / "storage"
 
 
@@ -80,16 +101,11 @@ def prefect_environment(data_folder: Path) -> dict[str, str]:
     """Return the variables that keep Prefect in one folder, quiet, and off the network."""
     return {
         "PREFECT_HOME": str(prefect_home(data_folder)),
-        "DO_NOT_TRACK": "1",
         # In the server's memory, which Prefect prefers, leases are lost with it and their slots never return.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         # The display tells what happens; Prefect's own lines go to its user interface.
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        # Whatever a stage starts stays as silent: both tell their makers otherwise.
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # One display is enough: the bars of the libraries below would write over it.
-        "TQDM_DISABLE": "1",
+        **SILENT,
         **QUIET,
     }
 

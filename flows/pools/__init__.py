@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.errors import FlowError
-from flows.settings import result_storage
+from flows.heartbeat import ENVIRONMENT
+from flows.settings import SILENT, result_storage
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -53,8 +54,9 @@ def environment(home: Path) -> dict[str, str]:
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(result_storage(home)),
         # Whoever may write into the storage of results must not be able to run code in those who read it.
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-        "DO_NOT_TRACK": "1",
-        "TQDM_DISABLE": "1",
+        **ENVIRONMENT,
+        # A worker may be started in a bare shell.
+        **SILENT,
     }
 
 

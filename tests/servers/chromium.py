@@ -1,0 +1,150 @@
+"""A real browser for tests, driven as a person would: it clicks where things are painted, and types.
+
+It speaks the DevTools protocol to the Chromium of the machine over one WebSocket; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import itertools
+import json
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.sync.client import ClientConnection, connect
+
+SECONDS = 30.0
+_START_SECONDS = 30.0
+#: The smallest painted element with a text; inputs are found by their label.
+_FINDERS = """
+window.byText = (text, kinds) => [...document.querySelectorAll(kinds || '*')]
+  .filter(e => e.innerText?.trim() === text && e.getClientRects().length)
+  .sort((a, b) => a.querySelectorAll('*').length - b.querySelectorAll('*').length)[0];
+window.middle = (e) => { if (!e) return null; e.scrollIntoView({block: 'center'});
+  const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; };
+"""
+
+
+class NotThere(AssertionError):
+    """What a test waits for does not appear on the page; the message has the page's text."""
+
+
+@dataclass(kw_only=True)
+class Page:
+    """One tab.
+
+    Attributes:
+        socket: the tab's DevTools.
+    """
+
+    socket: ClientConnection
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Calls a method of the protocol and returns its result; events in between are dropped."""
+        number = next(self._numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self.socket.recv(timeout=SECONDS))
+            if answer.get("id") == number:
+                assert "error" not in answer, f"{method}: {answer['error']}"
+                return answer["result"]
+
+    def value(self, expression: str) -> Any:
+        """Evaluates JavaScript in the page; the finders ``byText`` and ``middle`` are there."""
+        result = self.send("Runtime.evaluate", expression=_FINDERS + expression, returnByValue=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def open(self, url: str) -> None:
+        """Goes to an address."""
+        self.send("Page.navigate", url=url)
+
+    def wait(self, expression: str, seconds: float = SECONDS) -> Any:
+        """Waits until an expression is true and returns its value."""
+        end = time.monotonic() + seconds
+        while not (value := self.value(expression)):
+            if time.monotonic() > end:
+                raise NotThere(f"{expression} never came true; the page says:\n{self.text()}")
+            time.sleep(0.1)
+        return value
+
+    def text(self) -> str:
+        """What a person can read."""
+        return self.value("document.body?.innerText ?? ''")
+
+    def click(self, element: str, seconds: float = SECONDS) -> None:
+        """Clicks into the middle of an element, an expression such as ``byText('Submit')``."""
+        x, y = self.wait(f"middle({element})", seconds)
+        time.sleep(0.2)  # pages move while they are painted
+        x, y = self.wait(f"middle({element})")
+        at = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, **at)
+
+    def fill(self, element: str, text: str) -> None:
+        """Replaces what stands in an input."""
+        self.click(element)
+        for kind in ("keyDown", "keyUp"):
+            self.send(
+                "Input.dispatchKeyEvent", type=kind, key="a", code="KeyA", modifiers=2, commands=["selectAll"]
+            )
+        self.send("Input.insertText", text=text)
+
+    def picture(self, file: Path, height: int | None = None) -> None:
+        """Writes what is painted into a PNG, the upper ``height`` pixels or all that the window shows."""
+        clip = (
+            {} if height is None else {"clip": {"x": 0, "y": 0, "width": 1280, "height": height, "scale": 1}}
+        )
+        file.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png", **clip)["data"]))
+
+
+@contextlib.contextmanager
+def running(browser: str, width: int = 1280, height: int = 1000) -> Iterator[Page]:
+    """Starts a browser with an empty profile and gives its only tab; ends it with all its processes."""
+    with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [
+                *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+                *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+                *(f"--user-data-dir={profile}", "--remote-debugging-port=0"),
+                *(f"--window-size={width},{height}", "--hide-scrollbars", "about:blank"),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            with connect(_tab(Path(profile), process), max_size=None, compression=None) as socket:
+                page = Page(socket=socket)
+                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+                page.send("Emulation.setDeviceMetricsOverride", **size)
+                yield page
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _tab(profile: Path, process: subprocess.Popen[bytes]) -> str:
+    """Returns the WebSocket of the first tab, once the browser has written down where it listens."""
+    end = time.monotonic() + _START_SECONDS
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while time.monotonic() < end:
+        assert process.poll() is None, f"the browser ended with status {process.returncode}"
+        with contextlib.suppress(OSError, StopIteration, IndexError, ValueError):
+            port = int((profile / "DevToolsActivePort").read_text().splitlines()[0])
+            with opener.open(f"http://127.0.0.1:{port}/json", timeout=5) as answer:
+                tabs = json.loads(answer.read())
+            return str(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
+        time.sleep(0.1)
+    raise TimeoutError("the browser does not say where its DevTools are")
