@@ -183,8 +183,8 @@ def _last(users: IO[str]) -> bool:
 def _running(folder: Path, timeout: float) -> Server | None:
     """Return the server that the state file names, once it answers.
 
-    One that lives is waited for: on a busy machine it may take long to answer, and a second server on the same
-    database would be worse.
+    One that lives is waited for: on a busy machine it may take long to answer, and a second server on the
+    same database would be worse.
 
     Raises:
         ServerError: it lives, but did not answer within ``timeout`` seconds.
