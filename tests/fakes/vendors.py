@@ -212,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
     def _error(self, logged: Logged, status: int, code: str, headers: Mapping[str, str]) -> None:
         """Send an error in the protocol's form; the key in it is what a careless vendor would repeat."""
         text = f"request {logged.asked.number} failed, key {self.server.key}"
-        if logged.asked.path.startswith("/v1/"):
+        if not logged.asked.path.endswith(":generateContent"):
             error: dict[str, Any] = {"message": text, "type": "error", "param": None, "code": code or None}
         else:
             names = {400: "INVALID_ARGUMENT", 401: "UNAUTHENTICATED", 429: "RESOURCE_EXHAUSTED"}
@@ -248,7 +248,7 @@ def images(vendor: Vendor, editor: Editor) -> Vendor:
     Understood faults: "refusal", "no-image", "wrong-image" (bytes that are no picture), "cut-image" (half of
     one), "bomb" (a small file of many pixels).
     """
-    vendor.route(r"/v1beta/models/[^/]+:generateContent", lambda asked: _gemini(asked, editor))
+    vendor.route(r"/v1(beta)?/models/[^/]+:generateContent", lambda asked: _gemini(asked, editor))
     return vendor.route(r"/v1/images/edits", lambda asked: _openai(asked, editor))
 
 
@@ -279,7 +279,9 @@ def _gemini(asked: Asked, editor: Editor) -> Told | None:
         candidate |= {"finishReason": "IMAGE_SAFETY", "content": {"role": "model", "parts": []}}
         count = 0
     else:
-        made = _made(asked, editor, base64.b64decode(inline["data"]), prompt)
+        # The SDK writes the alphabet for URLs, others the plain one; the real API takes both.
+        picture = base64.urlsafe_b64decode(inline["data"].replace("+", "-").replace("/", "_"))
+        made = _made(asked, editor, picture, prompt)
         data = base64.b64encode(made).decode()
         part = {"inlineData": {"mimeType": "image/png", "data": data}}
         candidate["content"] = {"role": "model", "parts": [part]}
