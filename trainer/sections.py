@@ -191,6 +191,8 @@ class ScoringSection(Section):
             want one above 0.
         max_disagreement: pictures whose samples differ by more in an expression go to the review queue and
             stay out of the dataset until a person decides.
+        license: under which terms the model's answers may be used (an SPDX expression or LicenseRef); it is
+            recorded as an ingredient. For "openai" and "gemini".
     """
 
     scorer: Literal["judge", "openai", "gemini"] = "judge"
@@ -199,11 +201,12 @@ class ScoringSection(Section):
     samples: Annotated[int, Field(ge=1, le=16)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] | None = 0.0
     max_disagreement: Fraction = 0.25
+    license: Line | None = None
 
     @model_validator(mode="after")
     def _of_its_scorer(self) -> Self:
-        if (self.model is None) != (self.scorer == "judge"):
-            raise ValueError("scorer openai and gemini need a model, the judge takes none")
+        if {self.model is None, self.license is None} != {self.scorer == "judge"}:
+            raise ValueError("scorer openai and gemini need a model and a license, the judge takes neither")
         return self
 
 
