@@ -179,10 +179,12 @@ def _lengths(
 def card(
     recipe: Recipe, weights: Mapping[str, torch.Tensor], dataset: Digest, base: Digest, license_of_data: str,
     looked_through: Sequence[Ingredient], run_id: str | None, steps: int,
+    made_with: Sequence[Ingredient] = (),
 ) -> AdapterCard:  # fmt: skip
     """Return what the adapter says about itself; the targets are those that the weights really have.
 
-    Base, dataset and the networks that losses looked through are named whatever the recipe says.
+    Base, dataset, what the dataset was ``made_with`` and the networks that losses looked through are named
+    whatever the recipe says.
     """
     facts = family(recipe.base.family)
     kinds = {facts.block_of(name.rsplit(".lora_", 1)[0])[1] for name in weights}
@@ -203,7 +205,7 @@ def card(
                 name=f"{recipe.name} triplets", kind="dataset", license=license_of_data,
                 source="trainer.data.build_triplets", digest=dataset,
             ),
-            *looked_through,
+            *dict.fromkeys((*made_with, *looked_through)),
             *recipe.release.ingredients,
         ),
         training=TrainingLineage(

@@ -154,6 +154,11 @@ class Dataset:
         return self.manifest.provenance.model_dump(mode="json")
 
     @property
+    def ingredients(self) -> tuple[Ingredient, ...]:
+        """What the adapter's card must name beside the dataset itself."""
+        return self.manifest.provenance.ingredients
+
+    @property
     def blobs(self) -> Blobs:
         """The pictures' files."""
         return Blobs(self.folder / BLOBS_NAME)

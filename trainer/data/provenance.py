@@ -13,20 +13,23 @@ from registry.manifest import Ingredient
 from trainer.data.dataset import Provenance
 from trainer.data.writing import provenance
 from trainer.errors import DataError
+from trainer.recipe import Recipe
 
 
 def combined(licenses: Iterable[str]) -> str:
-    """Return the SPDX expression of what is under all of these licences at once."""
-    texts = sorted(set(licenses))
+    """Return the SPDX expression of what is under all of these licences at once, each named once."""
+    each = (text.split(" AND ") if "(" not in text and " OR " not in text else [text] for text in licenses)
+    texts = sorted({one.strip() for texts in each for one in texts})
     return " AND ".join(f"({text})" if len(texts) > 1 and " " in text else text for text in texts)
 
 
 def together(
-    about: Sequence[Mapping[str, Any]], scored: Path, filters: Iterable[Ingredient] = ()
+    recipe: Recipe, about: Sequence[Mapping[str, Any]], scored: Path, filters: Iterable[Ingredient] = ()
 ) -> Provenance:
     """Return where drawn or edited pictures come from.
 
     Args:
+        recipe: says under which terms an API edited pictures.
         about: ``source``, ``model``, ``license``, ``origin`` and ``scorer`` of the kept ones, each once.
         scored: folder of the scores; its result may name the scorer as an ingredient.
         filters: what the filters looked through.
@@ -38,19 +41,28 @@ def together(
         source=_few(sorted({str(one["source"]) for one in about})),
         license=combined(str(one["license"]) for one in about),
         scorer=_few(sorted({str(one["scorer"]) for one in about if one["scorer"]})) or "unknown",
-        ingredients=(*_made(about), *_scorer(scored), *filters),
+        ingredients=(
+            *_made(about, recipe.synthesis.license if recipe.synthesis else None),
+            *_scorer(scored),
+            *filters,
+        ),
     )
 
 
-def _made(about: Sequence[Mapping[str, Any]]) -> list[Ingredient]:
-    """Return the people and the models that made the pictures: one for each name and licence."""
+def _made(about: Sequence[Mapping[str, Any]], terms: str | None) -> list[Ingredient]:
+    """Return the people and the models that made the pictures: one for each name and licence.
+
+    The picture of a model is under the licence of the person's picture and of the API's ``terms``; the model
+    itself is under the latter.
+    """
     origins: dict[tuple[str, str, str], set[str]] = {}
     for one in about:
         api = one["model"] is not None
         name, origin = (
             (one["model"], one["source"]) if api else (one["source"], one["origin"] or one["source"])
         )
-        key = ("api" if api else "identity-images", str(name), str(one["license"]))
+        license = terms if api and terms else one["license"]
+        key = ("api" if api else "identity-images", str(name), str(license))
         origins.setdefault(key, set()).add(str(origin))
     try:
         return [

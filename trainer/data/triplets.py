@@ -107,7 +107,7 @@ def build_triplets(
             recipe,
             _rows(made, judged, expressions),
             Blobs(images / BLOBS_NAME),
-            lambda about: together(about, scored, looked_through),
+            lambda about: together(recipe, about, scored, looked_through),
         )
         told = {**counts(choice.kept), **facts(choice)}
         result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)

@@ -86,7 +86,7 @@ def test_the_card_says_what_was_trained(trained: Path, tiny_recipe: Recipe, tiny
     assert card.training.dataset == Dataset.open(tiny_run / "dataset").digest
     assert card.conditioning == tiny_recipe.conditioning
     assert set(card.lora.targets) == set(tiny_recipe.lora.targets)
-    assert [item.kind for item in card.ingredients] == ["base", "dataset"]
+    assert [item.kind for item in card.ingredients] == ["base", "dataset", "identity-images"]
 
 
 def test_diffusers_loads_the_export_at_full_strength(
