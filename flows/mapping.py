@@ -16,29 +16,33 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from flows.errors import StageFailed
+from flows.errors import ServerError, StageFailed
 from flows.parameters import Runner
-from flows.server import wait_until_recorded
+from flows.server import FINAL_STATES, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
 from registry.errors import Explained
 from trainer.parts import Part, PartFunction
 
 if TYPE_CHECKING:
+    from prefect import State
     from prefect.futures import PrefectFuture
     from prefect.task_runners import TaskRunner
 
 _AT_MOST = 4
 #: Parts that are submitted for each worker: the next one waits while a worker reports the last.
 _AHEAD = 2
+#: Seconds after which a worker that has not told how a part ended is taken to be dead.
+_TELLING = 20.0
 #: Variables that a Ray worker shares with the run, wherever it is.
 _SHARED = ("ADAPTER_FOUNDRY_", "PREFECT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "DO_NOT_TRACK")
 
@@ -72,6 +76,7 @@ class PartMapper:
     settings: FlowSettings
     runs: list[str]
     _flow: Context = field(default_factory=copy_context)
+    _states: dict[str, State[None]] = field(default_factory=dict)
     _started: tuple[TaskRunner[Any], int] | None = None
     _open: ExitStack = field(default_factory=ExitStack)
 
@@ -99,11 +104,12 @@ class PartMapper:
                     # of no use elsewhere and cannot be sent, such as the display.
                     under_way.append(self._flow.run(runner.submit, named, given))
                     self.runs.append(str(under_way[-1].task_run_id))
-                _result(stage, under_way.popleft())
+                self._ended(stage, under_way.popleft())
                 yield
         except Exception:
             for future in under_way:
-                future.wait()
+                with suppress(Exception):
+                    self._ended(stage, future)
             raise
         except BaseException:
             # Cancelled, or nobody asks any more: what has not begun never will.
@@ -112,12 +118,35 @@ class PartMapper:
 
     def close(self) -> None:
         """Wait until the server knows how each part ended, then stop the workers."""
-        from prefect.settings import PREFECT_API_URL
-
         with self._open:
             # The workers tell the server by themselves, and have to live until they have.
-            if self._started and self.runner == "ray":
-                wait_until_recorded(PREFECT_API_URL.value(), self.runs, self.settings.server_timeout)
+            if self._states and self.runner == "ray":
+                self._record()
+
+    def _ended(self, stage: str, future: PrefectFuture[None]) -> None:
+        """Wait for a part, note how it ended and raise what it raised."""
+        future.wait()
+        self._states[str(future.task_run_id)] = future.state
+        _check(stage, future.state)
+
+    def _record(self) -> None:
+        """Wait until all parts are on record; write down what a worker that was killed did not tell."""
+        from prefect.client.orchestration import get_client
+        from prefect.context import FlowRunContext
+        from prefect.settings import PREFECT_API_URL
+
+        with suppress(ServerError):
+            wait_until_recorded(PREFECT_API_URL.value(), list(self._states), _TELLING)
+        known = task_runs(PREFECT_API_URL.value(), list(self._states))
+        lost = {run: state for run, state in self._states.items() if known.get(run) not in FINAL_STATES}
+        flow = FlowRunContext.get()
+        if not lost or flow is None or flow.flow_run is None:
+            return
+        with get_client(sync_client=True) as client:
+            for run, state in lost.items():
+                if run not in known:
+                    client.create_task_run(part, flow.flow_run.id, dynamic_key=run, id=UUID(run), name=run)
+                client.set_task_run_state(UUID(run), state, force=True)
 
     def _start(self) -> tuple[TaskRunner[Any], int]:
         """Return the task runner, started, and how many parts it does at once."""
@@ -164,10 +193,8 @@ def part_mapper(
         mapper.close()
 
 
-def _result(stage: str, future: PrefectFuture[None]) -> None:
-    """Wait for a part and raise what it raised."""
-    future.wait()
-    state = future.state
+def _check(stage: str, state: State[None]) -> None:
+    """Raise what a part raised, if it did not end well."""
     if state.is_completed():
         return
     if state.is_failed():
