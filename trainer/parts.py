@@ -1,9 +1,10 @@
 """Stages that are made in parts: each part is done once, by whoever has time, and kept until all are there.
 
 A stage cuts its work into parts that know nothing of each other. What maps them is a `Mapper`: this process
-by default, Prefect tasks on threads or on a Ray cluster in a flow. A part writes its files under names of
-their content and leaves its answer as ``part-00007.json``; a part that has an answer is not done again, so a
-stage that was killed goes on where it was. All workers share the folder.
+by default, or several processes of this machine; Prefect tasks on threads or on a Ray cluster in a flow. A
+part writes its files under names of their content and leaves its answer as ``part-00007.json``; a part that
+has an answer is not done again, so a stage that was killed goes on where it was. All workers share the
+folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -51,6 +54,29 @@ def here(stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[
     for part in parts:
         function(**part)
         yield
+
+
+def processes(count: int) -> Mapper:
+    """Return a mapper that shares parts between so many processes of this machine.
+
+    They are spawned, not forked: a fork of a process that runs torch threads can hang.
+    """
+
+    def mapper(stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
+        if count < 2 or len(parts) < 2:
+            yield from here(stage, function, parts)
+            return
+        with ProcessPoolExecutor(min(count, len(parts)), get_context("spawn")) as pool:
+            waiting = [pool.submit(function, **part) for part in parts]
+            try:
+                for done in as_completed(waiting):
+                    done.result()
+                    yield
+            finally:
+                for one in waiting:
+                    one.cancel()
+
+    return mapper
 
 
 def do_part(function: PartFunction, folder: Path, number: int, part: Part) -> dict[str, Any]:

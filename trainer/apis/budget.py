@@ -68,6 +68,12 @@ class Budget:
             self._catch_up()
             return replace(self._spent)
 
+    def lines(self) -> list[Line]:
+        """Return the attempts of the run until now."""
+        with self.ledger.locked():
+            recover(self._folder)
+            return list(self.ledger.lines(self._run))
+
     def reserve(self, request: Request, attempt: int) -> Reservation:
         """Reserve what an attempt takes at most.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.apis import retry
 from trainer.apis.keys import VARIABLES, address, key_of
-from trainer.apis.request import Failed
+from trainer.apis.request import Billed, Failed, Usage
 from trainer.errors import ApiError
 
 ADDRESS = "https://generativelanguage.googleapis.com"
@@ -83,9 +83,15 @@ def _retry_info(details: Any) -> float | None:
     return None
 
 
-def unreadable(message: str, **usage: Any) -> Failed:
-    """Return the failure of an answer that nobody can read; the vendor takes money for it."""
-    return Failed(status="malformed", message=message, malformed=True, billed="yes", **usage)
+def unreadable(message: str, usage: Usage | None = None) -> Failed:
+    """Return the failure of an answer that nobody can read.
+
+    Args:
+        message: what is wrong with it.
+        usage: what it took; None if that cannot be read either: the vendor may take money all the same.
+    """
+    billed: Billed = "unsure" if usage is None else "yes"
+    return Failed(status="malformed", message=message, malformed=True, billed=billed, usage=usage or Usage())
 
 
 def transport_failure(error: Exception) -> Failed:

@@ -16,7 +16,7 @@ from trainer.apis.budget import Budget, Reservation
 from trainer.apis.keys import hidden, repeats
 from trainer.apis.ledger import Line, Total
 from trainer.apis.rate import before_request, pace_of
-from trainer.apis.request import Answer, Failed, Reply, Request
+from trainer.apis.request import Answer, Billed, Failed, Reply, Request
 from trainer.errors import ApiError, ApiUnavailable
 from trainer.sections import ApiSection
 
@@ -75,6 +75,10 @@ class Paid:
     def spent(self) -> Total:
         """Return what the run has taken until now, in all processes."""
         return self._budget.spent()
+
+    def lines(self) -> list[Line]:
+        """Return the attempts of the run until now, in all processes."""
+        return self._budget.lines()
 
     def ask(self, request: Request, send: Send) -> Answer:
         """Return the answer to a request, asking for it if need be; safe in any number of threads.
@@ -152,8 +156,10 @@ class Paid:
 
     def _line(self, request: Request, reservation: Reservation, outcome: Reply | Failed) -> Line:
         line = reservation.line
+        billed: Billed
         if isinstance(outcome, Reply):
-            status, billed, usage = "refused" if outcome.refused else "ok", "yes", outcome.usage
+            status, usage = "refused" if outcome.refused else "ok", outcome.usage
+            billed = "yes" if outcome.counted else "unsure"
         else:
             status, billed, usage = outcome.status, outcome.billed, outcome.usage
         usd = {"no": 0.0, "unsure": line.usd}.get(billed, self._budget.prices.usd(request, usage))

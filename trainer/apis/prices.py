@@ -24,7 +24,7 @@ def listed() -> Mapping[str, PriceSection]:
 def usd_of(price: PriceSection, usage: Usage) -> float:
     """Return what a usage takes in US dollars."""
     tokens = usage.input_tokens * price.input + usage.output_tokens * price.output
-    return usage.images * price.image + tokens / _MILLION
+    return round(usage.images * price.image + tokens / _MILLION, 9)
 
 
 class Prices:

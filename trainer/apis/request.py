@@ -76,6 +76,7 @@ class Reply:
         media_type: of the body, such as "image/png" or "application/json".
         input_tokens, output_tokens, images: see `Usage`.
         refused: why the vendor does not answer that question; None if it does.
+        counted: the vendor said what it took; else what was reserved is booked.
     """
 
     body: bytes = b""
@@ -84,6 +85,7 @@ class Reply:
     output_tokens: int = 0
     images: int = 0
     refused: str | None = None
+    counted: bool = True
 
     @property
     def usage(self) -> Usage:

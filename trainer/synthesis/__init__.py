@@ -1,6 +1,6 @@
 """Making the pictures that training data is chosen from."""
 
-from trainer.synthesis.source import Generator, PortraitRequest
-from trainer.synthesis.stage import synthesise
+from trainer.synthesis.source import Generator, Made, PortraitRequest
+from trainer.synthesis.stage import inputs, synthesise
 
-__all__ = ["Generator", "PortraitRequest", "synthesise"]
+__all__ = ["Generator", "Made", "PortraitRequest", "inputs", "synthesise"]

@@ -2,59 +2,92 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 
+from trainer.data.blobs import encode_png
 from trainer.portraits.renderer import identity, one_hot, pose, render
-from trainer.synthesis.source import PortraitRequest
-
-_CHUNK = 64
-_WORTH_A_PROCESS = 512
+from trainer.recipe import Recipe
+from trainer.sections import Domain
+from trainer.synthesis.source import Made, PortraitRequest
 
 
 class PortraitRenderer:
-    """`Generator` that draws with `trainer.portraits.renderer`; many requests are shared between processes.
-
-    Args:
-        workers: processes; None takes one a core, up to four.
-        license: licence under which the drawn people are used.
-    """
+    """`Generator` that draws with `trainer.portraits.renderer`."""
 
     name: ClassVar[str] = "portrait-renderer/1"
     origin: ClassVar[str] = "drawn by trainer.portraits.renderer; no real person is depicted"
+    parallel: ClassVar[int] = 1
 
-    def __init__(self, workers: int | None = None, license: str = "Apache-2.0") -> None:
-        self.license = license
-        self._workers = min(4, os.cpu_count() or 1) if workers is None else workers
+    def __init__(self, recipe: Recipe) -> None:
+        self.license = recipe.data.license
+        self._recipe = recipe
 
-    def generate(self, requests: Sequence[PortraitRequest]) -> Iterator[np.ndarray]:
+    def inputs(self) -> Mapping[str, Any]:
         """See `Generator`."""
-        if self._workers < 2 or len(requests) < _WORTH_A_PROCESS:
-            yield from map(draw, requests)
-            return
-        from concurrent.futures import ProcessPoolExecutor
-        from multiprocessing import get_context
+        names = {"identities", "validation", "first_identity", "intensities", "size", "license"}
+        return {
+            "source": self.name,
+            "data": self._recipe.data.model_dump(mode="json", include=names),
+            "expressions": list(self._recipe.conditioning.expressions),
+        }
 
-        # Not forked: a fork of a process that runs torch threads can hang.
-        with ProcessPoolExecutor(self._workers, get_context("spawn")) as pool:
-            chunks = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
-            yield from chain.from_iterable(pool.map(_draw_chunk, chunks))
-
-    def truth(self, request: PortraitRequest) -> list[float]:
+    def plan(self) -> list[PortraitRequest]:
         """See `Generator`."""
-        return [float(value) for value in one_hot(request.expression or "neutral", request.intensity)]
+        data, people = self._recipe.data, list[tuple[str, str]]()
+        for split, shares in (("train", data.identities), ("validation", data.validation)):
+            for domain in sorted(shares):
+                people += [(split, domain)] * shares[domain]
+        return [
+            PortraitRequest(
+                split=split,
+                identity=f"{domain}-{seed}",
+                domain=domain,
+                seed=seed,
+                pose=seed,
+                expression=expression,
+                intensity=intensity,
+                size=data.size,
+                license=data.license,
+            )
+            for seed, (split, domain) in enumerate(people, data.first_identity)
+            for expression, intensity in faces(self._recipe)
+        ]
+
+    def ready(self, request: PortraitRequest) -> bool:
+        """See `Generator`."""
+        return True
+
+    def make(self, request: PortraitRequest) -> Made:
+        """See `Generator`."""
+        pixels = draw(request)
+        vector = one_hot(request.expression or "neutral", request.intensity)
+        return Made(
+            data=encode_png(pixels),
+            media_type="image/png",
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            truth=[float(value) for value in vector],
+        )
+
+
+def faces(recipe: Recipe) -> list[tuple[str | None, float]]:
+    """Return (expression, intensity) of each picture of a person: neutral first."""
+    found: list[tuple[str | None, float]] = [(None, 0.0)]
+    found += [(name, level) for name in recipe.conditioning.expressions for level in recipe.data.intensities]
+    return found
 
 
 def draw(request: PortraitRequest) -> np.ndarray:
-    """Return the picture of one request, uint8 [size, size, 3]."""
-    person = identity(request.identity, request.domain)  # type: ignore[arg-type]
+    """Return the picture of a drawn person, uint8 [size, size, 3].
+
+    Raises:
+        ValueError: the request is not for a drawn person.
+    """
+    if request.seed is None or request.size is None or request.domain not in get_args(Domain):
+        raise ValueError(f"{request.identity} is nobody who can be drawn")
+    person = identity(request.seed, request.domain)  # type: ignore[arg-type]
     vector = one_hot(request.expression or "neutral", request.intensity)
-    return render(person, vector, request.size, pose(request.pose))
-
-
-def _draw_chunk(requests: Sequence[PortraitRequest]) -> list[np.ndarray]:
-    return [draw(request) for request in requests]
+    return render(person, vector, request.size, pose(request.pose or 0))

@@ -1,0 +1,94 @@
+"""Edits by any server with OpenAI's /v1/images/edits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, ClassVar
+
+from trainer.apis import Failed, Reply, Usage
+from trainer.apis.gemini import unreadable
+from trainer.apis.openai import Moderated, client, failures
+from trainer.sections import SynthesisSection
+from trainer.synthesis.prompts import Prompt
+
+# These models answer with the picture itself and refuse to be told so; others have to be asked.
+_INLINE = ("gpt-image", "chatgpt-image")
+
+
+class OpenAiEditor:
+    """`Vendor` that speaks ``/v1/images/edits``.
+
+    Args:
+        section: has the model.
+        timeout: seconds for one edit.
+    """
+
+    provider: ClassVar[str] = "openai"
+
+    def __init__(self, section: SynthesisSection, timeout: float) -> None:
+        self._section = section
+        self._client = client(section.endpoint, timeout)
+
+    def edit(self, portrait: bytes, prompt: Prompt) -> Reply:
+        """See `Vendor`."""
+        section = self._section
+        more: dict[str, Any] = {} if section.model.startswith(_INLINE) else {"response_format": "b64_json"}
+        if section.resolution != "auto":
+            more["size"] = section.resolution
+        try:
+            with failures():
+                answer = self._client.images.edit(
+                    model=section.model,
+                    image=("portrait.png", portrait, "image/png"),
+                    prompt=prompt.text,
+                    n=1,
+                    extra_body=dict(section.options) or None,
+                    **more,
+                )
+                return reply_of(answer)
+        except Moderated as refusal:
+            return Reply(refused=str(refusal))
+
+
+def reply_of(answer: Any) -> Reply:
+    """Return what an `openai.types.ImagesResponse` holds: a picture.
+
+    Raises:
+        Failed: it holds none, or only its address.
+    """
+    import openai
+
+    if not isinstance(answer, openai.types.ImagesResponse):
+        raise unreadable("the answer is no JSON object")
+    images = len(answer.data or [])
+    usage = Usage(images=images)
+    if answer.usage is not None:
+        told = answer.usage
+        # Pictures are among the tokens; they are counted beside them for servers with a price for each.
+        usage = Usage(input_tokens=told.input_tokens, output_tokens=told.output_tokens, images=images)
+    first = answer.data[0] if answer.data else None
+    if first is None or (first.b64_json is None and first.url is None):
+        raise unreadable("there is no picture in the answer", usage if answer.usage else None)
+    if first.b64_json is None:
+        raise Failed(
+            status="address",
+            message="the server answers with the address of the picture, which is not followed",
+            mend="let the server answer with b64_json",
+            repeat=False,
+            billed="yes",
+            usage=usage,
+        )
+    try:
+        body = base64.b64decode(first.b64_json, validate=True)
+    except (binascii.Error, ValueError):
+        raise unreadable("the picture is not base64", usage if answer.usage else None) from None
+    kind = f"image/{answer.output_format or 'png'}"
+    return Reply(
+        body=body,
+        media_type=kind,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        images=usage.images,
+        counted=answer.usage is not None,
+    )
