@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.index import figures
 from trainer.stage import StageResult
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def show_summary(summary: dict[str, Any], key: str, title: str) -> None:
     create_markdown_artifact("\n".join([*lines, "", f"Everything lies in `{summary['folder']}`."]), key=key)
 
 
+def show_table(rows: Sequence[Mapping[str, Any]], key: str, description: str) -> None:
+    """Put a table into Prefect's user interface; one without rows says that there was nothing."""
+    from prefect.artifacts import create_table_artifact
+
+    shown = [dict(row) for row in rows] or [{"result": "nothing"}]
+    create_table_artifact(shown, key=key, description=description)
+
+
 def show_for_approval(registry: Registry, reference: str, report: GateReport, pictures: Path) -> None:
     """Put everything that approvers should look at into Prefect's user interface.
 
@@ -53,27 +62,23 @@ def show_for_approval(registry: Registry, reference: str, report: GateReport, pi
         report: the gates between it and the alias.
         pictures: the folder of the evaluation, with its contact sheet and report.
     """
-    from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+    from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
     from trainer.evaluation.pictures import CONTACT_SHEET
 
     found = registry.show(reference)
     before = None if report.before is None else registry.show(report.alias)
-    than = report.alias if before is None else f"{report.alias}, {before.listed.reference}"
+    now = f"{report.alias} means nothing" if before is None else f"{report.alias}, {before.listed.reference}"
     show_picture(pictures / CONTACT_SHEET, "contact-sheet", f"Edits of held-out people with {reference}.")
     rows = compared(said(found, "evaluation"), {} if before is None else said(before, "evaluation"))
-    create_table_artifact(
-        rows, key="metrics", description=f"Signed evaluation of {reference}, beside {than}."
-    )
-    create_table_artifact(scan_rows(said(found, "scan")), key="scan", description="The signed scan.")
-    create_table_artifact(
-        licence_rows(said(found, "licence")), key="licences", description="The signed licence decision."
-    )
+    show_table(rows, "metrics", f"Signed evaluation of {reference}; now: {now}.")
+    show_table(scan_rows(said(found, "scan")), "scan", "The signed scan.")
+    show_table(licence_rows(said(found, "licence")), "licences", "The signed licence decision.")
     gates = [
         {"gate": one.name, "result": one.outcome, "found": one.detail.partition("\n")[0] or "-"}
         for one in report.checks
     ]
-    create_table_artifact(gates, key="gates", description=f"Gates between {reference} and {report.alias}.")
+    show_table(gates, "gates", f"Gates between {reference} and {report.alias}.")
     digest = report.manifest.digest
     lines = [f"# {reference} for {report.alias}", "", "An approval signs the digest of the manifest:", ""]
     create_markdown_artifact("\n".join([*lines, f"`{digest}`"]), key="to-be-signed")
@@ -118,50 +123,34 @@ def compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[st
     """Return the metrics of one signed evaluation beside those of another, as the rows of a table.
 
     Args:
-        ours: an evaluation's predicate, as the trainer writes it or with ``metrics`` as name -> number.
+        ours: an evaluation's predicate.
         theirs: that of what the alias means now; empty if it means nothing.
     """
-    mine, others = _metrics(ours), _metrics(theirs)
-    rows = []
-    for name, (value, threshold, passed) in mine.items():
-        other = others.get(name, (None, None, None))[0]
-        rows.append(
-            {
-                "metric": name,
-                "value": _short(value),
-                "now": "-" if other is None else _short(other),
-                "difference": "-" if other is None or value is None else f"{value - other:+.4g}",
-                "threshold": threshold or "-",
-                "passed": {True: "yes", False: "NO"}.get(passed, "-") if passed is not None else "-",
-            }
-        )
-    return rows
+    others = {name: value for name, value, _ in figures(theirs.get("metrics"))}
+    gated = _thresholds(ours.get("metrics"))
+    return [
+        {
+            "metric": name,
+            "value": f"{value:.4g}",
+            "now": f"{others[name]:.4g}" if name in others else "-",
+            "difference": f"{value - others[name]:+.4g}" if name in others else "-",
+            **gated.get(name, {"threshold": "-", "passed": "-"}),
+        }
+        for name, value, _ in figures(ours.get("metrics"))
+    ]
 
 
-def _metrics(predicate: Mapping[str, Any]) -> dict[str, tuple[float | None, str | None, bool | None]]:
-    listed = predicate.get("metrics", ())
-    if isinstance(listed, Mapping):
-        return {str(name): (_number(value), None, None) for name, value in listed.items()}
-    found = {}
-    for row in listed if isinstance(listed, Sequence) else ():
-        if isinstance(row, Mapping) and isinstance(row.get("value"), Mapping):
-            bound = {"min": ">=", "max": "<="}.get(str(row.get("bound")), "")
-            threshold = None if row.get("threshold") is None else f"{bound} {row['threshold']}".strip()
-            passed = row.get("passed")
-            found[str(row.get("name"))] = (
-                _number(row["value"].get("value")),
-                threshold,
-                passed if isinstance(passed, bool) else None,
-            )
-    return found
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if type(value) in (int, float) else None
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _thresholds(metrics: Any) -> dict[str, dict[str, str]]:
+    """Return the threshold of each metric that has one, and whether it passed, from a report's rows."""
+    rows = [row for row in metrics if isinstance(row, Mapping)] if isinstance(metrics, list) else []
+    return {
+        str(row.get("name")): {
+            "threshold": f"{'<=' if row.get('bound') == 'max' else '>='} {row['threshold']}",
+            "passed": "yes" if row.get("passed") is True else "NO",
+        }
+        for row in rows
+        if row.get("threshold") is not None
+    }
 
 
 def scan_rows(predicate: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -219,16 +219,16 @@ def test_the_flow_leaves_a_table_and_fails_when_a_person_is_needed(
     from prefect.client.orchestration import get_client
     from prefect.settings import temporary_settings
 
-    from flows.rescan import rescan
+    from flows.maintenance import rescan
     from flows.server import managed_server
     from flows.settings import client_settings
 
     aged(registry, home)
     with managed_server(home) as server, temporary_settings(client_settings(home, server.url)):
-        assert [row["outcome"] for row in rescan(home)["rows"]] == ["pass"]
+        assert [row["outcome"] for row in rescan()["rows"]] == ["pass"]
         released_long_ago(registry, tmp_path / "odd", silenced(), "beta")
         with pytest.raises(NeedsReview, match=f"{NAME}:2"):
-            rescan(home)
+            rescan()
         with get_client(sync_client=True) as client:
             tables = [found for found in client.read_artifacts() if found.key == "rescan"]
     assert len(tables) == 2
