@@ -14,12 +14,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -29,6 +29,9 @@ from flows.settings import FlowSettings, client_settings, prefect_environment, p
 from registry import command
 from registry.settings import home as default_home
 
+if TYPE_CHECKING:
+    import psutil
+
 PORT = 4200
 DEPLOYMENTS = "prefect.yaml"
 #: Secrets and switches of the server, which is no business of the code that runs in flows.
@@ -36,6 +39,7 @@ _SERVER_ONLY = "PREFECT_SERVER_DATABASE_"
 _LOG_LINES = 15
 #: What a run needs to end, beside the saving of a checkpoint.
 _STOP_SECONDS = 15.0
+_REPORT_SECONDS = 3.0
 _WATCH_SECONDS = 2.0
 _DEAF_SECONDS = 60.0
 
@@ -193,24 +197,30 @@ def _stop(worker: subprocess.Popen[bytes], seconds: float) -> None:
 
     try:
         family = psutil.Process(worker.pid).children(recursive=True)
+        runs = psutil.Process(worker.pid).children()
     except psutil.NoSuchProcess:
-        family = []
-    worker.send_signal(signal.SIGTERM)
-    # A worker that is asked to stop waits for its runs. They are asked, too: each records how it ended, and
-    # a training saves a checkpoint.
-    for process in family:
-        with suppress(psutil.NoSuchProcess):
-            if process.ppid() == worker.pid:
-                process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=seconds)
-    for process in alive:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
+        family = runs = []
+    # The runs before their worker, which says how each of them ended: a worker that is asked to stop ends its
+    # runs at once, and Prefect would show them as running for ever.
+    _end_all(runs, psutil.Process.terminate)
+    psutil.wait_procs(runs, timeout=seconds)
+    with suppress(subprocess.TimeoutExpired):
+        worker.wait(_REPORT_SECONDS)
+    worker.terminate()
     try:
         worker.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:
         worker.kill()
         worker.wait()
+    _end_all(family, psutil.Process.kill)
+
+
+def _end_all(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
+    import psutil
+
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            how(process)
 
 
 def _prefect(*words: str) -> list[str]:
