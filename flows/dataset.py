@@ -19,19 +19,27 @@ def make_dataset(job: Job, recipe: Recipe) -> StageResult:
     if recipe.data.source == "folder":
         # The stage itself sees whether the pictures are the same as before.
         return job.always(folder, recipe=recipe, out=job.root / "folder")
+    from trainer import scoring, synthesis
+
     code, words = code_digest(NOT_MAKING), recipe.conditioning.expressions
     images = job.cached(
         synthesise,
-        key={"code": code, **recipe.section("data", "synthesis"), "expressions": words},
+        key={"code": code, **synthesis.inputs(recipe, job.home)},
         recipe=recipe,
-        mapper=job.mapper,
+        mapper=job.shared(asks=recipe.synthesis is not None),
     )
     scored = job.cached(
         score,
-        key={"code": code, "images": images.digest, **recipe.section("scoring"), "expressions": words},
+        key={
+            "code": code,
+            "images": images.digest,
+            "expressions": words,
+            **recipe.section("scoring"),
+            **scoring.inputs(recipe, job.home),
+        },
         recipe=recipe,
         images=images.folder,
-        mapper=job.mapper,
+        mapper=job.shared(asks=recipe.scoring.scorer != "judge"),
     )
     return job.cached(
         triplets,
@@ -56,9 +64,7 @@ def synthesise(recipe: Recipe, out: Path, progress: Progress, mapper: Mapper) ->
 
 
 @task(name="score", description="what the labelling judge sees in each picture, twelve numbers")
-def score(
-    recipe: Recipe, images: Path, out: Path, progress: Progress, mapper: Mapper
-) -> dict[str, Any]:
+def score(recipe: Recipe, images: Path, out: Path, progress: Progress, mapper: Mapper) -> dict[str, Any]:
     """See `trainer.scoring.score`."""
     from trainer.scoring import score as work
 

@@ -1,10 +1,10 @@
-"""Parts of a stage as Prefect tasks: on threads of this process, or on a Ray cluster.
+"""Parts of a stage as Prefect tasks: on threads and processes of this machine, or on a Ray cluster.
 
-`PartMapper` is the `trainer.parts.Mapper` of the flows. A part is one task run, whose parameters say what to do
-and whose answer lies in the stage's folder, so nothing but names travels. At any time only so many parts are
-submitted as keep all workers busy: what is not submitted cannot go on when a run is cancelled. The task runner
-is started by the first stage that has more than one part to do, and stays until the run ends; a single part
-is done by the stage itself.
+`PartMapper` is the `trainer.parts.Mapper` of the flows. A part is one task run, whose parameters say what to
+do and whose answer lies in the stage's folder, so nothing but names travels. At any time only so many parts
+are submitted as keep all workers busy: what is not submitted cannot go on when a run is cancelled. The task
+runner is started by the first stage with enough to do, and stays until the run ends; what is less is done by
+the stage itself.
 
 Ray does a part again, under the same task run, when the process that did it was killed.
 """
@@ -16,9 +16,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,7 +35,7 @@ from flows.parameters import Runner
 from flows.server import FINAL_STATES, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
 from registry.errors import Explained
-from trainer.parts import Part, PartFunction
+from trainer.parts import Mapper, Part, PartFunction
 
 if TYPE_CHECKING:
     from prefect import State
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from prefect.task_runners import TaskRunner
 
 _AT_MOST = 4
+#: With fewer parts, starting processes takes longer than they save.
+_WORTH_PROCESSES = 4
 #: Parts that are submitted for each worker: the next one waits while a worker reports the last.
 _AHEAD = 2
 #: Seconds after which a worker that has not told how a part ended is taken to be dead.
@@ -50,14 +56,16 @@ _SHARED = ("ADAPTER_FOUNDRY_", "PREFECT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 @task(name="part", cache_policy=NO_CACHE, persist_result=False)
 def part(function: PartFunction, given: Part) -> None:
     """Do a part; paid APIs are asked no faster than Prefect's limits let all workers together."""
-    try:
-        from flows.limits import api_rates
-    except ImportError:  # TODO H7
-        function(**given)
-        return
+    from flows.limits import api_rates
 
     with api_rates():
         function(**given)
+
+
+@task(name="part", cache_policy=NO_CACHE, persist_result=False)
+def part_elsewhere(function: PartFunction, given: Part, pool: Executor) -> None:
+    """Have a part done by a process of this machine."""
+    pool.submit(function, **given).result()
 
 
 @dataclass(kw_only=True)
@@ -78,6 +86,7 @@ class PartMapper:
     _flow: Context = field(default_factory=copy_context)
     _states: dict[str, State[None]] = field(default_factory=dict)
     _started: tuple[TaskRunner[Any], int] | None = None
+    _pool: Executor | None = None
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __call__(self, stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
@@ -87,19 +96,27 @@ class PartMapper:
             Explained: what a part raised, after those under way have ended.
             StageFailed: a part was lost with its worker, several times.
         """
-        if len(parts) < 2:
+        yield from self._map(stage, function, parts)
+
+    def _map(
+        self, stage: str, function: PartFunction, parts: Sequence[Part], on_processes: bool = False
+    ) -> Iterator[None]:
+        if len(parts) < (_WORTH_PROCESSES if on_processes else 2):
             for one in parts:
-                part.fn(function, one)
+                function(**one) if on_processes else part.fn(function, one)
                 yield
             return
         runner, workers = self._start()
-        named = part.with_options(name=f"{stage}-part", task_run_name=f"{stage} {{given[number]}}")
+        named = (part_elsewhere if on_processes else part).with_options(
+            name=f"{stage}-part", task_run_name=f"{stage} {{given[number]}}"
+        )
+        more = {"pool": self._processes(workers)} if on_processes else {}
         waiting = deque(parts)
         under_way: deque[PrefectFuture[None]] = deque()
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < _AHEAD * workers:
-                    given = {"function": function, "given": waiting.popleft()}
+                    given = {"function": function, "given": waiting.popleft(), **more}
                     # In the context of the flow, not of the stage's task: that one knows things that are
                     # of no use elsewhere and cannot be sent, such as the display.
                     under_way.append(self._flow.run(runner.submit, named, given))
@@ -115,6 +132,14 @@ class PartMapper:
             # Cancelled, or nobody asks any more: what has not begun never will.
             _drop(under_way)
             raise
+
+    def computing(self) -> Mapper:
+        """Return the mapper of parts that ask no API but keep a core busy in Python.
+
+        Threads would wait for each other (two render portraits slower than one), so each thread has a process
+        do it. A Ray worker is one already.
+        """
+        return self if self.runner == "ray" else partial(self._map, on_processes=True)
 
     def close(self) -> None:
         """Wait until the server knows how each part ended, then stop the workers."""
@@ -161,6 +186,13 @@ class PartMapper:
                 self._started = threads, workers
         return self._started
 
+    def _processes(self, workers: int) -> Executor:
+        """Return processes that end with this one; spawned, for a fork of one with threads can hang."""
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+            self._open.callback(self._pool.shutdown, cancel_futures=True)
+        return self._pool
+
     def _ray(self, workers: int) -> tuple[TaskRunner[Any], int]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
@@ -182,15 +214,25 @@ class PartMapper:
 
 
 @contextmanager
-def part_mapper(
-    home: Path, runner: Runner, settings: FlowSettings, runs: list[str]
-) -> Iterator[PartMapper]:
+def part_mapper(home: Path, runner: Runner, settings: FlowSettings, runs: list[str]) -> Iterator[PartMapper]:
     """Give the mapper of a flow run, which adds the ids of its task runs to ``runs``; called in the flow."""
     mapper = PartMapper(home=home, runner=runner, settings=settings, runs=runs)
     try:
         yield mapper
     finally:
         mapper.close()
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it is gone, however that ended."""
+    parent = parent_process()
+    assert parent is not None, "a process of a pool has a parent"
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(stage: str, state: State[None]) -> None:
@@ -207,7 +249,7 @@ def _check(stage: str, state: State[None]) -> None:
         ) from (problem if isinstance(problem, Exception) else None)
     raise StageFailed(
         f"a part of the stage {stage} ended as {state.name}: its worker was lost",
-        "a worker that was killed had often no memory left; finished parts are kept: run the same command again",
+        "one that was killed had often no memory left; finished parts are kept: run the same command again",
     )
 
 

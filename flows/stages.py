@@ -96,6 +96,11 @@ class Job:
         """Return the folder of a stage's output for these inputs."""
         return self.root / f"{stage}-{key.hex[:16]}"
 
+    def shared(self, *, asks: bool) -> Mapper:
+        """Return the mapper of a stage whose parts ask an API, or compute."""
+        computing = getattr(self.mapper, "computing", None)
+        return self.mapper if asks or computing is None else computing()
+
     def cached(
         self, task: Task[..., Any], *, key: Mapping[str, Any], out: Path | None = None, **parameters: Any
     ) -> StageResult:

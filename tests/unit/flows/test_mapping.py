@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect import flow
 from prefect.settings import temporary_settings
@@ -56,14 +58,17 @@ def slip(folder: Path, *, number: int, log: str) -> dict[str, Any]:
     raise ZeroDivisionError(f"{number} / 0")
 
 
-def mapped(home: Path, out: Path, function: Any, count: int, runs: list[str]) -> list[dict[str, Any]]:
-    """Do parts in a flow, on threads."""
+def mapped(
+    home: Path, out: Path, function: Any, count: int, runs: list[str], computing: bool = False
+) -> list[dict[str, Any]]:
+    """Do parts in a flow, on threads, or on processes of these."""
 
     @flow(name="parts")
     def parts() -> list[dict[str, Any]]:
         with part_mapper(home, "threads", SETTINGS, runs) as mapper:
             given = [{"number": number, "log": str(out.with_suffix(".log"))} for number in range(count)]
-            return in_parts("squares", out, KEY, function, given, mapper)[1]
+            chosen = mapper.computing() if computing else mapper
+            return in_parts("squares", out, KEY, function, given, chosen)[1]
 
     return parts()
 
@@ -94,12 +99,28 @@ def test_one_part_is_done_by_the_stage_itself(server: Server, data_folder: Path,
     assert runs == []
 
 
+def test_parts_that_compute_are_done_by_processes(server: Server, data_folder: Path, tmp_path: Path) -> None:
+    runs: list[str] = []
+    answers = mapped(data_folder, tmp_path / "out", whose, 6, runs, computing=True)
+    assert len(runs) == 6 and 1 <= len({answer["process"] for answer in answers} - {os.getpid()}) <= 2
+    time.sleep(0.5)
+    assert not [p for p in psutil.Process().children() if p.pid in {a["process"] for a in answers}]
+    few = mapped(data_folder, tmp_path / "few", whose, 3, runs, computing=True)
+    assert {answer["process"] for answer in few} == {os.getpid()} and len(runs) == 6
+
+
+def whose(folder: Path, *, number: int, log: str) -> dict[str, Any]:
+    """Tell which process does this."""
+    return {"process": os.getpid()}
+
+
+@pytest.mark.parametrize("computing", [False, True])
 def test_the_error_of_a_part_reaches_the_user_as_it_is(
-    server: Server, data_folder: Path, tmp_path: Path
+    server: Server, data_folder: Path, tmp_path: Path, computing: bool
 ) -> None:
     runs: list[str] = []
     with pytest.raises(DataError) as problem:
-        mapped(data_folder, tmp_path / "out", refuse_three, 30, runs)
+        mapped(data_folder, tmp_path / "out", refuse_three, 30, runs, computing)
     assert (problem.value.message, problem.value.mend) == ("the third is bad", "leave it out")
     done = done_parts(tmp_path / "out")
     assert {0, 1, 2} <= set(done) and len(done) < 10, "nothing is begun after the error"
