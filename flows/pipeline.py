@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flows import limits
 from flows.display import table
 from flows.folder import PORTRAIT
 from flows.parameters import Approval, RecipeChoice
@@ -41,6 +44,7 @@ def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> d
 
         click.echo(f"… at {server.page} as long as this runs", err=True)
         with temporary_settings(client_settings(home, server.url)):
+            limits.ensure()
             try:
                 summary = pipeline(recipe, approval)
             finally:
@@ -105,6 +109,8 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
 def main(recipe: str, as_json: bool) -> None:
     """Turn RECIPE (a YAML file or a shipped recipe's name) into a signed, promoted adapter, and use it."""
     started, home = time.monotonic(), default_home()
+    # Left to itself SIGTERM would end this process at once, and leave the server behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     wanted = RecipeChoice(recipe=str(Path(recipe).resolve()) if Path(recipe).is_file() else recipe)
     wanted.load()
     try:

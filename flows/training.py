@@ -8,6 +8,7 @@ from typing import Any
 from prefect import task
 
 from flows.artifacts import show_evaluation
+from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest, made
 from trainer.progress import Progress
 from trainer.recipe import Recipe
@@ -71,10 +72,15 @@ def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageRe
 def train(
     recipe: Recipe, dataset: Path, cache: Path, base: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """See `trainer.launch.train`."""
-    from trainer.launch import train as work
+    """Train in processes of its own, on GPUs that no other flow run has; see `flows.launching`.
 
-    return work(recipe, dataset, cache, base, out, progress).as_json()
+    It has to be called in the flow's own thread: one that Prefect submits elsewhere is not told to stop.
+    """
+    from flows.launching import launch
+    from trainer.job import Job as Training
+
+    training = Training(recipe=recipe, dataset=dataset, cache=cache, base_path=base, out=out)
+    return launch(training, FlowSettings.read(), progress).as_json()
 
 
 @task(name="evaluate", description="edits of people that training has never seen, judged by another judge")

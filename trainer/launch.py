@@ -8,24 +8,24 @@ what it finds in its folder is told to the others.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.digest import Digest
 from registry.errors import Explained
 from serving.bases import fingerprint
-from trainer import encoders, errors
+from trainer import encoders, news
 from trainer.data.cache import TensorCache, load_base
 from trainer.data.triplets import Dataset
 from trainer.errors import Interrupted, ProcessLost, TrainerError
 from trainer.export import card, code_version, export
 from trainer.job import Job
 from trainer.journal import StopSignal
+from trainer.parent import end_with_parent
 from trainer.progress import ConsoleProgress, Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, stage_key, write_result
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from trainer.tracking import Tracker
 
 ADAPTER, RAW = "adapter", "adapter-raw"
-_TELL = "--tell"
+TELL = "--tell"
 _SECONDS_TO_SAVE = "300"  # a step and a checkpoint of a large model may take that long
 
 
@@ -91,6 +91,11 @@ def train(
     return result
 
 
+def found(job: Job) -> StageResult | None:
+    """Return what this very training left in its folder, or None while it is not complete."""
+    return finished(job.out, _key(job, Dataset.open(job.dataset), fingerprint(job.base_path)))
+
+
 def _key(job: Job, data: Dataset, base: Digest) -> Digest:
     return stage_key("train", recipe=job.recipe.digest, dataset=data.digest, base=base, code=code_version())
 
@@ -118,9 +123,16 @@ def _divided(recipe: Recipe, count: int) -> None:
 
 
 def _train_here(
-    job: Job, progress: Progress, processes: Processes, pipeline: EditPipeline | None = None
+    job: Job,
+    progress: Progress,
+    processes: Processes,
+    pipeline: EditPipeline | None = None,
+    tracked: Callable[[str], None] | None = None,
 ) -> StageResult:
-    """Train in this process, one of several or the only one; the main one exports."""
+    """Train in this process, one of several or the only one; the main one exports.
+
+    ``tracked`` is called with the id of the MLflow run when there is one.
+    """
     from trainer.loop import run
 
     recipe, out, main = job.recipe, job.out, processes.main
@@ -133,6 +145,8 @@ def _train_here(
     _divided(recipe, processes.count)
     encoders.require(recipe.losses)  # before anything large is loaded
     tracker = _tracker(job, data, base, main)
+    if tracker.run_id is not None and tracked is not None:
+        tracked(tracker.run_id)
     status = "FAILED"
     try:
         trained = run(
@@ -187,6 +201,7 @@ def _exported(job: Job, trained: Trained, data: Dataset, base: Digest, run_id: s
     """Write both adapters; return the digest of the averaged one."""
     about = (
         data.digest, base, data.provenance["license"], trained.ingredients, run_id, trained.facts["steps"],
+        data.ingredients,
     )  # fmt: skip
     recipe = job.recipe
     export(recipe, trained.weights, card(recipe, trained.weights, *about), job.out / RAW, trained.size)
@@ -217,7 +232,7 @@ def _tracked(recipe: Recipe) -> dict[str, Any]:
 def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
     """Train in several processes of this module and follow what they tell."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job.write()), _TELL]
+    command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job.write()), TELL]
     # When it is told to stop, torch's launcher gives its processes half a minute unless it is told otherwise.
     environment = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": _SECONDS_TO_SAVE, **os.environ}
     problems: list[Explained] = []
@@ -228,20 +243,18 @@ def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
         stop.then(process.terminate)  # the launcher passes SIGTERM on, and the training saves what it has
         try:
             for line in process.stdout or ():
-                with suppress(ValueError, TypeError, KeyError):
-                    told = json.loads(line)
-                    if "error" in told:
-                        problems.append(getattr(errors, told["error"])(told["message"], told["mend"]))
-                    else:
-                        progress(**told)
+                told = news.read(line) or {}
+                if "error" in told:
+                    problems.append(news.error_of(told))
+                elif "stage" in told:
+                    progress(**told)
         except BaseException:
             process.terminate()
             raise
     if finished(job.out, key):
         return
-    # Who was left alone tells that, too; what comes first is why.
-    for problem in sorted(problems, key=lambda error: isinstance(error, ProcessLost)):
-        raise problem
+    if problems:
+        raise first_cause(problems)
     if stop.received:
         raise Interrupted(
             "the training was asked to stop", f"run the same command again; it goes on from {job.out}"
@@ -253,31 +266,31 @@ def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
     )
 
 
-def _tell(**news: Any) -> None:
-    """Tell the process that started this one, in one write, for all of them share the pipe."""
-    os.write(1, f"{json.dumps(news)}\n".encode())
-
-
-def _told(stage: str, done: int, total: int, note: str = "") -> None:
-    _tell(stage=stage, done=done, total=total, note=note)
+def first_cause(problems: Sequence[Explained]) -> Explained:
+    """Return why a training ended: of several processes, who was left alone tells that, too."""
+    return min(problems, key=lambda error: isinstance(error, ProcessLost))
 
 
 def _worker(arguments: list[str]) -> int:
     """Be one of the processes of a launched training; return the exit code.
 
-    Progress and errors go to the console, or with ``--tell`` as JSON lines to stdout.
+    Progress and errors go to the console, or with ``--tell`` as `news` to the process that listens on stdout;
+    then this one is stopped when its parent, the launcher, ends before it.
     """
     from trainer import parallel
 
-    telling = _TELL in arguments[1:]
+    telling = TELL in arguments[1:]
     try:
+        if telling:
+            end_with_parent()
         job, processes = Job.read(Path(arguments[0])), parallel.start()
-        progress: Progress = _told if telling else ConsoleProgress()
-        _train_here(job, progress if processes.main else silent, processes)
+        progress: Progress = news.progress if telling else ConsoleProgress()
+        told: Callable[[str], None] | None = (lambda run: news.tell(run=run)) if telling else None
+        _train_here(job, progress if processes.main else silent, processes, tracked=told)
         parallel.end()
     except Explained as error:
         if telling:
-            _tell(error=type(error).__name__, message=error.message, mend=error.mend)
+            news.tell_error(error)
         else:
             print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
