@@ -50,7 +50,7 @@ class Stack:
 
     Attributes:
         server: Prefect's server.
-        worker: process that takes the runs of the local pool.
+        worker: process that keeps the worker, which takes the runs of the local pool.
         deployments: names of what can be started.
     """
 
@@ -158,9 +158,11 @@ def _working(
     log = prefect_home(home) / "worker.log"
     name = f"{socket.gethostname()}-{os.getpid()}"
     words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
+    # Should this process be killed, its keeper ends the worker and all below it.
+    keeper = [sys.executable, "-P", "-m", "flows.child", str(os.getpid()), str(_STOP_SECONDS)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            _prefect(*words, "--name", name, "--limit", str(limit)),
+            [*keeper, *_prefect(*words, "--name", name, "--limit", str(limit))],
             env=_environment(server, home),
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -191,27 +193,28 @@ def _online(url: str, pool: str) -> set[str]:
     return {row["name"] for row in rows if row["status"] == "ONLINE"}
 
 
-def _stop(worker: subprocess.Popen[bytes], seconds: float) -> None:
+def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
     """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
     import psutil
 
     try:
-        family = psutil.Process(worker.pid).children(recursive=True)
-        runs = psutil.Process(worker.pid).children()
+        family = psutil.Process(keeper.pid).children(recursive=True)
     except psutil.NoSuchProcess:
-        family = runs = []
+        family = []
+    workers = [process for process in family if process.ppid() == keeper.pid]
+    runs = [process for process in family if process.ppid() in {worker.pid for worker in workers}]
     # The runs before their worker, which says how each of them ended: a worker that is asked to stop ends its
     # runs at once, and Prefect would show them as running for ever.
     _end_all(runs, psutil.Process.terminate)
     psutil.wait_procs(runs, timeout=seconds)
-    with suppress(subprocess.TimeoutExpired):
-        worker.wait(_REPORT_SECONDS)
-    worker.terminate()
+    if runs:
+        psutil.wait_procs(workers, timeout=_REPORT_SECONDS)
+    keeper.terminate()
     try:
-        worker.wait(_STOP_SECONDS)
+        keeper.wait(2 * _STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        worker.kill()
-        worker.wait()
+        keeper.kill()
+        keeper.wait()
     _end_all(family, psutil.Process.kill)
 
 
