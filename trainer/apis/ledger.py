@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,11 @@ class Total:
         self.usd += line.usd or 0.0
         self.unsure_usd += (line.usd or 0.0) if line.billed == "unsure" else 0.0
         self.unpriced += line.usd is None
+
+    def join(self, other: Total) -> None:
+        """Count what another one counted."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
 
 def totals(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from registry.digest import Digest
+from registry.errors import shown
 from trainer.apis import Answer, Paid, Reply, Request, Usage, run_of
 from trainer.apis.gemini import unreadable
 from trainer.errors import DataError
@@ -83,7 +84,7 @@ class EditingApi:
         self.paid = Paid(recipe.running.api, data_folder / "apis", run=run_of(recipe))
         self.name = f"{self._section.provider}/{self._section.model}"
         self.parallel = recipe.running.api.parallel
-        self.origin = f"portraits from {self._folder.name}, expressions by {self.name}"
+        self.origin = f"portraits from {shown(self._folder.name)}, expressions by {self.name}"
         self._lock, self._vendor = threading.Lock(), cast(Vendor | None, None)
 
     @functools.cached_property
@@ -146,7 +147,13 @@ class EditingApi:
         """See `Generator`."""
         upload = self._upload(request.portrait or "", request.pixels)
         if request.expression is None:
-            return Made(data=upload.png, media_type="image/png", width=upload.width, height=upload.height)
+            return Made(
+                data=upload.png,
+                media_type="image/png",
+                width=upload.width,
+                height=upload.height,
+                source=f"portraits/{shown(self._folder.name)}",
+            )
         asked, prompt = self._request(request)
         answer = self.paid.ask(asked, lambda: self._edited(upload.png, prompt))
         return self._made(answer, prompt)

@@ -49,6 +49,7 @@ class Made:
         data: the picture's file as it was made or delivered; None when it was refused.
         media_type: of the file.
         width, height: in pixels, upright.
+        source: who made it, where that is not the generator: the portraits themselves.
         truth: the true intensities in the order of `trainer.portraits.expressions.EXPRESSIONS`; None where
             nobody knows them.
         model: the vendor's id of the model.
@@ -61,6 +62,7 @@ class Made:
     media_type: str | None = None
     width: int | None = None
     height: int | None = None
+    source: str | None = None
     truth: list[float] | None = None
     model: str | None = None
     prompt: str | None = None

@@ -144,7 +144,7 @@ def _row(
         "expression": request.expression,
         "intensity": request.intensity,
         "truth": made.truth,
-        "source": source.name,
+        "source": made.source or source.name,
         "model": made.model,
         "prompt": made.prompt,
         "license": request.license,
