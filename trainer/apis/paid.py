@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -15,7 +15,7 @@ from trainer.apis.answers import Answers
 from trainer.apis.budget import Budget, Reservation
 from trainer.apis.keys import hidden, repeats
 from trainer.apis.ledger import Line, Total
-from trainer.apis.rate import before_request, pace_of
+from trainer.apis.rate import Paces, before_request
 from trainer.apis.request import Answer, Billed, Failed, Reply, Request
 from trainer.errors import ApiError, ApiUnavailable
 from trainer.sections import ApiSection
@@ -35,12 +35,17 @@ class Clock:
         ticks: seconds of a clock that does not jump.
         sleep: waits that many seconds.
         chance: draws uniformly from [0, 1).
+        paces: towards the servers, by ``ticks``.
     """
 
     now: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
+    paces: Paces = field(default_factory=Paces)
+
+
+_CLOCK = Clock()  # one for the process, because all its requests share the pace
 
 
 def run_of(recipe: Recipe) -> str:
@@ -62,7 +67,7 @@ class Paid:
         self, settings: ApiSection, folder: Path, *, run: str = "default", clock: Clock | None = None
     ) -> None:
         self.settings, self.folder, self.run = settings, folder, run
-        self._clock = clock or Clock()
+        self._clock = clock or _CLOCK
         self._answers = Answers(folder)
         self._budget = Budget(settings, folder, run, self._clock.now)
 
@@ -124,7 +129,7 @@ class Paid:
         """Send a request once; return what came and its line in the ledger."""
         if hook := before_request.get():
             hook(request.provider)
-        pace = pace_of(request.provider, request.endpoint)
+        pace = self._clock.paces.of(request.provider, request.endpoint)
         if delay := pace.delay(self._clock.ticks(), self.settings.per_minute):
             self._clock.sleep(delay)
         reservation = self._budget.reserve(request, attempt)

@@ -29,11 +29,13 @@ class Pace:
             return moment - now
 
 
-_PACES: dict[tuple[str, str | None], Pace] = {}
-_LOCK = threading.Lock()
+class Paces:
+    """The paces of a process towards the servers that it asks."""
 
+    def __init__(self) -> None:
+        self._lock, self._paces = threading.Lock(), dict[tuple[str, str | None], Pace]()
 
-def pace_of(provider: str, endpoint: str | None) -> Pace:
-    """Return the pace of this process towards a server."""
-    with _LOCK:
-        return _PACES.setdefault((provider, endpoint), Pace())
+    def of(self, provider: str, endpoint: str | None) -> Pace:
+        """Return the pace towards a server."""
+        with self._lock:
+            return self._paces.setdefault((provider, endpoint), Pace())
