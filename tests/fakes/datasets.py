@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from registry.manifest import canonical_json
+from trainer.data import columns
 from trainer.data.blobs import Blobs, encode_png
 from trainer.data.dataset import Member, Triplet, pixel_digest
 from trainer.data.measures import look
+from trainer.data.tables import Rows
 from trainer.data.writing import DatasetWriter, provenance
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.portraits.renderer import identity, one_hot, pose, render
@@ -151,3 +157,44 @@ def small_dataset(
             writer.triplet(Triplet(split=split, identity=who, source=rows[0], a=a, b=b))
     writer.complete(provenance(source="drawn for a test", license=license, scorer="nobody"))
     return folder
+
+
+def resigned(folder: Path, name: str, table: pa.Table, *, manifest: bool = True, **packing: Any) -> None:
+    """Put another table into a dataset, with the digests that belong to it.
+
+    Args:
+        folder: of the dataset.
+        name: of the table.
+        table: with any columns; only of the right ones the rows have a digest.
+        manifest: whether the manifest is written anew, too.
+        packing: how pyarrow writes it.
+    """
+    path = folder / f"{name}.parquet"
+    pq.write_table(table, path, **{"compression": "none", "store_schema": False} | packing)
+    value = json.loads((folder / "manifest.json").read_bytes())
+    if manifest:
+        wanted = {"images": columns.images(value["expressions"]), "triplets": columns.TRIPLETS,
+                  "rejects": columns.REJECTS}[name]  # fmt: skip
+        facts = {"rows": table.num_rows, "digest": "sha256:" + "0" * 64}
+        with suppress(Exception):
+            rows = Rows(wanted)
+            for batch in table.to_batches():
+                rows.update(batch)
+            facts = rows.facts().model_dump(mode="json")
+        rewritten(folder, lambda told: told["tables"].update({name: facts}))
+    summed(folder)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest of a dataset."""
+    value = json.loads((folder / "manifest.json").read_bytes())
+    change(value)
+    (folder / "manifest.json").write_bytes(canonical_json(value))
+    summed(folder)
+
+
+def summed(folder: Path) -> None:
+    """Write SHA256SUMS for the files as they are."""
+    names = ("manifest.json", "images.parquet", "triplets.parquet", "rejects.parquet")
+    lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (folder / "SHA256SUMS").write_text("".join(lines))

@@ -7,13 +7,15 @@ delivered.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 ENDINGS = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 """Media types that are kept, and how their files' names end."""
 
+_READERS = 4
 _MEND = "remove the folder and run the stage that makes it again"
 _NAME = re.compile(
     rf"([0-9a-f]{{2}})/(?=([0-9a-f]{{2}}))[0-9a-f]{{64}}\.(?:{'|'.join(ENDINGS.values())})", re.ASCII
@@ -75,13 +78,13 @@ class Blobs:
         return files
 
     def require(self, wanted: Mapping[str, int]) -> None:
-        """Refuse a folder that does not hold exactly these files; nothing is read.
+        """Refuse a folder that does not hold exactly these files; all of them are read.
 
         Args:
             wanted: name (see `blob_name`) -> bytes.
 
         Raises:
-            DataError: a file is missing, has another size, or is there without being named.
+            DataError: a file is missing, is not what its name says, or is there without being named.
         """
         files = self.found()
         for told, names in (
@@ -91,6 +94,19 @@ class Blobs:
         ):
             if names:
                 raise DataError(f"{self.folder / min(names)} {told}", _MEND)
+        folders: dict[str, list[str]] = {}
+        for name in wanted:
+            folders.setdefault(name[:2], []).append(name)
+        with ThreadPoolExecutor(_READERS) as pool:  # hashing does not hold the interpreter
+            for _ in pool.map(self._check, folders.values()):
+                pass
+
+    def _check(self, names: Sequence[str]) -> None:
+        """Read files and compare them with their names."""
+        for name in names:
+            path = f"{self.folder}/{name}"
+            if hashlib.sha256(_bytes(path)).hexdigest() != name[3:67]:
+                raise DataError(f"the picture {path} is not the one that its name says", _MEND)
 
     def add(self, data: bytes, media_type: str) -> Digest:
         """Keep a picture's file and return its digest; safe for several writers at the same time.
@@ -138,16 +154,8 @@ class Blobs:
         Raises:
             DataError: it is missing, no plain file, larger than any picture may be, or other bytes.
         """
-        from serving.images import MAX_IMAGE_BYTES
-
         path = self.path(digest)
-        try:
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as stream:
-                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                    raise OSError("it is no plain file")
-                data = stream.read(MAX_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise DataError(f"the picture {path} cannot be read: {error}", _MEND) from None
+        data = _bytes(str(path))
         if digest_bytes(data) != digest:
             raise DataError(f"the picture {path} is not the one that its name says", _MEND)
         return data
@@ -217,6 +225,27 @@ def encode_png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGB").save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _bytes(path: str) -> bytes:
+    """Return the bytes of a picture's file.
+
+    Raises:
+        DataError: it is missing, a link, no plain file, or larger than any picture may be.
+    """
+    from serving.images import MAX_IMAGE_BYTES
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            about = os.fstat(descriptor)
+            if not stat.S_ISREG(about.st_mode) or about.st_size > MAX_IMAGE_BYTES:
+                raise OSError(f"it is no plain file of at most {MAX_IMAGE_BYTES} bytes")
+            return os.read(descriptor, about.st_size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise DataError(f"the picture {path} cannot be read: {error}", _MEND) from None
 
 
 def _is_file(path: Path, size: int | None = None) -> bool:

@@ -201,6 +201,8 @@ class Dataset:
             DataError: a file is missing, is another one, or is there without being named.
         """
         raw = read_plain(folder / MANIFEST_NAME, _MAX_MANIFEST)
+        if digest_bytes(raw) != _sum(folder, MANIFEST_NAME):
+            raise DataError(f"{folder / MANIFEST_NAME} is not the file that was written", _MEND)
         manifest = _manifest(folder, raw)
         images, triplets = _table(folder, "images", manifest), _table(folder, "triplets", manifest)
         try:
@@ -257,14 +259,19 @@ def _manifest(folder: Path, raw: bytes) -> Manifest:
 
 def _table(folder: Path, name: str, manifest: Manifest) -> pa.Table:
     """Return a table of a dataset."""
-    lines = read_plain(folder / SUMS_NAME, 4096).decode("latin-1").splitlines()
-    sums = {match[2]: Digest(f"sha256:{match[1]}") for match in map(_SUM.fullmatch, lines) if match}
     wanted = {"images": columns.images(manifest.expressions), "triplets": columns.TRIPLETS,
               "rejects": columns.REJECTS}[name]  # fmt: skip
     file = f"{name}.parquet"
-    if file not in sums:
-        raise DataError(f"{folder / SUMS_NAME} does not name {file}", _MEND)
-    return read_table(folder / file, wanted, manifest.tables[name], sums[file])  # type: ignore[index]
+    return read_table(folder / file, wanted, manifest.tables[name], _sum(folder, file))  # type: ignore[index]
+
+
+def _sum(folder: Path, file: str) -> Digest:
+    """Return which digest SHA256SUMS names for a file."""
+    lines = read_plain(folder / SUMS_NAME, 4096).decode("latin-1").splitlines()
+    for match in map(_SUM.fullmatch, lines):
+        if match and match[2] == file:
+            return Digest(f"sha256:{match[1]}")
+    raise DataError(f"{folder / SUMS_NAME} does not name {file}", _MEND)
 
 
 def _sizes(images: pa.Table) -> tuple[Size, ...]:
