@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,13 @@ from registry.errors import RegistryError
 from registry.families import KNOWN_BASES
 from registry.manifest import WEIGHTS_NAME
 from serving.errors import AdapterMismatch
+from trainer.errors import DataError
 from trainer.evaluation import EvaluationReport, Judges, evaluate
+from trainer.evaluation.editing import edit_part
+from trainer.parts import Part, PartFunction
 from trainer.portraits.base import BASE_ID, build
 from trainer.portraits.renderer import EXPRESSIONS
-from trainer.recipe import Recipe, parse
+from trainer.recipe import Recipe, change, parse
 from trainer.stage import STAGE_NAME
 
 pytestmark = [pytest.mark.integration]
@@ -116,6 +121,50 @@ def test_every_file_is_there_and_says_the_same(
     width, height = Image.open(out / "contact_sheet.png").size
     assert width > 4 * 128
     assert height > 2 * 128
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_report_is_the_same_whoever_edits(
+    evaluated: tuple[Path, EvaluationReport, list[tuple[int, int]]],
+    recipe: Recipe,
+    base: Path,
+    judges: Judges,
+    batch: int,
+) -> None:
+    place, report, _ = evaluated
+    done: list[int] = []
+
+    def backwards(stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
+        for part in reversed(parts):
+            sent = pickle.loads(pickle.dumps(dict(part)))
+            function(**sent)
+            done.append(sent["number"])
+            yield
+
+    again = evaluate(
+        change(recipe, {"running.batch": batch}), place / "ema", base, place / f"parts-{batch}",
+        raw_dir=place / "raw", judges=judges, mapper=backwards,
+    )  # fmt: skip
+    assert again == report
+    assert done == sorted(done, reverse=True)
+    assert len(done) > 1
+    for name in ("evaluation.json", "contact_sheet.png"):
+        assert (place / f"parts-{batch}" / name).read_bytes() == (place / "out" / name).read_bytes()
+    assert not list(place.glob(".parts-*")), "the parts are gone"
+
+
+def test_a_part_refuses_an_adapter_that_was_changed(
+    evaluated: tuple[Path, EvaluationReport, list[tuple[int, int]]], recipe: Recipe, base: Path
+) -> None:
+    place, report, _ = evaluated
+    with pytest.raises(DataError, match="not the one"):
+        edit_part(
+            place,
+            recipe=recipe.model_dump(mode="json", exclude_unset=True),
+            candidates=[["adapter", str(place / "raw"), str(report.digests.adapter)]],
+            base=str(base),
+            units=[["adapter", 0]],
+        )
 
 
 def test_the_report_names_what_was_judged(

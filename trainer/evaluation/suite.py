@@ -1,36 +1,29 @@
 """`evaluate`: edits held-out people through the engine that production serves, judges, writes the report.
 
-Edits are made only through `serving.engine.EditEngine`, with adapters that passed admission's scan and
-licence check. The judge is trained apart from the one that labelled the training data; its own error on true
-renders of the same people stands beside every value.
+The edits are made by `trainer.evaluation.editing`. The judge is trained apart from the one that labelled the
+training data; its own error on true renders of the same people stands beside every value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, BaseModelRef, canonical_json
-from trainer.errors import BaseModelError, DataError
+from registry.manifest import canonical_json
+from trainer.errors import BaseModelError
 from trainer.evaluation import measure, metrics, pictures
+from trainer.evaluation.editing import candidate, edits, parts_key
 from trainer.evaluation.measure import Gallery, Judge, Key, Measured
-from trainer.evaluation.plan import NEUTRAL, Ask, Plan, Subject, plan_of, vector
+from trainer.evaluation.plan import Plan, plan_of, vector
 from trainer.evaluation.report import Digests, EvaluationReport, Value, build_metrics, judge
 from trainer.evaluation.sheets import Portrait
 from trainer.export import code_version
+from trainer.parts import Mapper, forget, here
 from trainer.portraits.renderer import render
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
-
-if TYPE_CHECKING:
-    from registry.admission import VerifiedAdapter
-    from serving.engine import EditEngine
 
 REPORT_NAME = "evaluation.json"
 WORST_CASES = 12
@@ -65,6 +58,8 @@ def evaluate(
     raw_dir: Path | None = None,
     progress: Progress = silent,
     judges: Judges | None = None,
+    *,
+    mapper: Mapper = here,
 ) -> EvaluationReport:
     """Judge an adapter on people that training has never seen.
 
@@ -78,6 +73,7 @@ def evaluate(
         raw_dir: the same training's weights without EMA, for comparison.
         progress: takes notice of the people that are done.
         judges: None loads the shipped ones.
+        mapper: does the edits; the report is the same, whoever does.
 
     Raises:
         RecipeError: the recipe's evaluation asks for something that this suite cannot do.
@@ -110,7 +106,12 @@ def evaluate(
         return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
 
     truth = Gallery.of(render_truth(plan), judges.expression, judges.identity)
-    galleries = _edit(plan, _engine(recipe.base, base_path), adapter, raw, truth, judges, progress)
+    given = {"adapter": (adapter_dir, weights)}
+    adapters = {"adapter": adapter}
+    if raw_dir is not None and raw is not None and raw_weights is not None:
+        given["raw"], adapters["raw"] = (raw_dir, raw_weights), raw
+    found = edits(recipe, given, adapters, base_path, out, key, mapper, progress)
+    galleries = {name: Gallery.of(one, judges.expression, judges.identity) for name, one in found.items()}
     report = build_report(plan, galleries, truth, recipe.evaluation.thresholds, digests, code)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
@@ -120,32 +121,8 @@ def evaluate(
         write_result(
             folder, StageResult(stage="evaluate", folder=out, key=key, digest=digest_bytes(data), facts=facts)
         )
+    forget(out, parts_key(key, recipe.running.batch))
     return report
-
-
-def candidate(folder: Path, *, allow_review: bool = False) -> tuple[VerifiedAdapter, Digest]:
-    """The unsigned adapter in a folder, scanned and licence-checked, and the digest of its weights file.
-
-    Production engines refuse it; the digest is the one that a manifest will give the file.
-
-    Args:
-        folder: of the adapter.
-        allow_review: a scan that asks for a person is no reason to refuse it here.
-
-    Raises:
-        DataError: a file is missing.
-        RegistryError: refused by the scan or the licence policy.
-    """
-    from registry.admission import Policy, admit_candidate
-
-    try:
-        files = {name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)}
-    except OSError as error:
-        raise DataError(
-            f"{folder} is no adapter folder: {error.filename} cannot be read",
-            f"give a folder with {WEIGHTS_NAME} and {CARD_NAME}, as training writes it",
-        ) from None
-    return admit_candidate(files, Policy(allow_review=allow_review)), digest_bytes(files[WEIGHTS_NAME])
 
 
 def folder_digest(folder: Path) -> Digest:
@@ -170,69 +147,6 @@ def render_truth(plan: Plan) -> dict[Key, Portrait]:
         for index, subject in enumerate(plan.subjects)
         for ask in plan.everything(index)
     }
-
-
-def _engine(base: BaseModelRef, folder: Path) -> EditEngine:
-    from serving import pipelines, settings
-    from serving.engine import EditEngine
-
-    device = settings.load().device
-    return EditEngine(pipelines.load(base.family, folder, device=device), base=base, allow_candidates=True)
-
-
-def _edit(
-    plan: Plan,
-    engine: EditEngine,
-    adapter: VerifiedAdapter,
-    raw: VerifiedAdapter | None,
-    truth: Gallery,
-    judges: Judges,
-    progress: Progress,
-) -> dict[str, Gallery]:
-    """Galleries of the adapter, the base (the adapter at strength 0) and, where given, the raw weights."""
-    editors = [("adapter", adapter, 1.0), ("base", adapter, 0.0)]
-    if raw is not None:
-        editors.append(("raw", raw, 1.0))
-    galleries, done, total = {}, 0, len(editors) * len(plan.subjects)
-    for name, weights, strength in editors:
-        images: dict[Key, Portrait] = {}
-        for index, subject in enumerate(plan.subjects):
-            progress("evaluate", done, total, f"{name}, {subject.name}")
-            asks = plan.everything(index) if name == "adapter" else plan.full_strength()
-            edits = _sweep(engine, weights, strength, truth.images[index, NEUTRAL], asks, subject, plan)
-            images |= zip([(index, ask) for ask in asks], edits, strict=True)
-            done += 1
-        galleries[name] = Gallery.of(images, judges.expression, judges.identity)
-    progress("evaluate", total, total, "judged")
-    return galleries
-
-
-def _sweep(
-    engine: EditEngine,
-    adapter: VerifiedAdapter,
-    strength: float,
-    source: Portrait,
-    asks: Sequence[Ask],
-    subject: Subject,
-    plan: Plan,
-) -> list[Portrait]:
-    """Edits of one person, in the order of `asks`; the picture is encoded once for each full batch."""
-    from PIL import Image
-
-    from serving.schema import MAX_SWEEP
-
-    rows = [dict(ask) for ask in asks]
-    results = []
-    for start in range(0, len(rows), MAX_SWEEP):
-        results += engine.sweep(
-            Image.fromarray(source),
-            adapter,
-            rows[start : start + MAX_SWEEP],
-            strength=strength,
-            seed=subject.seed,
-            steps=plan.steps,
-        )
-    return [np.asarray(result.image.convert("RGB"), np.uint8) for result in results]
 
 
 def build_report(
