@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 import click
 
 from registry.command import run
+from trainer.apis.command import apis
+from trainer.data.command import data
 from trainer.doctor.command import doctor
 from trainer.plan.command import plan
+from trainer.scoring.command import scores
 from trainer.zoo.cli import zoo
 
 if TYPE_CHECKING:
@@ -30,12 +33,11 @@ _OUTPUT = click.Path(dir_okay=False, path_type=Path)
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="adapter-foundry", prog_name="trainer")
 def cli() -> None:
-    """Make adapters: draw portraits, train on a recipe."""
+    """Make adapters: data, scores, training, and what they cost."""
 
 
-cli.add_command(doctor)
-cli.add_command(plan)
-cli.add_command(zoo)
+for group in (apis, data, doctor, plan, scores, zoo):
+    cli.add_command(group)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
