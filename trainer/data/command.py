@@ -1,0 +1,129 @@
+"""`trainer data`: look at datasets, compare them, check them, hand them on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from registry.errors import shown
+
+if TYPE_CHECKING:
+    from trainer.data.inspection import Inspection
+
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def data() -> None:
+    """Look at datasets, compare them, check them, hand them on."""
+
+
+@data.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML file for the report.")
+@click.option(
+    "--images", "elsewhere", type=_FOLDER, multiple=True,
+    help="Folder with blobs of pictures that were left out; default: `images` beside DATASET.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Which people the contact sheets show.")
+@_JSON
+def inspect(dataset: Path, out: Path | None, elsewhere: tuple[Path, ...], seed: int, as_json: bool) -> None:
+    """Say what is in the folder DATASET: counts, licences, filters, balance, rejects, look-alikes.
+
+    With --out a report with contact sheets and distributions is written, one HTML file that needs nothing
+    else. What paid APIs took is added up from the ledger of this machine's data folder.
+    """
+    from trainer.data.dataset import Dataset
+    from trainer.data.inspection import inspect as look
+    from trainer.progress import ConsoleProgress
+
+    found = Dataset.open(dataset)
+    facts = look(found, _spent())
+    if out is not None:
+        from trainer.data.blobs import Blobs
+        from trainer.data.inspection_page import page
+        from trainer.stage import write_atomically
+
+        folders = [Blobs(folder / "blobs") for folder in elsewhere or (dataset.parent / "images",)]
+        name = dataset.resolve()
+        title = f"{name.parent.name}/{name.name}"
+        html = page(found, facts, title=title, seed=seed, elsewhere=folders, progress=ConsoleProgress())
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, html.encode("ascii"))
+    if as_json:
+        click.echo(json.dumps({**facts.as_json(), "report": None if out is None else str(out)}))
+        return
+    _show(facts)
+    if out is not None:
+        click.echo(f"report: {out}")
+
+
+def _spent() -> dict[str, float] | None:
+    """Return US dollars by digest of the request, of all requests whose price is known; None: no ledger."""
+    from registry.settings import home
+    from trainer.apis.ledger import LEDGER_NAME, Ledger
+
+    folder = home() / "apis"
+    if not (folder / LEDGER_NAME).is_file():
+        return None
+    spent: dict[str, float] = {}
+    unknown: set[str] = set()
+    for line in Ledger(folder).lines():
+        if line.usd is None:
+            unknown.add(str(line.request))
+        else:
+            spent[str(line.request)] = spent.get(str(line.request), 0.0) + line.usd
+    return {request: usd for request, usd in spent.items() if request not in unknown}
+
+
+def _show(found: Inspection) -> None:
+    """Print the figures as tables on stdout."""
+    counts = found.counts
+    _table(("", ""), [
+        ("version", found.version),
+        ("pictures", f"{counts['pictures']} ({counts['bytes'] / 1e6:.1f} MB)"),
+        *((f"triplets, {split}", str(number)) for split, number in counts["triplets"].items()),
+        *((f"people, {split}", str(number)) for split, number in counts["people"].items()),
+        ("left out", str(counts["rejects"])),
+        ("licence", found.provenance["license"]),
+        ("made by", found.provenance["source"]),
+        ("scored by", found.provenance["scorer"]),
+        ("look-alikes", str(found.alike_total)),
+        ("cost", "not known" if found.cost is None else f"{found.cost:.2f} US dollars"),
+    ])  # fmt: skip
+    for what, filters in found.filters.items():
+        _table(
+            (f"filter of {what}", "asked for", "left out", "kept"),
+            [(one["filter"], _number(one["threshold"]), str(one["left_out"]), str(one["kept"]))
+             for one in filters],
+        )  # fmt: skip
+    _table(("pair", "train", "validation"),
+           [(f"{one.first}, {one.second}", str(one.train), str(one.validation))
+            for one in found.pairs])  # fmt: skip
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table whose cells come from outside."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = list(rows)
+    if not lines:
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(heads))
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    for line in lines:
+        table.add_row(*(Text(shown(cell)) for cell in line))
+    Console().print(table)
