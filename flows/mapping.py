@@ -35,10 +35,10 @@ from flows.parameters import Runner
 from flows.server import FINAL_STATES, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
 from registry.errors import Explained
-from trainer.parts import Mapper, Part, PartFunction
+from trainer.parts import Mapper, Part, PartFunction, here
 
 if TYPE_CHECKING:
-    from prefect import State
+    from prefect import State, Task
     from prefect.futures import PrefectFuture
     from prefect.task_runners import TaskRunner
 
@@ -99,7 +99,13 @@ class PartMapper:
         yield from self._map(stage, function, parts)
 
     def _map(
-        self, stage: str, function: PartFunction, parts: Sequence[Part], on_processes: bool = False
+        self,
+        stage: str,
+        function: PartFunction,
+        parts: Sequence[Part],
+        *,
+        on_processes: bool = False,
+        on_gpus: bool = False,
     ) -> Iterator[None]:
         if len(parts) < (_WORTH_PROCESSES if on_processes else 2):
             for one in parts:
@@ -107,6 +113,8 @@ class PartMapper:
                 yield
             return
         runner, workers = self._start()
+        gpus = _gpus() if on_gpus else 0
+        workers = gpus or workers
         named = (part_elsewhere if on_processes else part).with_options(
             name=f"{stage}-part", task_run_name=f"{stage} {{given[number]}}"
         )
@@ -119,7 +127,7 @@ class PartMapper:
                     given = {"function": function, "given": waiting.popleft(), **more}
                     # In the context of the flow, not of the stage's task: that one knows things that are
                     # of no use elsewhere and cannot be sent, such as the display.
-                    under_way.append(self._flow.run(runner.submit, named, given))
+                    under_way.append(self._flow.run(_submit, runner, named, given, gpus))
                     self.runs.append(str(under_way[-1].task_run_id))
                 self._ended(stage, under_way.popleft())
                 yield
@@ -140,6 +148,12 @@ class PartMapper:
         do it. A Ray worker is one already.
         """
         return self if self.runner == "ray" else partial(self._map, on_processes=True)
+
+    def spreading(self) -> Mapper:
+        """Return the mapper of parts that each fill the cores or the GPU of a machine: others help, threads
+        do not.
+        """
+        return partial(self._map, on_gpus=True) if self.runner == "ray" else here
 
     def close(self) -> None:
         """Wait until the server knows how each part ended, then stop the workers."""
@@ -221,6 +235,24 @@ def part_mapper(home: Path, runner: Runner, settings: FlowSettings, runs: list[s
         yield mapper
     finally:
         mapper.close()
+
+
+def _gpus() -> int:
+    """Return how many GPUs the Ray cluster has."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _submit(
+    runner: TaskRunner[Any], named: Task[..., None], given: dict[str, Any], gpus: int
+) -> PrefectFuture[None]:
+    if not gpus:
+        return runner.submit(named, given)
+    from prefect_ray.context import remote_options
+
+    with remote_options(num_gpus=1):
+        return runner.submit(named, given)
 
 
 def _end_with_parent() -> None:

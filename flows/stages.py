@@ -101,6 +101,11 @@ class Job:
         computing = getattr(self.mapper, "computing", None)
         return self.mapper if asks or computing is None else computing()
 
+    def spread(self) -> Mapper:
+        """Return the mapper of a stage of which each part fills a machine's cores or GPU by itself."""
+        spreading = getattr(self.mapper, "spreading", None)
+        return self.mapper if spreading is None else spreading()
+
     def cached(
         self, task: Task[..., Any], *, key: Mapping[str, Any], out: Path | None = None, **parameters: Any
     ) -> StageResult:

@@ -10,6 +10,7 @@ from prefect import task
 from flows.artifacts import show_evaluation
 from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest, made
+from trainer.parts import Mapper
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult
@@ -60,6 +61,7 @@ def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageRe
         recipe=recipe,
         trained=trained.folder,
         base=base,
+        mapper=job.spread(),
     )
     report = EvaluationReport.model_validate_json((evaluated.folder / REPORT_NAME).read_bytes())
     for reason in report.verdict.reasons:
@@ -84,9 +86,12 @@ def train(
 
 
 @task(name="evaluate", description="edits of people that training has never seen, judged by another judge")
-def evaluate(recipe: Recipe, trained: Path, base: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def evaluate(
+    recipe: Recipe, trained: Path, base: Path, out: Path, progress: Progress, mapper: Mapper
+) -> dict[str, Any]:
     """See `trainer.evaluation.evaluate`."""
     from trainer.evaluation import evaluate as work
 
-    work(recipe, trained / "adapter", base, out, raw_dir=trained / "adapter-raw", progress=progress)
+    raw = trained / "adapter-raw"
+    work(recipe, trained / "adapter", base, out, raw_dir=raw, progress=progress, mapper=mapper)
     return made(out).as_json()
