@@ -125,10 +125,10 @@ def parts(
     images: Path, seen: Candidates, rows: Sequence[int], encoder: str | None, batch: int
 ) -> list[dict[str, Any]]:
     """Return what `measure` is asked for the pictures of ``rows``."""
-    from trainer.parts import slices
+    from trainer.parts import portions
 
     asked = []
-    for begin, end in slices(len(rows), max(batch, _AT_LEAST)):
+    for begin, end in portions(len(rows), max(batch, _AT_LEAST)):
         some = rows[begin:end]
         with_source = [int(seen.sources[row]) for row in some]
         asked.append(

@@ -88,10 +88,12 @@ def build_triplets(
         return done
     seen = candidates(made, judged, expressions)
 
+    cut = stage_key("triplets parts", key=key, batch=recipe.running.batch)  # other pieces are other parts
+
     def measure(rows: list[int]) -> measuring.Measures:
         found = measuring.Measures.empty(len(seen))
         asked = measuring.parts(images, seen, rows, encoder, recipe.running.batch)
-        _, answers = in_parts("triplets", out, key, measuring.measure, asked, mapper, progress)
+        _, answers = in_parts("triplets", out, cut, measuring.measure, asked, mapper, progress)
         done = 0
         for part, answer in zip(asked, answers, strict=True):
             found.take(rows[done : done + len(part["pictures"])], answer)
@@ -112,7 +114,7 @@ def build_triplets(
         told = {**counts(choice.kept), **facts(choice)}
         result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
         write_result(folder, result)
-    forget(out, key)
+    forget(out, cut)
     total = len(choice.kept) + len(choice.missed)
     progress("triplets", total, total, f"{len(choice.kept)} kept")
     return result

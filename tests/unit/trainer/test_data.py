@@ -30,6 +30,8 @@ from trainer.errors import CacheError, DataError
 from trainer.parts import here
 from trainer.portraits import judges
 from trainer.recipe import Recipe
+from trainer.scoring import score
+from trainer.synthesis import synthesise
 
 PEOPLE = {"human-100": "train", "human-101": "train", "anime-102": "train", "human-103": "validation"}
 NAMES, LEVELS = ("fear", "surprised", "angry", "disgust"), (0.5, 1.0)
@@ -144,6 +146,21 @@ def test_a_build_that_was_stopped_goes_on_where_it_was(tiny_recipe: Recipe, tmp_
     assert asked == [0]
     assert result.digest == built(tiny_recipe, tmp_path / "other", rows())[0].digest
     assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_the_stages_before_fit(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    """The renderer and the shipped judge; what they are is named for the adapter's card."""
+    synthesise(tiny_recipe, tmp_path / "images")
+    score(tiny_recipe, tmp_path / "images", tmp_path / "scored")
+    recipe = with_filters(tiny_recipe, min_score=0.01, min_identity=0.75, max_duplicate=16)
+    result = build_triplets(recipe, tmp_path / "images", tmp_path / "scored", tmp_path / "dataset")
+    data = Dataset.open(tmp_path / "dataset")
+    assert result.facts["triplets"] + result.facts["validation"] + result.facts["rejected"] == 16
+    assert {one.kind for one in data.ingredients} == {"identity-images", "judge", "auxiliary-model"}
+    assert {one.license for one in data.ingredients} == {"Apache-2.0"}
+    assert {one.split("-")[0] for one in data.manifest.splits["train"]} == {"human", "anime"}
+    told = data.table("images").to_pylist()
+    assert all(one["similarity"] > 0.75 for one in told if one["expression"] is not None)
 
 
 # Filters
@@ -362,7 +379,7 @@ def test_equal_pictures_are_kept_out(tiny_recipe: Recipe, tmp_path: Path) -> Non
     assert [(one["split"], one["filter"]) for one in rejects(data, "triplet")] == [
         ("train", "alike"), *[("validation", "other-split")] * 4
     ]  # fmt: skip
-    assert len(data.files) == len(set(data.image_digests)) == 3 * EACH - 1
+    assert len(data.files) == len(set(data.image_digests)) == 3 * EACH - 2
 
 
 def test_a_person_in_both_splits_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
