@@ -62,6 +62,8 @@ class Blobs:
         """
         files: dict[str, int] = {}
         try:
+            if self.folder.is_symlink():
+                raise OSError("it is a link")
             for inside in os.scandir(self.folder) if self.folder.is_dir() else ():
                 if not inside.is_dir(follow_symlinks=False):
                     raise OSError(f"{inside.path} is no folder of pictures")

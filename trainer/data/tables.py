@@ -195,7 +195,7 @@ def read_table(path: Path, columns: Sequence[Column], facts: TableFacts, digest:
         rows = Rows(columns)
         for batch in table.to_batches(_GROUP):
             rows.update(_plain(batch, columns))
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise DataError(f"{path} is no table of a dataset: {error}", _MEND) from None
     if rows.facts() != facts:
         raise DataError(f"{path} has not the rows that the manifest names", _MEND)
