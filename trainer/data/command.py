@@ -12,6 +12,7 @@ import click
 from registry.errors import shown
 
 if TYPE_CHECKING:
+    from trainer.data.difference import Difference
     from trainer.data.inspection import Inspection
 
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -61,6 +62,118 @@ def inspect(dataset: Path, out: Path | None, elsewhere: tuple[Path, ...], seed: 
     _show(facts)
     if out is not None:
         click.echo(f"report: {out}")
+
+
+@data.command()
+@click.argument("first", type=_FOLDER)
+@click.argument("second", type=_FOLDER)
+@_JSON
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Say what the dataset SECOND has, lacks, or has otherwise than FIRST.
+
+    Exit code, as of `diff`: 0 they are the same version; 1 they differ; 2 one of them cannot be read.
+    """
+    from trainer.data.dataset import Dataset
+    from trainer.data.difference import difference
+    from trainer.errors import DataError
+
+    try:
+        found = difference(Dataset.open(first), Dataset.open(second))
+    except DataError as error:
+        error.exit_code = 2  # type: ignore[misc]
+        raise
+    if as_json:
+        click.echo(json.dumps(found.as_json()))
+    else:
+        _show_difference(found)
+    if not found.equal:
+        raise click.exceptions.Exit(1)
+
+
+@data.command()
+@click.argument("dataset", type=_FOLDER)
+@_JSON
+def verify(dataset: Path, as_json: bool) -> None:
+    """Read everything in the folder DATASET and compare it with the manifest; print the version.
+
+    Exit code 0: every table and every picture is the one that the manifest names, and there is nothing else.
+    """
+    from trainer.data.dataset import Dataset
+
+    found = Dataset.open(dataset)
+    content = {"version": str(found.digest), "pictures": len(found.files), "triplets": len(found.triplets)}
+    click.echo(
+        json.dumps(content) if as_json else " ".join(f"{name} {value}" for name, value in content.items())
+    )
+
+
+@data.command()
+@click.argument("dataset", type=_FOLDER)
+@click.option("--format", "kind", type=click.Choice(["webdataset", "croissant"]), required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True,
+    help="Folder of the shards; for croissant the JSON-LD file, which belongs into DATASET.",
+)  # fmt: skip
+@click.option(
+    "--shard-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="MB",
+    help="A shard ends with the sample that reaches so many MB.",
+)  # fmt: skip
+@_JSON
+def export(dataset: Path, kind: str, out: Path, shard_size: int, as_json: bool) -> None:
+    """Write the folder DATASET in a format that others read.
+
+    webdataset: tars to stream from, one triplet a sample, with `shards.json`; the same dataset gives the same
+    bytes. croissant: a description of the folder (MLCommons Croissant) that dataset hubs and loaders read.
+    """
+    from trainer.data.dataset import Dataset
+    from trainer.progress import ConsoleProgress
+
+    found = Dataset.open(dataset)
+    if kind == "croissant":
+        from trainer.data.croissant import write
+
+        write(found, out)
+        made: dict[str, object] = {"croissant": str(out)}
+    else:
+        from trainer.data.webdataset import export as write_shards
+
+        shards = write_shards(found, out, shard_size * 1_000_000, ConsoleProgress())
+        made = {
+            "folder": str(out),
+            "shards": len(shards),
+            "samples": sum(one.samples for one in shards),
+            "bytes": sum(one.bytes for one in shards),
+        }
+    made = {"dataset": str(found.digest), **made}
+    click.echo(json.dumps(made) if as_json else "\n".join(f"{name} {value}" for name, value in made.items()))
+
+
+def _show_difference(found: Difference) -> None:
+    """Print what two datasets differ in as tables on stdout."""
+    if found.equal:
+        click.echo(f"the same version: {found.versions[0]}")
+        return
+    click.echo(f"first  {found.versions[0]}\nsecond {found.versions[1]}")
+    kinds = {name: getattr(found, name) for name in ("people", "pictures", "triplets", "rejects")}
+    _table(("", "added", "removed", "changed", "same"),
+           [(name, *(str(number) for number in (one.added, one.removed, one.changed, one.same)))
+            for name, one in kinds.items()])  # fmt: skip
+    _table(
+        ("", "", "for example"),
+        [
+            (name, word, "\n".join(some[:3]))
+            for name, one in kinds.items()
+            for word, some in one.examples.items()
+        ],
+    )
+    _table(("of the same pictures, another", "pictures"),
+           [(name, str(count)) for name, count in found.about.items()])  # fmt: skip
+    _table(("score", "pictures", "mean change", "largest"),
+           [(one.expression, str(one.pictures), f"{one.mean:.3f}", f"{one.largest:.3f}")
+            for one in found.scores])  # fmt: skip
+    _table(("", "first", "second"),
+           [(name, *("" if value is None else str(value) for value in values))
+            for name, values in found.values.items()])  # fmt: skip
 
 
 def _spent() -> dict[str, float] | None:
@@ -125,5 +238,5 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for head in heads:
         table.add_column(head, overflow="fold")
     for line in lines:
-        table.add_row(*(Text(shown(cell)) for cell in line))
+        table.add_row(*(Text("\n".join(map(shown, cell.split("\n")))) for cell in line))
     Console().print(table)

@@ -30,10 +30,13 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE: Final = (
     STYLE
     + """
-img{image-rendering:auto;height:auto}.parts{display:grid;gap:4px 40px;
-grid-template-columns:repeat(auto-fit,minmax(250px,1fr))}.sheet{width:min(1700px,100vw - 32px);margin-left:50%;transform:translateX(-50%)}
-.sheet img{width:auto;max-width:max(100%,900px);margin:0 auto}.few{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0}
-.few img{width:72px}.reason{margin:2px 0;padding-left:18px}svg.bar{min-width:150px;max-width:320px}
+img{image-rendering:auto;height:auto}
+.parts{display:grid;gap:4px 40px;grid-template-columns:repeat(auto-fit,minmax(250px,1fr))}
+.sheet{width:min(1700px,100vw - 32px);margin-left:50%;transform:translateX(-50%)}
+.sheet img{width:auto;max-width:max(100%,900px);margin:0 auto}
+.few{display:flex;flex-wrap:wrap;gap:8px;margin:6px 0}.few img{width:72px}
+.reason{margin:2px 0;padding-left:18px}svg.bar{min-width:130px;max-width:320px}
+td:first-child{min-width:96px}.card h3{margin-top:4px}
 @media(max-width:700px){main{padding:24px 16px}dl{grid-template-columns:1fr;gap:0 18px}dd{margin:0 0 8px}}
 """
 )
@@ -185,8 +188,8 @@ def _measures(measures: Mapping[str, Distribution]) -> str:
         histogram(title, measures[name]) for name, title in _MEASURES.items() if name in measures
     )
     lead = (
-        "Of all kept pictures; dashed: median. Sharpness is the variance of the Laplacian, likeness the cosine of "
-        "the faces, bits are those of 256 of the perceptual hash (PDQ)."
+        "Of all kept pictures; dashed: median. Sharpness is the variance of the Laplacian, likeness the "
+        "cosine of the faces, bits are those of 256 of the perceptual hash (PDQ)."
     )
     return section("Measures", lead,
                    f'<div class="card curves">{spreads}</div>')  # fmt: skip
