@@ -40,19 +40,23 @@ class GeminiVendor:
         """See `Vendor`."""
         from google.genai import types
 
+        config = types.GenerateContentConfig(
+            system_instruction=question.system,
+            response_mime_type="application/json",
+            response_json_schema=question.schema,
+            max_output_tokens=MAX_TOKENS,
+            temperature=question.temperature,
+            seed=question.seed,
+        )
+        picture = types.Part.from_bytes(data=question.png, mime_type="image/png")
         with failures():
-            answer = self._client.models.generate_content(
-                model=self._settings.model,
-                contents=[types.Part.from_bytes(data=question.png, mime_type="image/png"), question.text],
-                config=types.GenerateContentConfig(
-                    system_instruction=question.system,
-                    response_mime_type="application/json",
-                    response_json_schema=question.schema,
-                    max_output_tokens=MAX_TOKENS,
-                    temperature=question.temperature,
-                    seed=question.seed,
-                ),
-            )
+            try:
+                answer = self._client.models.generate_content(
+                    model=self._settings.model, contents=[picture, question.text], config=config
+                )
+            except RecursionError:
+                # The SDK reads the text as JSON by itself, however deep it is nested.
+                raise unreadable("the answer is nested too deeply") from None
             return _reply(answer)
 
 

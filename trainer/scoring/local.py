@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from registry.digest import digest_bytes
+from registry.digest import Digest, digest_bytes
+from registry.manifest import Ingredient
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.scoring.scorer import Picture, Scored
 
@@ -26,9 +26,24 @@ class LocalScorer:
     @cached_property
     def name(self) -> str:
         """Name with the digest of the judge's weights."""
+        return f"label-judge/{self._digest.hex[:16]}"
+
+    @property
+    def ingredient(self) -> Ingredient:
+        """See `Scorer`."""
+        return Ingredient(
+            name="label-judge",
+            kind="judge",
+            license="Apache-2.0",
+            source="shipped with adapter-foundry; trained on faces drawn by trainer.portraits.renderer",
+            digest=self._digest,
+        )
+
+    @cached_property
+    def _digest(self) -> Digest:
         from trainer.portraits import judges
 
-        return f"label-judge/{digest_bytes(Path(judges.path('label')).read_bytes()).hex[:16]}"
+        return digest_bytes(judges.path("label").read_bytes())
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Scored]:
         """See `Scorer`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from registry.digest import Digest
+from registry.manifest import Ingredient
 from trainer.data.blobs import Blobs
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Scorer(Protocol):
     """Name and version: part of the key of the scores."""
     expressions: tuple[str, ...]
     """What the numbers of `Scored.scores` stand for."""
+    ingredient: Ingredient | None
+    """What an adapter's card must name; None for nothing."""
 
     def __call__(self, pictures: Sequence[Picture]) -> list[Scored]:
         """Return what is seen in each picture, in order.

@@ -17,7 +17,7 @@ from registry.digest import Digest, digest_bytes
 from registry.settings import home
 from trainer.data.blobs import Blobs
 from trainer.errors import DataError
-from trainer.parts import Mapper, forget, here, in_parts, slices
+from trainer.parts import Mapper, forget, here, in_parts, portions
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.scoring.decisions import Decision, Decisions, digest_of
@@ -87,7 +87,7 @@ def score(
             "images": distinct[begin:end],
             "data_folder": str(place),
         }
-        for begin, end in slices(len(distinct), recipe.running.batch)
+        for begin, end in portions(len(distinct), recipe.running.batch)
     ]
     work = score_part if scorer is None else partial(score_part, scorer=scorer)
     cut = stage_key("score parts", asked=asked, batch=recipe.running.batch)  # other pieces are other parts
@@ -103,6 +103,7 @@ def score(
             **{status: states.count(status) for status in ("scored", "review", "quarantined")},
             "decided": len(decided),
             "agreement": agreement(images, table, expressions),
+            "ingredients": [judge.ingredient.model_dump(mode="json")] if judge.ingredient else [],
         }
         result = StageResult(stage="score", folder=out, key=key, digest=digest(table), facts=facts)
         write_result(new, result)

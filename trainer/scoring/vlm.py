@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from registry.digest import digest_bytes
 from registry.errors import shown
-from registry.manifest import canonical_json
+from registry.manifest import Ingredient, canonical_json
 from trainer.apis import Reply, Request, Usage
 from trainer.apis.parallel import in_threads
 from trainer.portraits.expressions import EXPRESSIONS
@@ -107,6 +107,12 @@ class VlmScorer:
     def __init__(self, settings: ScoringSection, vendor: Vendor, paid: Paid, parallel: int) -> None:
         self._settings, self._vendor, self._paid, self._parallel = settings, vendor, paid, parallel
         self.name = name_of(settings)
+        self.ingredient = Ingredient(
+            name=str(settings.model),
+            kind="api",
+            license=str(settings.license),
+            source=f"scored the pictures; {settings.scorer} at {settings.endpoint or 'its own address'}",
+        )
 
     @cached_property
     def _schema(self) -> str:

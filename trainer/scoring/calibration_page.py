@@ -1,0 +1,148 @@
+"""The calibration report as one HTML file: style, charts and pictures inside it, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+
+from PIL import Image
+
+from registry.errors import shown
+from registry.scanning.style import STYLE
+from trainer.evaluation.charts import confusion_heat_map, response_curve
+from trainer.evaluation.sheets import enlarge, webp
+from trainer.portraits.expressions import CONFUSING_PAIRS, EXPRESSIONS
+from trainer.scoring.calibration import CalibrationReport, Miss, draw
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_STYLE = """.miss{fill:var(--out)}.dot{fill:var(--accent)}.cell.pair{stroke:var(--out);stroke-width:1.5;
+stroke-dasharray:3 2}svg.heat{max-width:740px}
+.curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
+_COLUMNS = (
+    ("slope", "Slope", "rise of the score with the true intensity; ideal 1"),
+    ("offset", "Offset", "score at intensity 0 on that line; ideal 0"),
+    ("mae", "Error", "mean absolute error over all pictures; ideal 0"),
+    ("absent", "Absent", "mean score where another expression is shown; ideal 0"),
+    ("spearman", "Rank", "Spearman's rank correlation with the true intensity; ideal 1"),
+    ("ece", "ECE", "expected calibration error, ten bins of the score; 0 to 1, ideal 0"),
+)
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """Return a whole page; ``body`` is HTML, ``title`` is not."""
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1>{body}</main></body></html>\n"
+    )
+
+
+def page(report: CalibrationReport) -> str:
+    """Return the whole report as one self-contained HTML document."""
+    body = "".join(
+        [
+            _summary(report),
+            section(
+                "Each expression",
+                "Lines over neutral faces and faces with the expression.",
+                f'<div class="card">{_table(report)}</div>',
+            ),
+            section(
+                "Reliability",
+                "Mean score for each true intensity; dashed: ideal; band: 95 % interval over people.",
+                f'<div class="card curves">{_curves(report)}</div>',
+            ),
+            section(
+                "Confusion",
+                f"Drawn down, strongest score across, per cent of faces at intensity "
+                f"{report.intensities[-1]:g}. Dashed outlines: confusing pairs.",
+                f'<div class="card">{_heat(report)}</div>',
+            ),
+            section("Largest errors", "One picture of a person.", _gallery(report)),
+            _quarantined(report),
+        ]
+    )
+    return document(f"Calibration of {shown(report.scorer)}", body, _STYLE)
+
+
+def section(title: str, lead: str, content: str) -> str:
+    """Return a part of a page; the lead is text, ``content`` is HTML."""
+    return f"<section><h2>{escape(title)}</h2><p class='faint'>{escape(lead)}</p>{content}</section>"
+
+
+def picture(image: Image.Image, name: str) -> str:
+    """Return a picture inside of the page."""
+    data = base64.b64encode(webp(image)).decode("ascii")
+    return f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
+
+
+def _summary(report: CalibrationReport) -> str:
+    people = " and ".join(f"{count} {domain}" for domain, count in sorted(report.people.items()))
+    levels = ", ".join(f"{level:g}" for level in report.intensities)
+    states = ", ".join(f"{count} {status}" for status, count in sorted(report.status.items()))
+    last = report.first_identity + sum(report.people.values()) - 1
+    top = report.top1
+    numbers = (
+        f"slope {report.mean('slope'):.2f}, offset {report.mean('offset'):+.2f}, mean absolute error "
+        f"{report.mean('mae'):.3f}, expected calibration error {report.mean('ece'):.3f}"
+    )
+    return (
+        f"<p class='faint'>{escape(people)} people who were drawn for this alone (seeds "
+        f"{report.first_identity} to {last}), neutral and with twelve expressions at {levels}, {report.size} "
+        f"pixels: {report.images} pictures, {escape(states)}. Definitions version "
+        f"{escape(report.definitions)}. Drawn faces are no photographs.</p>"
+        f"<div class='card'><strong>{top.value:.1%}</strong> of the faces at intensity "
+        f"{report.intensities[-1]:g} have their expression as the strongest score (95 % interval "
+        f"{top.low:.1%} to {top.high:.1%}); {numbers}.</div>"
+    )
+
+
+def _table(report: CalibrationReport) -> str:
+    heads = "".join(f'<th title="{escape(words)}">{title}</th>' for _, title, words in _COLUMNS)
+    rows = "".join(
+        f"<tr><td>{escape(one.curve.expression)}</td>"
+        + "".join(f"<td>{getattr(one, name):.3f}</td>" for name, _, _ in _COLUMNS)
+        + "</tr>"
+        for one in report.sights
+    )
+    mean = "".join(f"<td><b>{report.mean(name):.3f}</b></td>" for name, _, _ in _COLUMNS)
+    words = "".join(f"<dt>{title}</dt><dd>{escape(words)}</dd>" for _, title, words in _COLUMNS)
+    return (
+        f"<table><thead><tr><th>Expression</th>{heads}</tr></thead><tbody>{rows}"
+        f"<tr><td><b>mean</b></td>{mean}</tr></tbody></table><br><dl>{words}</dl>"
+    )
+
+
+def _curves(report: CalibrationReport) -> str:
+    return "".join(response_curve(one.curve) for one in report.sights)
+
+
+def _heat(report: CalibrationReport) -> str:
+    return confusion_heat_map(report.confusion, EXPRESSIONS, EXPRESSIONS, CONFUSING_PAIRS)
+
+
+def _gallery(report: CalibrationReport) -> str:
+    return f'<div class="gallery">{"".join(_miss(one, report.size) for one in report.worst)}</div>'
+
+
+def _miss(miss: Miss, size: int) -> str:
+    drawn = f"{miss.expression} {miss.intensity:g}" if miss.expression else "neutral"
+    face = draw((miss.domain, miss.identity), (miss.expression, miss.intensity), size)
+    return (
+        f"<figure>{picture(enlarge(face, 192), drawn)}<figcaption><b>{escape(drawn)}</b>, "
+        f"{escape(miss.wrong)} scored {miss.score:.2f}, true {miss.truth:g}<br>"
+        f'<span class="faint">{escape(miss.domain)} {miss.identity}</span></figcaption></figure>'
+    )
+
+
+def _quarantined(report: CalibrationReport) -> str:
+    if not report.reasons:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(reason)}</td><td>{count}</td></tr>" for reason, count in report.reasons.items()
+    )
+    heads = "<thead><tr><th>Reason</th><th>Pictures</th></tr></thead>"
+    content = f'<div class="card"><table>{heads}{rows}</table></div>'
+    return section("Without a score", "They are left out of all numbers above.", content)
