@@ -1,0 +1,178 @@
+"""A release without a training: a clean adapter and a written report go through the real tasks and desk.
+
+The flow is what `flows.job.release` does behind the training. `Runs` starts it as a deployment on a Prefect
+server and does what a worker does, each time that the server says that a run is due.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from PIL import Image
+from prefect import flow, task
+
+from fakes.registries import NAME, adapter_folder
+from flows.display import Display
+from flows.parameters import Approval
+from flows.release import move_alias, push, wait_for_approvers
+from flows.stages import Job
+from registry.digest import digest_bytes
+from registry.settings import home
+from trainer.evaluation.report import (
+    Curve,
+    Digests,
+    EvaluationReport,
+    Suite,
+    Value,
+    build_metrics,
+    judge,
+)
+from trainer.progress import Progress
+from trainer.stage import StageResult, new_folder, stage_key, write_result
+
+COUNTED = "evaluated.txt"
+"""A file in the data folder that gets a line whenever the evaluation is done, not reused."""
+
+
+def report(top1: float = 0.9) -> EvaluationReport:
+    """A small report; 0.85 is what top1 needs."""
+
+    def value(mean: float) -> Value:
+        return Value(value=mean, low=mean - 0.05, high=mean + 0.05, n=16, samples=192)
+
+    metrics = build_metrics(
+        {"top1_accuracy": value(top1), "paired_psnr": value(23.0)}, {}, {"top1_accuracy": 0.85}
+    )
+    digest = digest_bytes(b"weights")
+    return EvaluationReport(
+        code_version="1.0",
+        digests=Digests(adapter=digest, raw=None, base=digest, judges={"expression": digest}, suite=digest),
+        suite=Suite(
+            name="portraits-v1", definitions="1", identities=("human 1",), expressions=("happy", "sad"),
+            judged=("happy", "sad"), confusing_pairs=(("happy", "sad"),), intensities=(0.0, 1.0), blends=(),
+            blend_identities=0, steps=4, seed=0,
+        ),
+        metrics=metrics,
+        verdict=judge(metrics),
+        confusion=((0.75, 0.25), (0.0, 1.0)),
+        curves=(Curve(expression="happy", asked=(0.0, 1.0), judged=(value(0.1), value(0.9))),),
+        worst=(),
+    )  # fmt: skip
+
+
+@task(name="evaluate", description="a report that somebody wrote")
+def evaluate(seed: int, top1: float, out: Path, progress: Progress) -> dict[str, Any]:
+    """Leave a report and a contact sheet, and count how often that was done."""
+    with (home() / COUNTED).open("a") as lines:
+        lines.write(f"{seed}\n")
+    result = StageResult(
+        stage="evaluate",
+        folder=out,
+        key=stage_key("evaluate", seed=seed),
+        digest=digest_bytes(b"x"),
+        facts={},
+    )
+    with new_folder(out) as folder:
+        (folder / "evaluation.json").write_text(report(top1).model_dump_json())
+        noise = np.random.default_rng(seed).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / "contact_sheet.png")
+        (folder / "report.html").write_text("<p>report</p>")
+        write_result(folder, result)
+    return result.as_json()
+
+
+@flow(name="release-of-a-fake")
+def release(seed: int = 1, approval: Approval = "ask", top1: float = 0.9) -> dict[str, Any]:
+    """Evaluate once, push, wait for approvers, promote."""
+    place = home()
+    job = Job(home=place, root=place / "runs" / "fake", display=Display(4))
+    adapter = adapter_folder(place / f"adapter-{seed}", seed)
+    evaluated = job.cached(evaluate, key={"seed": seed, "top1": top1}, seed=seed, top1=top1)
+    pushed = job.always(push, home=place, adapter=adapter, evaluated=evaluated.folder, name=NAME)
+    wait_for_approvers(job, pushed, "prod", evaluated.folder, again=approval == "again")
+    return {"alias": move_alias(job, pushed, "prod"), "version": pushed.facts["reference"]}
+
+
+@dataclass
+class Runs:
+    """Runs of `release` on a Prefect server, as deployment and worker make them.
+
+    Attributes:
+        client: a synchronous client of the server.
+        deployment: id of the deployment.
+    """
+
+    client: Any
+    deployment: UUID
+
+    @classmethod
+    def on(cls, client: Any) -> Runs:
+        """Deploy the flow."""
+        flow_id = client.create_flow(release)
+        name = f"{__name__}.release"
+        return cls(client, client.create_deployment(flow_id=flow_id, name="test", entrypoint=name))
+
+    def start(self, **parameters: Any) -> Run:
+        """Start a run and let it go on until it ends or waits."""
+        made = self.client.create_flow_run_from_deployment(self.deployment, parameters=parameters)
+        return Run(self.client, made.id).proceed()
+
+
+@dataclass
+class Run:
+    """One run."""
+
+    client: Any
+    id: UUID
+
+    def proceed(self) -> Run:
+        """Do what a worker does with a run that is due."""
+        from prefect.engine import handle_engine_signals
+        from prefect.flow_engine import run_flow
+
+        try:
+            with handle_engine_signals(self.id):
+                run_flow(release, flow_run=self.client.read_flow_run(self.id), return_type="state")
+        except SystemExit:
+            pass  # what a process does that is suspended
+        return self
+
+    @property
+    def state(self) -> Any:
+        """The state that the server knows."""
+        return self.client.read_flow_run(self.id).state
+
+    def resume(self, **answer: Any) -> Run:
+        """Answer the question that waits, as the page does, and let the run go on.
+
+        Raises:
+            ValueError: the server refuses the answer.
+        """
+        told = self.client.resume_flow_run(self.id, run_input=answer)
+        if told.status.value != "ACCEPT":
+            raise ValueError(told.details.reason)
+        return self.proceed()
+
+    def question(self) -> str:
+        """The text above the form that waits now."""
+        key = self.state.state_details.run_input_keyset["description"]
+        return str(json.loads(self.client.read_flow_run_input(self.id, key)))
+
+    def form(self) -> dict[str, Any]:
+        """The schema of the form that waits now."""
+        key = self.state.state_details.run_input_keyset["schema"]
+        found: dict[str, Any] = json.loads(self.client.read_flow_run_input(self.id, key))
+        return found
+
+    def artifacts(self) -> dict[str, Any]:
+        """The newest artifact of each key that this run has left."""
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[self.id]))
+        found = sorted(self.client.read_artifacts(artifact_filter=mine), key=lambda one: one.created)
+        return {one.key: one.data for one in found}

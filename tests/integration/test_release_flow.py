@@ -1,0 +1,233 @@
+"""A release that waits for approvers, on a real Prefect server, with real keys and signatures."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import NAME, copy_registry
+from registry import approving
+from registry.client import Registry
+from registry.digest import Digest
+from registry.reference import Reference
+from registry.signing import keys
+from registry.signing.signers import KeyRing, pem_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+YES = {"decision": "approve", "reason": "looked at the sheet", "reviewer": "Kim"}
+NO = {"decision": "reject", "reason": "blurs mouths", "reviewer": "Lee"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One Prefect server for the module."""
+    from flows.server import managed_server
+
+    with managed_server(tmp_path_factory.mktemp("prefect-server")) as found:
+        yield found
+
+
+@pytest.fixture
+def registry(home: Path) -> Registry:
+    return copy_registry(home)
+
+
+@pytest.fixture
+def runs(server: Any, home: Path, registry: Registry) -> Iterator[Any]:
+    """The deployment, for one test with a data folder of its own."""
+    from prefect.client.orchestration import get_client
+    from prefect.settings import temporary_settings
+
+    from fakes.releases import Runs
+    from flows.settings import client_settings
+
+    with temporary_settings(client_settings(home, server.url)), get_client(sync_client=True) as client:
+        yield Runs.on(client)
+
+
+def meant(registry: Registry) -> str:
+    """What pixelsmile@prod means."""
+    return registry.show(f"{NAME}@prod").listed.reference
+
+
+def second_approver(home: Path, registry: Registry, threshold: int = 2) -> KeyRing:
+    """Another person with a key on a machine of their own, listed in the root."""
+    ring = KeyRing(folder=home.parent / "second-approver")
+    public = keys.make(ring, "approver")
+    (home.parent / "second.pem").write_text(pem_of(public))
+    keys.add(registry.authority, "approver", str(home.parent / "second.pem"), threshold)
+    return ring
+
+
+def envelope(ring: KeyRing, registry: Registry, reference: str, by: str = "Lou") -> str:
+    """An approval that somebody has signed without a store."""
+    digest = registry.show(reference).listed.digest
+    return approving.sign_apart(ring, Reference.parse(reference), digest, by, "looks right").decode()
+
+
+def test_without_a_signature_it_is_asked_again_and_with_one_it_is_promoted(
+    runs: Any, registry: Registry, home: Path
+) -> None:
+    from fakes.releases import COUNTED
+
+    run = runs.start()
+    assert run.state.name == "Suspended"
+    digest = registry.show(f"{NAME}:2").listed.digest
+    assert str(digest) in run.question()
+    assert "0 of 1 approvals" in run.question()
+    assert "proves nothing" in run.form()["properties"]["reviewer"]["description"]
+    found = run.artifacts()
+    assert found["contact-sheet"].startswith("data:image/jpeg;base64,")
+    assert len(found["contact-sheet"]) <= 300_000
+    metrics = {row["metric"]: row for row in json.loads(found["metrics"])}
+    assert metrics["top1_accuracy"]["threshold"] == ">= 0.85"
+    gates = {row["gate"]: row["result"] for row in json.loads(found["gates"])}
+    assert gates["approval"] == "missing"
+    assert {gates[one] for one in ("training", "scan", "licence", "evaluation")} == {"pass"}
+    assert str(digest) in found["to-be-signed"]
+
+    run.resume(**YES)
+    assert run.state.name == "Suspended", "a word in a form promotes nothing"
+    assert meant(registry) == f"{NAME}:1"
+
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    run.resume(**YES)
+    assert run.state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+    assert (home / COUNTED).read_text() == "1\n", "three passes through the flow, one evaluation"
+
+
+def test_an_envelope_in_the_form_is_verified_and_kept(runs: Any, registry: Registry, home: Path) -> None:
+    run = runs.start()
+    of_another = envelope(registry.keys, registry, f"{NAME}:1")
+    run.resume(**YES, envelope=of_another)
+    assert run.state.name == "Suspended"
+    assert "is about pixelsmile:1" in run.question()
+    run.resume(**YES, envelope=envelope(registry.keys, registry, f"{NAME}:2"))
+    assert run.state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+    by = [view.predicate["by"] for view in registry.show(f"{NAME}:2").statements if view.kind == "approval"]
+    assert by == ["Lou"]
+
+
+def test_two_approvers_are_asked_one_after_the_other(runs: Any, registry: Registry, home: Path) -> None:
+    ring = second_approver(home, registry)
+    run = runs.start()
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    run.resume(**YES)
+    assert run.state.name == "Suspended"
+    assert "1 of 2 approvals" in run.question()
+    assert "Kim" in run.question()
+    registry.approve(f"{NAME}:2", "Kim", "and once more")
+    run.resume(**YES)
+    assert "1 of 2 approvals" in run.question(), "one key is one approver, however often it signs"
+    run.resume(**YES, envelope=envelope(ring, registry, f"{NAME}:2"))
+    assert run.state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+
+
+def test_a_rejection_is_recorded_and_the_version_is_not_asked_about_again(
+    runs: Any, registry: Registry
+) -> None:
+    run = runs.start()
+    run.resume(**NO)
+    assert run.state.is_failed()
+    assert "rejected by Lee" in run.state.message
+    assert meant(registry) == f"{NAME}:1"
+    (entry,) = [one for one in registry.ledger.entries(subject=f"{NAME}:2") if one.action == "reject"]
+    details = json.loads(entry.details)
+    assert details["digest"] == str(registry.show(f"{NAME}:2").listed.digest)
+    assert details["reason"] == "blurs mouths"
+    later = runs.start()
+    assert later.state.is_failed(), "nobody is asked twice"
+    again = runs.start(approval="again")
+    assert again.state.name == "Suspended"
+    registry.approve(f"{NAME}:2", "Kim", "looked again")
+    assert again.resume(**YES).state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+
+
+def test_an_answer_that_is_no_answer_changes_nothing(runs: Any, registry: Registry) -> None:
+    run = runs.start()
+    for wrong in (
+        {},
+        {**YES, "reason": ""},
+        {**YES, "decision": "maybe"},
+        {**YES, "more": 1},
+        {**YES, "reviewer": ""},
+    ):
+        with pytest.raises(ValueError, match="Validation failed"):
+            run.resume(**wrong)
+    assert run.state.name == "Suspended"
+    assert meant(registry) == f"{NAME}:1"
+
+
+def test_when_nobody_answers_nothing_moves_and_nothing_is_lost(
+    runs: Any, registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fakes.releases import COUNTED
+
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_APPROVAL_TIMEOUT", "1")
+    run = runs.start()
+    end = time.monotonic() + 30
+    while not run.state.is_final() and time.monotonic() < end:
+        time.sleep(0.5)
+    assert run.state.is_failed()
+    assert "never resumed" in run.state.message
+    assert meant(registry) == f"{NAME}:1"
+    monkeypatch.delenv("ADAPTER_FOUNDRY_FLOWS_APPROVAL_TIMEOUT")
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    later = runs.start()
+    assert later.state.is_completed(), "it goes on at the approval, which is there by now"
+    assert meant(registry) == f"{NAME}:2"
+    assert (home / COUNTED).read_text() == "1\n"
+    assert registry.list(NAME)[-1].reference == f"{NAME}:2", "nothing was published twice"
+
+
+def test_nobody_is_asked_about_a_version_that_fails_its_evaluation(runs: Any, registry: Registry) -> None:
+    run = runs.start(top1=0.5)
+    assert run.state.is_failed()
+    assert "evaluation" in run.state.message
+    assert meant(registry) == f"{NAME}:1"
+
+
+def test_a_worker_without_an_approvers_key_waits_until_somebody_has_promoted(
+    runs: Any, registry: Registry, home: Path
+) -> None:
+    people = home.parent / "people"
+    people.mkdir()
+    (home / "registry" / "keys" / "approver.pem").rename(people / "approver.pem")
+    person = KeyRing(folder=people)
+    run = runs.start()
+    run.resume(**YES, envelope=envelope(person, registry, f"{NAME}:2"))
+    assert run.state.name == "Suspended"
+    assert f"registry promote {NAME}:2 --to prod" in run.question()
+    (people / "approver.pem").rename(home / "registry" / "keys" / "approver.pem")
+    Registry.open(home).promote(f"{NAME}:2", "prod")
+    (home / "registry" / "keys" / "approver.pem").rename(people / "approver.pem")
+    assert run.resume(**YES).state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+
+
+def test_a_promotion_is_an_event(runs: Any, registry: Registry) -> None:
+    run = runs.start()
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    run.resume(**YES)
+    digest = Digest(str(registry.show(f"{NAME}:2").listed.digest))
+    end = time.monotonic() + 30
+    found: list[dict[str, Any]] = []
+    while not found and time.monotonic() < end:
+        answer = runs.client._client.post(
+            "/events/filter", json={"filter": {"event": {"name": ["adapter.promoted"]}}}
+        ).json()
+        found = [one["payload"] for one in answer["events"] if one["payload"]["digest"] == str(digest)]
+        time.sleep(0.3)
+    assert found[0] | {"digest": str(digest)} == {
+        "reference": f"{NAME}@prod", "version": 2, "previous": 1, "alias": "prod", "digest": str(digest),
+    }  # fmt: skip
