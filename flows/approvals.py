@@ -61,7 +61,7 @@ class Decision(RunInput):
         str,
         Field(
             max_length=MAX_ENVELOPE_BYTES,
-            title="Signed approval (optional)",
+            title="Signed approval",
             description=(
                 "What `registry approve NAME:VERSION --digest … --by … --reason …` has printed on your own "
                 "machine. Leave it empty if you have run `registry approve NAME:VERSION` against the store."
@@ -156,21 +156,20 @@ def question(wanted: Wanted, found: approving.Approvals, lacking: list[str]) -> 
     """Return what the form says above its fields, in Markdown: what is signed, by whom, what is missing."""
     name, digest = wanted.reference, wanted.digest
     signed = [_plain(f"{one.by} on {one.at}: {one.reason}") for one in found.people]
+    commands = [f"registry approve {name} --by NAME --reason WHY"]
+    commands += [f"registry approve {name} --by NAME --reason WHY --digest {digest}"]
     return "\n".join(
         [
             f"**{name}** shall become **{name.name}@{wanted.alias}**. First look at this run's artifacts.",
-            "",
-            f"What is signed is the manifest `{digest}`.",
-            "",
             f"{found.counted} of {found.needed} approvals are there.",
-            *(f"- {line}" for line in signed),
             "",
+            *(f"- {line}" for line in signed),
             *(f"- {_plain(line)}" for line in lacking),
             "",
-            "An approver signs on a machine of their own, with their own key: either",
-            f"`registry approve {name} --by NAME --reason WHY` where the store is in reach, or",
-            f"`registry approve {name} --digest {digest} --by NAME --reason WHY` anywhere, "
-            "and pastes what it prints below.",
+            "An approver signs with the first command where the store is in reach, or pastes what the second",
+            "one prints anywhere:",
+            "",
+            *("```", *commands, "```"),
         ]
     )
 
