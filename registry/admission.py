@@ -16,7 +16,7 @@ from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from registry import behaviour, families, licenses, waivers
+from registry import behaviour, families, licenses, reproduction, waivers
 from registry.attestation import (
     DEMANDED,
     ROLE_OF,
@@ -25,6 +25,7 @@ from registry.attestation import (
     materials_match,
     parse_statement,
     probed_another,
+    reproduced_another,
     scanned_with,
 )
 from registry.content import Content, VerifiedContent
@@ -508,6 +509,10 @@ def _check_subjects(statements: Sequence[Statement], manifest: AdapterManifest, 
             problem = probed_another(behaviour.parse(found.predicate), manifest)
             if problem is not None:
                 raise BadSignature(problem, "probe the very adapter that was pushed, on its base")
+        if found.kind == "reproduction":
+            problem = reproduced_another(reproduction.parse(found.predicate), manifest)
+            if problem is not None:
+                raise BadSignature(problem, "reproduce the very adapter that was pushed")
 
 
 def _waivers(
@@ -543,6 +548,8 @@ def _check_outcomes(
                 "read the findings with `registry show --attestations`; an approver who accepts them signs "
                 "`registry waive`, or push a corrected version",
             )
+        if found.kind == "reproduction" and found.kind not in policy.required:
+            continue  # another machine may make something else without anybody's fault; a gate can ask
         if found.outcome == "fail":
             raise PolicyRefused(
                 f"the {found.kind} statement of {name} says that it failed",

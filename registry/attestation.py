@@ -12,6 +12,7 @@ adapter, to another version or to other bytes.
 | evaluation | our evaluation/v1         | evaluator | verdict is "pass"                            |
 | approval   | our approval/v1           | approver  | verdict is "pass"                            |
 | behaviour  | our behaviour/v1          | scanner   | verdict is "pass" (review asks for a review) |
+| reproduction | our reproduction/v1     | evaluator | it is identical or equivalent; see below     |
 | waiver     | our waiver/v1             | approver  | always: it judges nothing, see waivers.py    |
 """
 
@@ -26,17 +27,17 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from registry import behaviour, waivers
+from registry import behaviour, reproduction, waivers
 from registry.digest import Digest
 from registry.errors import InvalidDocument, UsageError, shown
 from registry.manifest import WEIGHTS_NAME, canonical_json, strict_json
 
 if TYPE_CHECKING:
     from registry.licenses import LicenseVerdict
-    from registry.manifest import AdapterCard, AdapterManifest, BaseModelRef
+    from registry.manifest import AdapterCard, AdapterManifest, BaseModelRef, Provenance
     from registry.scanning.report import ScanReport
 
-Kind = Literal["training", "evaluation", "scan", "licence", "approval", "behaviour", "waiver"]
+Kind = Literal["training", "evaluation", "scan", "licence", "approval", "behaviour", "waiver", "reproduction"]
 Role = Literal["publisher", "scanner", "evaluator", "approver"]
 Outcome = Literal["pass", "review", "fail"]
 
@@ -58,6 +59,7 @@ PREDICATE_TYPES: Final[Mapping[Kind, str]] = MappingProxyType(
         "approval": f"{_OURS}/approval/v1",
         "behaviour": f"{_OURS}/behaviour/v1",
         "waiver": f"{_OURS}/waiver/v1",
+        "reproduction": f"{_OURS}/reproduction/v1",
     }
 )
 _KIND_OF: Final[Mapping[str, Kind]] = MappingProxyType({uri: kind for kind, uri in PREDICATE_TYPES.items()})
@@ -71,11 +73,12 @@ ROLE_OF: Final[Mapping[Kind, Role]] = MappingProxyType(
         "approval": "approver",
         "behaviour": "scanner",
         "waiver": "approver",
+        "reproduction": "evaluator",
     }
 )
 # Predicates that decide something by more than one word: what cannot be read is refused, never ignored.
 _READERS: Final[Mapping[Kind, Callable[[Mapping[str, Any]], object]]] = MappingProxyType(
-    {"behaviour": behaviour.parse, "waiver": waivers.parse}
+    {"behaviour": behaviour.parse, "waiver": waivers.parse, "reproduction": reproduction.parse}
 )
 _TEST_RESULTS: Final[Mapping[str, Outcome]] = MappingProxyType(
     {"PASSED": "pass", "WARNED": "review", "FAILED": "fail"}
@@ -119,6 +122,8 @@ class Statement:
             return "pass"  # they judge nothing; `materials_match` and `waivers.in_force` compare them
         if self.kind == "scan":
             return _TEST_RESULTS.get(str(self.predicate.get("result")), "fail")
+        if self.kind == "reproduction":
+            return "fail" if self.predicate.get("outcome") not in ("identical", "equivalent") else "pass"
         if self.kind == "behaviour" and self.predicate.get("verdict") == "review":
             return "review"
         return "pass" if self.predicate.get("verdict") == "pass" else "fail"
@@ -213,7 +218,7 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
         card: the adapter's card or manifest.
         builder: URI of who ran the training.
     """
-    lineage = card.training
+    lineage, made = card.training, card.training.provenance
     metadata = {} if lineage.run_id is None else {"metadata": {"invocationId": lineage.run_id}}
     return {
         "buildDefinition": {
@@ -222,8 +227,12 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
                 "recipe": str(lineage.recipe),
                 "seed": lineage.seed,
                 "steps": lineage.steps,
+                **({} if made is None else {"recipeDocument": made.recipe}),
             },
-            "internalParameters": {"codeVersion": lineage.code_version},
+            "internalParameters": {
+                "codeVersion": lineage.code_version,
+                **({} if made is None else {"code": str(made.code), "machine": _machine(made)}),
+            },
             "resolvedDependencies": [
                 {"name": "dataset", "digest": {"sha256": lineage.dataset.hex}},
                 {"name": card.base.id, "uri": base_uri(card.base), **_digest_of_base(card)},
@@ -231,6 +240,10 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
         },
         "runDetails": {"builder": {"id": builder}, **metadata},
     }
+
+
+def _machine(made: Provenance) -> dict[str, Any]:
+    return made.machine.model_dump(mode="json")
 
 
 def base_uri(base: BaseModelRef) -> str:
@@ -277,6 +290,20 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
         problem = probed_another(behaviour.parse(behaviour.behaviour_predicate(predicate)), manifest)
         if problem is not None:
             raise UsageError(problem, "`trainer probe` the very adapter that was pushed, on its base")
+    if kind == "reproduction":
+        problem = reproduced_another(reproduction.parse(predicate), manifest)
+        if problem is not None:
+            raise UsageError(problem, "reproduce the very adapter that was pushed")
+
+
+def reproduced_another(found: reproduction.Reproduction, manifest: AdapterManifest) -> str | None:
+    """Return how a reproduction statement is about something else than an adapter, or None."""
+    name, weights = f"{manifest.name}:{manifest.version}", manifest.file(WEIGHTS_NAME).sha256
+    if found.weights.sha256 != weights.hex:
+        return f"the reproduction statement of {name} is about the weights sha256:{found.weights.sha256}"
+    if found.recipe != manifest.training.recipe:
+        return f"the reproduction statement of {name} is about another recipe, {found.recipe}"
+    return None
 
 
 def probed_another(found: behaviour.Behaviour, manifest: AdapterManifest) -> str | None:

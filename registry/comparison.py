@@ -85,7 +85,7 @@ def diff(registry: Registry, first: Reference, second: Reference) -> Comparison:
     """
     one, two = registry.show(first), registry.show(second)
     weights = problem = None
-    with _weights(registry, one.manifest) as mine, _weights(registry, two.manifest) as theirs:
+    with weights_of(registry, one.manifest) as mine, weights_of(registry, two.manifest) as theirs:
         try:
             weights = compare_weights(mine, theirs)
         except InvalidDocument as error:  # genuine bytes in which there is nothing to compare
@@ -101,7 +101,12 @@ def diff(registry: Registry, first: Reference, second: Reference) -> Comparison:
 
 
 @contextlib.contextmanager
-def _weights(registry: Registry, manifest: AdapterManifest) -> Iterator[Content]:
+def weights_of(registry: Registry, manifest: AdapterManifest) -> Iterator[Content]:
+    """Give the weights of a version, from the cache or the store; every byte that is read is verified.
+
+    Raises:
+        NotFound: they are gone.
+    """
     entry = manifest.file(WEIGHTS_NAME)
     with contextlib.ExitStack() as stack:
         content: Content = StoredContent(registry.store, entry)
@@ -133,6 +138,7 @@ def _facts(shown: Shown) -> dict[str, Value]:
         facts[f"ingredient {ingredient.name}"] = f"{ingredient.kind}, {ingredient.license}{digest}"
     for part in ("base", "lora", "conditioning", "training"):
         facts |= _flat(getattr(manifest, part).model_dump(mode="json"), part)
+    facts.pop("training.provenance.recipe", None)  # its digest is there already
     for entry in manifest.files:
         facts[f"file {entry.path}"] = f"{entry.size} bytes, {entry.sha256[:19]}"
     for view in sorted(shown.statements, key=lambda found: (found.kind, found.key)):

@@ -14,9 +14,11 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     StringConstraints,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -29,13 +31,17 @@ CARD_NAME: Final = "adapter.json"
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_CARD_BYTES: Final = 1 << 20
+MAX_RECIPE: Final = 1 << 18
+MAX_SAID: Final = 300
 
 _MAX_DEPTH = 8
 _M = TypeVar("_M", bound=BaseModel)
 
 # No control characters and no bidirectional overrides: what a person reads is what was signed.
 _UNSEEN = r"\x7f-\x9f\u{200b}-\u{200f}\u{2028}-\u{202e}\u{2066}-\u{2069}"
-Line = Annotated[str, StringConstraints(min_length=1, max_length=300, pattern=rf"^[^\x00-\x1f{_UNSEEN}]+$")]
+Line = Annotated[
+    str, StringConstraints(min_length=1, max_length=MAX_SAID, pattern=rf"^[^\x00-\x1f{_UNSEEN}]+$")
+]
 Text = Annotated[str, StringConstraints(max_length=8000, pattern=rf"^[^\x00-\x08\x0b-\x1f{_UNSEEN}]*$")]
 Word = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9 _-]{0,63}$")]
 ModuleName = Annotated[
@@ -136,8 +142,48 @@ class Ingredient(_Model):
     digest: Digest | None = None
 
 
+class Machine(_Model):
+    """Where something was made, as far as it can change the last bit of a sum.
+
+    Attributes:
+        processor: its model.
+        instructions: the widest that the kernels use, such as AVX512.
+        accelerator: model of the GPU, or None where the processor did it all.
+        processes: how many took part.
+        threads: of the processor in each.
+        python: its version.
+        packages: versions of the libraries that compute, by name.
+    """
+
+    processor: Line
+    instructions: Line
+    accelerator: Line | None = None
+    processes: Annotated[int, Field(ge=1, le=65_536)]
+    threads: Annotated[int, Field(ge=1, le=65_536)]
+    python: Line
+    packages: Annotated[dict[Word, Line], Field(max_length=64)]
+
+
+class Provenance(_Model):
+    """What it takes to make the weights again, beside the lineage.
+
+    Attributes:
+        recipe: canonical JSON of what the recipe says; what it does not say is default.
+        code: digest of the sources that make data and weights.
+        machine: where they were made.
+    """
+
+    recipe: Annotated[str, StringConstraints(max_length=MAX_RECIPE, pattern=r"^[\x20-\x7e]+$")]
+    code: Digest
+    machine: Machine
+
+
 class TrainingLineage(_Model):
-    """What the weights were made from: enough to make them again."""
+    """What the weights were made from: enough to make them again.
+
+    ``provenance`` came later. Where it is absent it is absent from the JSON, too, so that a document from
+    before has the digest that it always had.
+    """
 
     recipe: Digest
     dataset: Digest
@@ -145,6 +191,14 @@ class TrainingLineage(_Model):
     steps: Annotated[int, Field(ge=1, le=100_000_000)]
     code_version: Line
     run_id: Line | None = None
+    provenance: Provenance | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if self.provenance is None:
+            values.pop("provenance", None)
+        return values
 
 
 class _Described(_Model):

@@ -49,16 +49,28 @@ def _when(predicate: Mapping[str, Any]) -> str | None:
 def _training(predicate: Mapping[str, Any]) -> Iterator[str]:
     build, run = predicate["buildDefinition"], predicate["runDetails"]
     given = {**build["externalParameters"], **build.get("internalParameters", {})}
+    document, where = given.pop("recipeDocument", None), given.pop("machine", None)
     yield f"builder   {shown(run['builder']['id'])}"
     if "invocationId" in run.get("metadata", {}):
         yield f"run       {shown(run['metadata']['invocationId'])}"
     for name, value in given.items():
         label = "code" if name == "codeVersion" else shown(name, 40)
         yield f"{label:9} {shown(value)}"
+    if document is not None:
+        yield f"recorded  the whole recipe, {len(document)} characters; --json shows it"
+    if where is not None:
+        yield f"machine   {_machine(where)}"
     for found in build.get("resolvedDependencies", ()):
         digest = found.get("digest", {}).get("sha256")
         parts = [found.get("name"), found.get("uri"), digest and f"sha256:{digest}"]
         yield "from      " + ", ".join(shown(part) for part in parts if part)
+
+
+def _machine(where: Mapping[str, Any]) -> str:
+    device = where["accelerator"] or where["processor"]
+    torch = where["packages"].get("torch", "unknown")
+    count = f"{where['processes']} processes of {where['threads']} threads"
+    return shown(f"{device} ({where['instructions']}), {count}, torch {torch}, Python {where['python']}", 300)
 
 
 def _evaluation(predicate: Mapping[str, Any]) -> Iterator[str]:
@@ -161,6 +173,37 @@ def _waiver(predicate: Mapping[str, Any]) -> Iterator[str]:
     yield f"reason    {shown(predicate['reason'], 600)}"
 
 
+def _reproduction(predicate: Mapping[str, Any]) -> Iterator[str]:
+    meaning = {
+        "identical": "made again from the recorded recipe, every bit is the same",
+        "equivalent": "made again from the recorded recipe, the same within the tolerances below",
+        "different": "made again from the recorded recipe, it came out as something else",
+    }
+    yield f"outcome   {shown(predicate['outcome'])}: {meaning[predicate['outcome']]}"
+    yield f"weights   sha256:{shown(predicate['weights']['sha256'])}"
+    yield f"again     sha256:{shown(predicate['rebuilt']['sha256'])}"
+    for label, name in (("dataset", "dataset"), ("code", "code")):
+        both = predicate[name]
+        same = "the same" if both["released"] == both["rebuilt"] else f"now {shown(both['rebuilt'])}"
+        yield f"{label:9} {shown(both['released'])}, {same}"
+    yield f"machine   {_machine(predicate['machine'])}"
+    if predicate["machine"] != predicate["released_machine"]:
+        yield f"then      {_machine(predicate['released_machine'])}"
+    far = predicate["difference"]
+    if far is not None:
+        relative = "unknown" if far["relative"] is None else _number(far["relative"])
+        most = _number(far["tolerance"])
+        yield f"apart     {relative} of the released update, at most {most} is equivalent"
+    for row in predicate["metrics"]:
+        within = "" if row["low"] <= row["rebuilt"] <= row["high"] else ": OUTSIDE"
+        yield (
+            f"{shown(row['name'], 60)}  {_number(row['released'])}, again {_number(row['rebuilt'])} "
+            f"(equivalent from {_number(row['low'])} to {_number(row['high'])}){within}"
+        )
+    for note in predicate["notes"]:
+        yield f"note      {shown(note, 300)}"
+
+
 def _plain(predicate: Mapping[str, Any]) -> list[str]:
     text = json.dumps(dict(predicate), indent=2, ensure_ascii=True, default=str)
     return [shown(line, 200) for line in text.splitlines()]
@@ -180,6 +223,7 @@ _SPEAKERS: Final = {
     "approval": _approval,
     "behaviour": _behaviour,
     "waiver": _waiver,
+    "reproduction": _reproduction,
 }
 
 

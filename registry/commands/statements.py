@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from registry.exporting import Exported
     from registry.transfer import Progress
 
-KINDS = ("training", "evaluation", "scan", "licence", "behaviour")
+KINDS = ("training", "evaluation", "scan", "licence", "behaviour", "reproduction")
 """Kinds that `attest` signs; an approval is signed by `approve`, which verifies everything else first."""
 
 FORMATS = ("bundle", "cyclonedx", "model-signing")
@@ -52,7 +52,9 @@ def attest(reference: str, kind: str, predicate: str, role: str | None) -> Answe
     wanted = cast(Kind, kind)
     result = Registry.open().attest(reference, wanted, told, role)
     found = Statement(kind=wanted, subject_name=result.reference, digest=result.digest, predicate=told)
-    if found.outcome != "pass":
+    if found.outcome != "pass" and kind == "reproduction":
+        click.echo("It says 'different': aliases whose gates ask for a reproduction refuse it.", err=True)
+    elif found.outcome != "pass":
         unless = ", unless approvers waive it" if found.outcome == "review" else ""
         click.echo(
             f"It says {found.outcome!r}, so that pulls of {result.reference} are refused{unless}.", err=True

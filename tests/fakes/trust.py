@@ -98,6 +98,8 @@ def predicate(kind: Kind, manifest: AdapterManifest, weights: bytes) -> dict[str
         return behaviour_predicate(probe(manifest))
     if kind == "waiver":
         return waiver(manifest)
+    if kind == "reproduction":
+        return reproduction(manifest)
     return attestation.approval_predicate(by="a person", reason="looks right", at="2026-01-01T00:00:00Z")
 
 
@@ -117,6 +119,47 @@ def probe(
             {"with": str(partner), "verdict": said, "score": 0.5} for partner, said in (pairs or {}).items()
         ],
     }
+
+
+MACHINE: dict[str, Any] = {
+    "processor": "Imaginary 9000",
+    "instructions": "AVX512",
+    "accelerator": None,
+    "processes": 1,
+    "threads": 2,
+    "python": "3.11.7",
+    "packages": {"torch": "2.13.0", "numpy": "2.4.0"},
+}
+
+
+def reproduction(manifest: AdapterManifest, outcome: str = "identical", **more: Any) -> dict[str, Any]:
+    """What making an adapter again says; a different one differs in half of its update."""
+    weights = manifest.file(WEIGHTS_NAME).sha256.hex
+    same = {"released": str(manifest.training.dataset), "rebuilt": str(manifest.training.dataset)}
+    code = str(digest_bytes(b"sources"))
+    found: dict[str, Any] = {
+        "outcome": outcome,
+        "at": "2026-01-01T00:00:00Z",
+        "weights": {"sha256": weights},
+        "rebuilt": {"sha256": weights},
+        "recipe": str(manifest.training.recipe),
+        "dataset": same,
+        "dataset_reused": False,
+        "code": {"released": code, "rebuilt": code},
+        "machine": MACHINE,
+        "released_machine": MACHINE,
+        "difference": None,
+        "metrics": [],
+        "notes": [],
+    }
+    if outcome != "identical":
+        apart = 0.5 if outcome == "different" else 1e-6
+        found["rebuilt"] = {"sha256": digest_bytes(b"rebuilt").hex}
+        found["difference"] = {"relative": apart, "cosine": 0.9, "tolerance": 0.1}
+        found["metrics"] = [
+            {"name": "top1_accuracy", "released": 0.9, "rebuilt": 0.91, "low": 0.85, "high": 1.0}
+        ]
+    return found | more
 
 
 def waiver(

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fakes.registries import NAME, copy_registry, kept, objects, one, overwrite
-from fakes.trust import probe
+from fakes.trust import probe, reproduction
 from registry.attestation import DEMANDED, KINDS
 from registry.cli import main
 from registry.commands import statements
@@ -121,6 +121,11 @@ def test_a_bundle_verifies_without_the_registry(home: Path, tmp_path: Path) -> N
     report = written(tmp_path / "behaviour.json", probe(copy_registry(home).show(PROD).manifest))
     probed = answer("attest", PROD, "--kind", "behaviour", "--predicate", report)
     assert (probed["role"], probed["outcome"]) == ("scanner", "pass")
+    again = reproduction(copy_registry(home).show(PROD).manifest)
+    made = answer(
+        "attest", PROD, "--kind", "reproduction", "--predicate", written(tmp_path / "again.json", again)
+    )
+    assert (made["role"], made["outcome"]) == ("evaluator", "pass")
     waived = answer("waive", PROD, "ADP-NUM-004", "--reason", "left out on purpose", "--by", "Kim")
     assert (waived["rules"], waived["by"], waived["reused"]) == (["ADP-NUM-004"], "Kim", False)
     out = tmp_path / "statements"

@@ -1,0 +1,86 @@
+"""Attacks on reproduction statements: other weights, other keys, outcomes that their figures deny."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from fakes.trust import publish, reproduction, signed
+from registry import reproduction as reading
+from registry.attestation import DEMANDED, Kind, statement
+from registry.digest import digest_bytes
+from registry.errors import BadSignature, InvalidDocument, PolicyRefused, RegistryError, UsageError
+from registry.manifest import AdapterManifest
+
+WANTED: tuple[Kind, ...] = (*DEMANDED, "reproduction")
+OTHER = digest_bytes(b"other")
+
+
+PUBLISHED = publish(kinds=DEMANDED)
+
+
+def admit(values: dict[str, Any], required: tuple[Kind, ...], signers: list[str] | None = None) -> None:
+    """Admit a published adapter with a reproduction statement beside the others."""
+    found = AdapterManifest.parse(PUBLISHED.manifest)
+    data = signed("reproduction", f"{found.name}:{found.version}", PUBLISHED.expected, values, signers)
+    statements = (*PUBLISHED.statements, data)
+    replace(PUBLISHED, statements=statements, policy=replace(PUBLISHED.policy, required=required)).admit()
+
+
+@pytest.fixture(scope="module")
+def manifest() -> AdapterManifest:
+    """What the attacks are about."""
+    return AdapterManifest.parse(PUBLISHED.manifest)
+
+
+def test_an_honest_reproduction_is_admitted(manifest: AdapterManifest) -> None:
+    for outcome in ("identical", "equivalent"):
+        admit(reproduction(manifest, outcome), WANTED)
+
+
+def test_a_different_reproduction_refuses_only_where_a_gate_asks(manifest: AdapterManifest) -> None:
+    admit(reproduction(manifest, "different"), DEMANDED)
+    with pytest.raises(PolicyRefused, match="reproduction statement"):
+        admit(reproduction(manifest, "different"), WANTED)
+
+
+ATTACKS: dict[str, tuple[dict[str, Any], type[RegistryError], str]] = {
+    "about other weights": ({"weights": {"sha256": OTHER.hex}, "rebuilt": {"sha256": OTHER.hex}},
+                            BadSignature, "about the weights"),
+    "about another recipe": ({"recipe": str(OTHER)}, BadSignature, "another recipe"),
+    "identical, and is not": ({"rebuilt": {"sha256": OTHER.hex}}, BadSignature, "identical if and only"),
+    "called equivalent far off": (
+        {"outcome": "equivalent", "rebuilt": {"sha256": OTHER.hex},
+         "difference": {"relative": 0.5, "cosine": 0.9, "tolerance": 0.1}}, BadSignature, "outside"),
+    "called equivalent without figures": (
+        {"outcome": "equivalent", "rebuilt": {"sha256": OTHER.hex}}, BadSignature, "outside"),
+    "called equivalent with a worse metric": (
+        {"outcome": "equivalent", "rebuilt": {"sha256": OTHER.hex},
+         "difference": {"relative": 0.01, "cosine": 1.0, "tolerance": 0.1},
+         "metrics": [{"name": "top1_accuracy", "released": 0.9, "rebuilt": 0.2, "low": 0.8, "high": 1.0}]},
+        BadSignature, "outside"),
+    "with a key of its own": ({"verdict": "pass"}, BadSignature, "Extra inputs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_statement_that_cannot_be_believed_is_refused(name: str, manifest: AdapterManifest) -> None:
+    more, error, words = ATTACKS[name]
+    with pytest.raises(error, match=words):
+        admit(reproduction(manifest) | more, DEMANDED)
+
+
+@pytest.mark.parametrize("role", ["publisher", "approver", "stranger"])
+def test_nobody_but_the_evaluator_is_believed(role: str, manifest: AdapterManifest) -> None:
+    with pytest.raises(BadSignature, match="needs the role evaluator"):
+        admit(reproduction(manifest), DEMANDED, [role])
+
+
+def test_what_contradicts_itself_is_not_signed(manifest: AdapterManifest) -> None:
+    wrong = reproduction(manifest) | {"rebuilt": {"sha256": OTHER.hex}}
+    with pytest.raises(InvalidDocument):
+        reading.parse(wrong)
+    with pytest.raises(UsageError):
+        statement("reproduction", "pixelsmile:3", manifest.digest, wrong)
