@@ -111,15 +111,15 @@ def verify(dataset: Path, as_json: bool) -> None:
 @click.argument("dataset", type=_FOLDER)
 @click.option("--format", "kind", type=click.Choice(["webdataset", "croissant"]), required=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), required=True,
-    help="Folder of the shards; for croissant the JSON-LD file, which belongs into DATASET.",
+    "--out", type=click.Path(path_type=Path),
+    help="Folder of the shards; for croissant a file in DATASET, by default croissant.json.",
 )  # fmt: skip
 @click.option(
     "--shard-size", type=click.IntRange(min=1), default=256, show_default=True, metavar="MB",
     help="A shard ends with the sample that reaches so many MB.",
 )  # fmt: skip
 @_JSON
-def export(dataset: Path, kind: str, out: Path, shard_size: int, as_json: bool) -> None:
+def export(dataset: Path, kind: str, out: Path | None, shard_size: int, as_json: bool) -> None:
     """Write the folder DATASET in a format that others read.
 
     webdataset: tars to stream from, one triplet a sample, with `shards.json`; the same dataset gives the same
@@ -132,8 +132,9 @@ def export(dataset: Path, kind: str, out: Path, shard_size: int, as_json: bool) 
     if kind == "croissant":
         from trainer.data.croissant import write
 
-        write(found, out)
-        made: dict[str, object] = {"croissant": str(out)}
+        made: dict[str, object] = {"croissant": str(write(found, out))}
+    elif out is None:
+        raise click.UsageError("webdataset needs --out: the folder of the shards")
     else:
         from trainer.data.webdataset import export as write_shards
 

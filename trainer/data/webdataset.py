@@ -1,7 +1,7 @@
 """A dataset as WebDataset tars, for trainings elsewhere that stream: one sample is one triplet.
 
 A sample ``0000012`` consists of ``0000012.source.png``, ``0000012.a.png``, ``0000012.b.png`` (as they were
-made or delivered, so the ending may be jpg or webp) and ``0000012.json``. All shards of a split are of a size;
+made or delivered, so the ending may be jpg or webp) and ``0000012.json``. All shards of a split are alike;
 the samples are in an order that the dataset's version draws, for a reader can shuffle only what it holds. The
 same dataset gives the same bytes. ``shards.json`` names each shard with its digest.
 """
