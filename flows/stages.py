@@ -16,37 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from flows.display import Display
 from flows.errors import FlowError, StageFailed
-from registry.digest import Digest, digest_bytes
-from registry.manifest import canonical_json
+from registry.digest import Digest
 from trainer.parts import Mapper, here
+from trainer.provenance import NOT_MAKING as NOT_MAKING
+from trainer.provenance import code_digest as code_digest
 from trainer.stage import STAGE_NAME, StageResult, stage_key
 
 if TYPE_CHECKING:
     from prefect import State, Task
-
-#: What makes no difference to how data and adapters come out: reports, commands, and who signs.
-NOT_MAKING = (
-    *("trainer/evaluation/", "trainer/zoo/"),
-    *("registry/signing/", "registry/storage/", "registry/scanning/"),
-)
 
 #: The facts that a person looks for first.
 HEADLINES = (
     *("verdict", "top1_accuracy", "base_top1_accuracy", "structural_confusion", "control_linearity"),
     *("identity_ratio", "paired_psnr", "psnr_gain", "steps", "loss_first", "loss_last", "validation_loss"),
 )
-
-
-def code_digest(without: tuple[str, ...] = ()) -> Digest:
-    """Return the digest of the code and judges below the flows, but for commands and what is ``without``."""
-    root = Path(__file__).resolve().parent.parent
-    listing = {}
-    for floor in ("registry", "serving", "trainer"):
-        for path in sorted([*(root / floor).rglob("*.py"), *(root / floor).rglob("*.onnx")]):
-            name = path.relative_to(root).as_posix()
-            if path.name != "cli.py" and not name.startswith(without):
-                listing[name] = digest_bytes(path.read_bytes())
-    return digest_bytes(canonical_json(listing))
 
 
 def made(folder: Path) -> StageResult:

@@ -179,12 +179,13 @@ def _lengths(
 def card(
     recipe: Recipe, weights: Mapping[str, torch.Tensor], dataset: Digest, base: Digest, license_of_data: str,
     looked_through: Sequence[Ingredient], run_id: str | None, steps: int,
-    made_with: Sequence[Ingredient] = (),
+    made_with: Sequence[Ingredient] = (), provenance: Provenance | None = None,
 ) -> AdapterCard:  # fmt: skip
     """Return what the adapter says about itself; the targets are those that the weights really have.
 
     Base, dataset, what the dataset was ``made_with`` and the networks that losses looked through are named
-    whatever the recipe says.
+    whatever the recipe says. With ``provenance`` others can make it again; the recipe in it may name folders
+    and servers.
     """
     facts = family(recipe.base.family)
     kinds = {facts.block_of(name.rsplit(".lora_", 1)[0])[1] for name in weights}
@@ -210,7 +211,7 @@ def card(
         ),
         training=TrainingLineage(
             recipe=recipe.digest, dataset=dataset, seed=recipe.seed, steps=steps, code_version=code_version(),
-            run_id=run_id,
+            run_id=run_id, provenance=provenance,
         ),
         description=recipe.release.description,
     )  # fmt: skip

@@ -27,10 +27,12 @@ from trainer.job import Job
 from trainer.journal import StopSignal
 from trainer.parent import end_with_parent
 from trainer.progress import ConsoleProgress, Progress, silent
+from trainer.provenance import provenance
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, stage_key, write_result
 
 if TYPE_CHECKING:
+    from registry.manifest import Provenance
     from serving.pipelines.base import EditPipeline
     from trainer.loop import Trained
     from trainer.parallel import Processes
@@ -164,7 +166,8 @@ def _train_here(
         facts = {**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW}
         result = StageResult(stage="train", folder=out, key=key, digest=data.digest, facts=facts)
         if main:
-            digest = _exported(job, trained, data, base, tracker.run_id)
+            made = provenance(recipe, processes.device, processes.count)
+            digest = _exported(job, trained, data, base, tracker.run_id, made)
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=facts)
             losses = {name: facts[name] for name in ("validation_loss", "validation_loss_ema")}
             tracker.metrics(facts["steps"], losses)
@@ -197,11 +200,13 @@ def _tracker(job: Job, data: Dataset, base: Digest, main: bool) -> Tracker:
     )
 
 
-def _exported(job: Job, trained: Trained, data: Dataset, base: Digest, run_id: str | None) -> Digest:
+def _exported(
+    job: Job, trained: Trained, data: Dataset, base: Digest, run_id: str | None, made: Provenance
+) -> Digest:
     """Write both adapters; return the digest of the averaged one."""
     about = (
         data.digest, base, data.provenance["license"], trained.ingredients, run_id, trained.facts["steps"],
-        data.ingredients,
+        data.ingredients, made,
     )  # fmt: skip
     recipe = job.recipe
     export(recipe, trained.weights, card(recipe, trained.weights, *about), job.out / RAW, trained.size)
