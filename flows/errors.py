@@ -3,6 +3,7 @@
 FlowError                      1   anything else
  ├─ ServerError                1   the local Prefect server does not start or answer
  ├─ StageFailed                1   a stage ended in a way that explains nothing by itself
+ ├─ MessageRefused             1   a message of MLflow is not believed
  ├─ Rejected                  14   somebody has rejected the version
  └─ ApprovalTimeout           17   nobody has decided in time
 
@@ -25,6 +26,18 @@ class ServerError(FlowError):
 
 class StageFailed(FlowError):
     """A stage was cancelled or crashed without an error of its own."""
+
+
+class MessageRefused(FlowError):
+    """A message that should be MLflow's is not believed.
+
+    Attributes:
+        status: of the HTTP answer.
+    """
+
+    def __init__(self, status: int, message: str, mend: str) -> None:
+        super().__init__(message, mend)
+        self.status = status
 
 
 class Rejected(FlowError):
