@@ -20,8 +20,8 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-SECONDS = 30.0
-_START_SECONDS = 30.0
+SECONDS = 60.0
+_START_SECONDS = 60.0
 #: The smallest painted element with a text; inputs are found by their label.
 _FINDERS = """
 window.byText = (text, kinds) => [...document.querySelectorAll(kinds || '*')]
@@ -76,6 +76,10 @@ class Page:
             time.sleep(0.1)
         return value
 
+    def read(self, text: str, seconds: float = SECONDS) -> None:
+        """Waits until a text can be read on the page."""
+        self.wait(f"document.body?.innerText.includes({json.dumps(text)})", seconds)
+
     def text(self) -> str:
         """What a person can read."""
         return self.value("document.body?.innerText ?? ''")
@@ -97,6 +101,15 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, key="a", code="KeyA", modifiers=2, commands=["selectAll"]
             )
         self.send("Input.insertText", text=text)
+
+    def choose(self, element: str, value: str) -> None:
+        """Chooses an option of a ``select``, whose list the system draws outside of the page."""
+        self.wait(f"middle({element})")
+        self.value(
+            f"{{ const e = {element}; e.value = {json.dumps(value)};"
+            "for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind, {bubbles: true})); }"
+        )
+        self.wait(f"{element}.value === {json.dumps(value)}")
 
     def picture(self, file: Path, height: int | None = None) -> None:
         """Writes what is painted into a PNG, the upper ``height`` pixels or all that the window shows."""

@@ -1,0 +1,142 @@
+"""People start a run in the form of Prefect's page, approve a release in its form, and read what was wrong.
+
+``PICTURES=docs/images pytest tests/browser/test_prefect_page.py`` takes the pictures of the documents anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from servers import chromium, prefect
+
+pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.slow]
+
+TALL = 1000
+
+
+def field(label: str) -> str:
+    """The input below a label of Prefect's forms."""
+    return (
+        "[...document.querySelectorAll('.p-label, label')]"
+        f".find(e => e.innerText.trim().startsWith({json.dumps(label)}))"
+        "?.querySelector('textarea, input, select, .cm-content')"
+    )
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prefect.Stack]:
+    with prefect.running(tmp_path_factory.mktemp("prefect-page")) as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: str) -> Iterator[chromium.Page]:
+    with chromium.running(browser, height=TALL) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def recipe(stack: prefect.Stack, repository: Path) -> Path:
+    """The shipped recipe with two expressions, few people and few steps."""
+    value = yaml.safe_load((repository / "trainer/recipes/pixelsmile-portraits.yaml").read_text())
+    value["name"] = "tiny"
+    value["data"] |= {"identities": {"human": 3, "anime": 1}, "validation": {"human": 1, "anime": 1}}
+    value["lora"] |= {"rank": 4, "alpha": 4}
+    value["optimiser"] |= {"steps": 6, "batch_pairs": 2, "warmup_steps": 2}
+    value["conditioning"]["expressions"] = ["fear", "surprised"]
+    value["evaluation"] |= {"identities": {"human": 2, "anime": 1}, "intensities": [0.0, 1.0]}
+    value["evaluation"] |= {"steps": 1, "thresholds": {}}
+    file = stack.home / "tiny.yaml"
+    file.write_text(yaml.safe_dump(value))
+    return file
+
+
+def picture(page: chromium.Page, name: str, height: int = TALL) -> None:
+    """Takes a picture for the documents, if somebody wants it."""
+    if folder := os.environ.get("PICTURES"):
+        page.picture(Path(folder) / f"prefect-{name}.png", height)
+
+
+def fill_form(page: chromium.Page, stack: prefect.Stack, name: str, recipe: Path, changes: object) -> None:
+    """Goes to the pipeline's form as a person does, and fills it in."""
+    page.open(f"{stack.page}/deployments")
+    page.click("byText('pipeline', 'a')")
+    page.click("byText('Run', 'button')")
+    page.click("byText('Custom run')")
+    page.fill(field("Run Name"), name)
+    page.fill(field("Recipe"), str(recipe))
+    page.fill(field("Changes"), json.dumps(changes))
+
+
+def submit(page: chromium.Page, stack: prefect.Stack, name: str) -> str:
+    """Presses the button of the form and returns the run's id."""
+    page.click("byText('Submit', 'button')")
+    page.wait("!location.pathname.endsWith('/run')")
+    run = stack.called(name)
+    assert run is not None, page.text()
+    return run["id"]
+
+
+def test_a_run_of_the_form_waits_for_approval_in_a_form_and_finishes(
+    stack: prefect.Stack, page: chromium.Page, recipe: Path
+) -> None:
+    fill_form(page, stack, "from-the-form", recipe, {"optimiser.steps": 4})
+    assert "the run waits for approvers in this page" in page.text(), "choices are explained"
+    picture(page, "form")
+    run = submit(page, stack, "from-the-form")
+    parameters = stack.ask(f"/flow_runs/{run}")["parameters"]
+    assert parameters["recipe"] == {"recipe": str(recipe), "changes": {"optimiser.steps": 4}}
+
+    assert stack.wait(run, "PAUSED")["state_name"] == "Suspended"
+    page.open(f"{stack.page}/runs/flow-run/{run}")
+    page.read("Suspended")
+    page.click("byText('Artifacts')")
+    page.read("contact-sheet")
+    signed = registry(stack, "approve", "pixelsmile:1", "--by", "Kim", "--reason", "looked at all faces")
+    assert signed.returncode == 0, signed.stderr
+
+    page.click("byText('Resume', 'button')")
+    page.read("pixelsmile:1 shall become pixelsmile@prod")
+    picture(page, "approval")
+    page.choose(field("Decision"), "approve")
+    page.fill(field("Reason"), "looked at all faces")
+    page.fill(field("Reviewer"), "Kim")
+    page.click("byText('Submit', '.p-modal__footer button')")
+    assert stack.wait(run, "COMPLETED")["state_name"] == "Completed"
+    assert registry(stack, "show", "pixelsmile@prod").returncode == 0
+
+    page.open(f"{stack.page}/runs/flow-run/{run}")
+    page.read("Completed")
+    page.wait("document.querySelector('canvas')")
+    picture(page, "run")
+
+
+def test_a_key_that_recipes_do_not_have_is_explained_in_the_page(
+    stack: prefect.Stack, page: chromium.Page, recipe: Path
+) -> None:
+    fill_form(page, stack, "a-typing-error", recipe, {"optimiser.stepz": 4})
+    run = submit(page, stack, "a-typing-error")
+    stack.wait(run, "FAILED")
+    page.open(f"{stack.page}/runs/flow-run/{run}")
+    page.click("byText('Details')")
+    page.read("did you mean 'steps'?")
+    assert "What to do:" in page.text()
+
+
+def registry(stack: prefect.Stack, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "ADAPTER_FOUNDRY_HOME": str(stack.home)}
+    return subprocess.run(
+        [sys.executable, "-m", "registry.cli", *words],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
