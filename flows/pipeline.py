@@ -28,6 +28,9 @@ from registry import command
 from registry.errors import Explained
 from registry.settings import home as default_home
 
+#: Stages that make nothing: they look again at what is there.
+CHECKS = frozenset({"scan", "licences", "count", "pull"})
+
 
 def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> dict[str, Any]:
     """Run the flow on a server of its own and return the summary; every task run is recorded afterwards.
@@ -85,7 +88,7 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
         )
         for row in summary["stages"]
     ]
-    folder, memory = summary["folder"], summary["peak_memory_mb"]
+    folder, memory, made = summary["folder"], summary["peak_memory_mb"], summary["made"]
     reused = [row["stage"] for row in summary["stages"] if row["reused"]]
     notes = [
         ("adapter", f"{summary['adapter']} is {summary['version']}, {summary['digest']}"),
@@ -100,7 +103,14 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
             "--expression happy=0.8 --expression surprised=0.3 -o out.png",
         ),
     ]
+    if not made:
+        notes.append(("nothing to do", f"{summary['adapter']} is what this recipe makes; checked again"))
     return table(rows, notes)
+
+
+def made_now(summary: dict[str, Any]) -> list[str]:
+    """Return the stages of a run that made something; what only checks does so every time."""
+    return [row["stage"] for row in summary["stages"] if not row["reused"] and row["stage"] not in CHECKS]
 
 
 @click.command()
@@ -119,7 +129,7 @@ def main(recipe: str, as_json: bool) -> None:
         click.echo("What was done is kept: the same command goes on from there.", err=True)
         raise
     seconds = time.monotonic() - started
-    summary = {**summary, "seconds": round(seconds, 1)}
+    summary = {**summary, "seconds": round(seconds, 1), "made": made_now(summary)}
     click.echo(
         json.dumps(summary, sort_keys=True) if as_json else closing_table(summary, home, seconds), nl=as_json
     )
