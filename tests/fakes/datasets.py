@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from registry.manifest import canonical_json
 from trainer.data import columns
 from trainer.data.blobs import Blobs, encode_png
-from trainer.data.dataset import Member, Triplet, pixel_digest
+from trainer.data.dataset import Member, Triplet
+from trainer.data.digests import pixel_digest
 from trainer.data.measures import look
 from trainer.data.tables import Rows
 from trainer.data.writing import DatasetWriter, provenance

@@ -27,6 +27,7 @@ from serving.pipelines.base import Size
 from trainer.data import columns
 from trainer.data.blobs import Blobs, blob_name
 from trainer.data.buckets import fit
+from trainer.data.digests import pixel_digest
 from trainer.data.tables import TableFacts, read_plain, read_table
 from trainer.errors import DataError
 
@@ -226,11 +227,6 @@ class Dataset:
         )
         data.blobs.require(names)
         return data
-
-
-def pixel_digest(pixels: np.ndarray) -> Digest:
-    """Return the digest of a picture's shape and pixels, uint8 [H, W, 3]."""
-    return digest_bytes(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes())
 
 
 def counts(triplets: Iterable[Triplet]) -> dict[str, int]:

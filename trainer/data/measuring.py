@@ -12,7 +12,8 @@ import numpy as np
 from registry.digest import Digest
 from trainer.data.blobs import Blobs
 from trainer.data.candidates import Candidates
-from trainer.data.dataset import BLOBS_NAME, pixel_digest
+from trainer.data.dataset import BLOBS_NAME
+from trainer.data.digests import pixel_digest
 from trainer.data.measures import BITS, look
 
 _AT_LEAST: Final = 512

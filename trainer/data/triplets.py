@@ -24,9 +24,9 @@ from trainer.data.candidates import (
 from trainer.data.choosing import Wish, choose, facts, require_some, write
 from trainer.data.columns import TRUTHS, score_column
 from trainer.data.dataset import BLOBS_NAME, FORMAT, Dataset, Member, Triplet, counts
+from trainer.data.digests import file_digest
 from trainer.data.likeness import encoder_of, faces
 from trainer.data.provenance import together
-from trainer.data.shards import file_digest
 from trainer.parts import Mapper, forget, here, in_parts
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe

@@ -18,7 +18,7 @@ from registry.manifest import canonical_json
 from serving.pipelines.base import Size
 from trainer.data.buckets import resolutions, sizes_of
 from trainer.data.dataset import Dataset
-from trainer.data.shards import file_digest
+from trainer.data.digests import file_digest
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from trainer.data.dataset import (
     Survival,
     Triplet,
 )
-from trainer.data.shards import file_digest
+from trainer.data.digests import file_digest
 from trainer.data.tables import TableWriter
 from trainer.errors import DataError
 

@@ -11,8 +11,8 @@ import numpy as np
 from registry.digest import Digest
 from serving.pipelines.base import Size
 from trainer.data.dataset import MANIFEST_NAME, Dataset, Member, Triplet
+from trainer.data.digests import pixel_digest
 from trainer.data.listing import PAIRS_NAME, open_listed, read_listing
-from trainer.data.shards import pixel_digest
 from trainer.doctor.hashes import dhash
 from trainer.errors import DataError
 

@@ -22,7 +22,7 @@ from registry.manifest import Ingredient
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.blobs import Blobs, encode_png
 from trainer.data.cache import TensorCache, View
-from trainer.data.dataset import pixel_digest
+from trainer.data.digests import pixel_digest
 from trainer.data.filters import FILTERS
 from trainer.data.likeness import faces
 from trainer.data.provenance import combined

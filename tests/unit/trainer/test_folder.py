@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 
+from registry.digest import digest_bytes
 from trainer.data import Dataset, cache_dataset, read_folder
 from trainer.data.listing import read_listing
 from trainer.errors import DataError
@@ -243,3 +246,93 @@ def test_the_command_line_trains_on_a_folder(
     assert [stage["stage"] for stage in stages] == ["triplets", "cache", "train"]
     assert stages[0]["facts"]["triplets"] == 2
     assert (tmp_path / "run" / "train" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+
+
+def test_the_files_stay_as_they_are(folder: Path, tmp_path: Path) -> None:
+    read_folder(recipe_of(folder), tmp_path / "dataset")
+    data = Dataset.open(tmp_path / "dataset")
+    own = {digest_bytes(path.read_bytes()) for path in folder.rglob("*") if path.parent != folder}
+    assert {*data.files} == own
+    told = data.table("images").to_pylist()
+    assert {one["media_type"] for one in told} == {"image/png", "image/webp", "image/jpeg"}
+    assert [one["origin"] for one in told[:2]] == ["anna/neutral.png", "anna/fear.png"]
+    assert {(one["identity"], one["expression"], one["number"]) for one in told[3:5]} == {
+        ("ben", None, 2), ("ben", "fear", 2)
+    }  # fmt: skip
+
+
+def blur(path: Path) -> None:
+    Image.open(path).filter(ImageFilter.GaussianBlur(3)).save(path)
+
+
+def add_twin(folder: Path) -> None:
+    """Anna is also called anne."""
+    shutil.copytree(folder / "anna", folder / "anne")
+    for face in FACES:
+        picture = Image.open(folder / "anne" / f"{face}.png")
+        picture.resize((192, 128)).save(folder / "anne" / f"{face}.png")
+    write(folder, [*lines_of(folder), line("anne", "train")])
+
+
+def unedit(folder: Path) -> None:
+    changed = np.array(Image.open(folder / "anna/neutral.png"))
+    changed[0, 0] ^= 1
+    Image.fromarray(changed).save(folder / "anna/fear.png")
+
+
+FILTERED: list[tuple[Callable[[Path], None], dict[str, Any], str, str]] = [
+    (lambda folder: blur(folder / "anna/fear.png"), {"min_sharpness": 30.0}, "sharpness", "anna"),
+    (unedit, {"max_unchanged": 0}, "unchanged", "anna"),
+    (add_twin, {"max_duplicate": 31}, "duplicate", "anne"),
+    (lambda folder: picture(1, "fear", SIZES["anna"]).save(folder / "anna/fear.png"),
+     {"min_identity": 0.7, "face_encoder": "portraits"}, "identity", "anna"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "asked", "name", "who"), FILTERED, ids=[case[2] for case in FILTERED])
+def test_filters_that_need_no_scores_apply(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], asked: dict[str, Any], name: str, who: str
+) -> None:
+    lines = lines_of(folder)
+    other = {**line("dora", "train"), "identity": "dora"}
+    shutil.copytree(folder / "anna", folder / "dora")
+    for face in FACES:
+        picture(7, face, (96, 64)).save(folder / "dora" / f"{face}.png")
+    write(folder, [*lines, other])
+    recipe = recipe_of(folder)
+    before = read_folder(recipe, tmp_path / "before")
+    assert before.facts["rejected"] == 0
+    spoil(folder)
+    recipe = recipe_of(folder, filters=recipe.data.filters.model_copy(update=asked))
+    result = read_folder(recipe, tmp_path / "dataset")
+    (missed,) = [one for one in Dataset.open(tmp_path / "dataset").table("rejects").to_pylist()
+                 if one["what"] == "triplet"]  # fmt: skip
+    assert (missed["filter"], missed["identity"]) == (name, who)
+    assert result.facts["rejected"] == 1
+    off = read_folder(recipe_of(folder), tmp_path / "off")
+    assert off.facts["rejected"] == 0
+
+
+def test_faces_of_real_people_need_an_encoder(folder: Path, tmp_path: Path) -> None:
+    filters = recipe_of(folder).data.filters.model_copy(update={"min_identity": 0.5})
+    with pytest.raises(DataError, match="needs to know who tells real people apart"):
+        read_folder(recipe_of(folder, filters=filters), tmp_path / "dataset")
+
+
+def test_filters_that_leave_nothing_say_so(folder: Path, tmp_path: Path) -> None:
+    filters = recipe_of(folder).data.filters.model_copy(update={"min_sharpness": 1e6})
+    with pytest.raises(DataError, match=r"no triplet for train is left; .*: it is blurred"):
+        read_folder(recipe_of(folder, filters=filters), tmp_path / "dataset")
+
+
+def test_the_same_pictures_may_show_other_intensities(folder: Path, tmp_path: Path) -> None:
+    """Who says that knows it; and a picture may be its own edit to nothing."""
+    again = line("anna", "train")
+    again["a"]["intensity"] = 0.5
+    itself = line("anna", "train")
+    itself["b"] = {"image": itself["source"], "expression": "angry", "intensity": 0.0}
+    write(folder, [*lines_of(folder), again, itself])
+    result = read_folder(recipe_of(folder), tmp_path / "dataset")
+    assert (result.facts["triplets"], result.facts["rejected"]) == (4, 0)
+    last = Dataset.open(tmp_path / "dataset").triplets[-1]
+    assert last.b.image == last.source
