@@ -8,6 +8,7 @@ pictures: Gemini's ``:generateContent`` and OpenAI's ``/v1/images/edits``. An en
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import re
@@ -34,8 +35,9 @@ class Fault:
 
     Attributes:
         kind: "status" (an error in the protocol's form), "slow" (the answer comes too late), "reset" (the
-            connection is torn after the request was read), "refused" (closed without a word before),
-            "truncated" (half of the JSON), "html" (a page of some gateway), or any other word, which the
+            connection is torn after the work was done), "refused" (torn before any work), "held" (never
+            answered), "truncated" (half of the JSON), "html" (a page of some gateway), "endless" (chunk after
+            chunk), "packed" (a few kilobytes that unfold into gigabytes), or any other word, which the
             endpoint itself understands.
         status, headers, code: of the error.
         seconds: of "slow".
@@ -83,12 +85,14 @@ class Logged:
 
     Attributes:
         status: that was sent; 0 when nothing was.
+        sent: bytes of a flood.
         done: the vendor did the work, and bills it; `told` says how much.
     """
 
     asked: Asked
     status: int = 0
     fault: str = ""
+    sent: int = 0
     done: bool = False
     told: Told | None = None
 
@@ -186,8 +190,11 @@ class Handler(BaseHTTPRequestHandler):
             self._error(logged, 401, "invalid_api_key", {})
         elif fault is not None and fault.kind == "status":
             self._error(logged, fault.status, fault.code, fault.headers)
-        elif fault is not None and fault.kind == "refused":
+        elif fault is not None and fault.kind in ("refused", "held"):
+            self.server.stopped.wait(60 if fault.kind == "held" else 0)
             self._tear(logged)
+        elif fault is not None and fault.kind in ("endless", "packed"):
+            self._flood(logged, fault.kind)
         else:
             self._work(logged, fault)
 
@@ -228,6 +235,24 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+    def _flood(self, logged: Logged, kind: str) -> None:
+        """Send until the client has enough of it."""
+        logged.status = 200
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Transfer-Encoding", "chunked")
+        if kind == "packed":
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        packer = zlib.compressobj(wbits=31)
+        with contextlib.suppress(OSError):
+            for _ in range(4096):  # of a mebibyte each
+                chunk = packer.compress(bytes(1 << 20)) if kind == "packed" else b" " * (1 << 20)
+                if chunk:
+                    self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
+                    logged.sent += len(chunk)
+        self._tear(logged)
 
     def _tear(self, logged: Logged) -> None:
         """Reset the connection instead of closing it."""

@@ -9,7 +9,8 @@ from typing import Any
 
 from trainer.apis import retry
 from trainer.apis.keys import VARIABLES, address, key_of
-from trainer.apis.request import Billed, Failed, Usage
+from trainer.apis.request import Failed
+from trainer.apis.transport import HEADERS, arguments, transport_failure, unreadable
 from trainer.errors import ApiError
 
 ADDRESS = "https://generativelanguage.googleapis.com"
@@ -32,7 +33,13 @@ def client(endpoint: str | None, timeout: float) -> Any:
         from google.genai.types import HttpOptions
     except ImportError as error:
         raise ApiError(f"the Gemini API needs google-genai ({error})", EXTRA) from None
-    options = HttpOptions(base_url=base, timeout=max(1, int(timeout * 1000)), retry_options=None)
+    options = HttpOptions(
+        base_url=base,
+        timeout=max(1, int(timeout * 1000)),
+        headers=dict(HEADERS),
+        client_args=arguments(),
+        retry_options=None,
+    )
     # Said outright, because the SDK looks into the environment for either.
     return genai.Client(api_key=key, vertexai=False, http_options=options)
 
@@ -81,34 +88,3 @@ def _retry_info(details: Any) -> float | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         pass
     return None
-
-
-def unreadable(message: str, usage: Usage | None = None) -> Failed:
-    """Return the failure of an answer that nobody can read.
-
-    Args:
-        message: what is wrong with it.
-        usage: what it took; None if that cannot be read either: the vendor may take money all the same.
-    """
-    billed: Billed = "unsure" if usage is None else "yes"
-    return Failed(status="malformed", message=message, malformed=True, billed=billed, usage=usage or Usage())
-
-
-def transport_failure(error: Exception) -> Failed:
-    """Return what an error of httpx, httpx2 or the standard library means.
-
-    Raises:
-        Exception: the error itself, if it is neither of the network nor of an answer.
-    """
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if names & {"ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError"}:
-        return Failed(status="connection", message=f"no connection ({type(error).__name__})")
-    if names & {"TimeoutException", "TimeoutError"}:
-        # The vendor may well have answered somebody who was gone.
-        return Failed(status="timeout", message="no answer in time", billed="unsure")
-    if names & {"TransportError", "ConnectionError", "RequestError"}:
-        message = f"the connection broke ({type(error).__name__})"
-        return Failed(status="connection", message=message, billed="unsure")
-    if names & {"ValidationError", "JSONDecodeError", "UnicodeDecodeError", "DecodingError"}:
-        return unreadable(f"the answer has another form ({type(error).__name__})")
-    raise error

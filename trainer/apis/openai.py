@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from trainer.apis import retry
-from trainer.apis.gemini import EXTRA, transport_failure, unreadable
+from trainer.apis.gemini import EXTRA
 from trainer.apis.keys import VARIABLES, address, key_of
 from trainer.apis.request import Failed
+from trainer.apis.transport import HEADERS, arguments, transport_failure, unreadable
 from trainer.errors import ApiError
 
 ADDRESS = "https://api.openai.com/v1"
@@ -32,7 +33,15 @@ def client(endpoint: str | None, timeout: float) -> Any:
         import openai
     except ImportError as error:
         raise ApiError(f"the OpenAI protocol needs openai ({error})", EXTRA) from None
-    return openai.OpenAI(api_key=key, base_url=base, timeout=timeout, max_retries=0)
+    http = openai.DefaultHttpxClient(**arguments())
+    return openai.OpenAI(
+        api_key=key,
+        base_url=base,
+        timeout=timeout,
+        max_retries=0,
+        default_headers=dict(HEADERS),
+        http_client=http,
+    )
 
 
 class Moderated(Exception):

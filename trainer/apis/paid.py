@@ -17,7 +17,7 @@ from trainer.apis.keys import hidden, repeats
 from trainer.apis.ledger import Line, Total
 from trainer.apis.rate import Paces, before_request
 from trainer.apis.request import Answer, Billed, Failed, Reply, Request
-from trainer.errors import ApiError, ApiUnavailable
+from trainer.errors import ApiError, ApiUnavailable, TrainerError
 from trainer.sections import ApiSection
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ class Paid:
 
         Args:
             request: what is asked; its digest is the address of the answer.
-            send: sends it once, without repetitions of its own, and raises nothing but `Failed`.
+            send: sends it once, without repetitions of its own. It raises `Failed` when no answer came, and a
+                `TrainerError` when it could not even send.
 
         Raises:
             BudgetSpent: the next attempt would exceed the budget, or nobody knows its price.
@@ -138,6 +139,9 @@ class Paid:
         try:
             outcome = self._sent(request, send)
             line = self._line(request, reservation, outcome)
+        except TrainerError:
+            line = replace(line, status="not sent", billed="no", usd=0.0)
+            raise
         finally:
             # What is neither a reply nor a failure (an interrupt, a full disk) leaves the line a lost one.
             self._budget.settle(reservation, replace(line, seconds=self._clock.ticks() - begun))

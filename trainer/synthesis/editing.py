@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from registry.digest import Digest
 from registry.errors import shown
 from trainer.apis import Answer, Paid, Reply, Request, Usage, run_of
-from trainer.apis.gemini import unreadable
+from trainer.apis.paid import Clock
+from trainer.apis.transport import unreadable
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
@@ -74,14 +75,21 @@ class EditingApi:
         recipe: has the people, the prompts and the model.
         data_folder: answers and ledger lie in its ``apis``.
         progress: is told while the portraits are looked at.
+        clock: time and chance, for waits between attempts.
     """
 
-    def __init__(self, recipe: Recipe, data_folder: Path, progress: Progress = silent) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        data_folder: Path,
+        progress: Progress = silent,
+        clock: Clock | None = None,
+    ) -> None:
         assert recipe.synthesis is not None  # `combinations` refuses such a recipe
         self._recipe, self._section, self._progress = recipe, recipe.synthesis, progress
         self._folder = Path(recipe.data.path or "")
         self._prompts = prompts(recipe)
-        self.paid = Paid(recipe.running.api, data_folder / "apis", run=run_of(recipe))
+        self.paid = Paid(recipe.running.api, data_folder / "apis", run=run_of(recipe), clock=clock)
         self.name = f"{self._section.provider}/{self._section.model}"
         self.parallel = recipe.running.api.parallel
         self.origin = f"portraits from {shown(self._folder.name)}, expressions by {self.name}"
@@ -155,7 +163,11 @@ class EditingApi:
                 source=f"portraits/{shown(self._folder.name)}",
             )
         asked, prompt = self._request(request)
-        answer = self.paid.ask(asked, lambda: self._edited(upload.png, prompt))
+        answer = self.paid.kept(asked)
+        if answer is None:
+            # First of all: without a key or an SDK nothing is reserved.
+            vendor = self._connected()
+            answer = self.paid.ask(asked, lambda: _edited(vendor, upload.png, prompt))
         return self._made(answer, prompt)
 
     def taken(self, requests: Sequence[PortraitRequest]) -> dict[str, Any]:
@@ -170,18 +182,6 @@ class EditingApi:
             "reused": len(edits - paid),
             "usd": round(sum(line.usd or 0.0 for line in lines), 6),
         }
-
-    def _edited(self, png: bytes, prompt: Prompt) -> Reply:
-        """Ask once, and look whether a picture came."""
-        reply = self._connected().edit(png, prompt)
-        if reply.refused is None:
-            from serving.errors import ImageRefused
-
-            try:
-                opened(reply.body)
-            except ImageRefused as error:
-                raise unreadable(error.message, usage=reply.usage) from None
-        return reply
 
     def _made(self, answer: Answer, prompt: Prompt) -> Made:
         told = {"model": self._section.model, "prompt": prompt.text, "request": answer.request}
@@ -242,6 +242,19 @@ def _upload(folder: Path, place: str, pixels: Digest | None) -> _Upload:
             f"the portrait {place!r} changed meanwhile", "start again with the portraits as they are"
         )
     return _Upload(png=_png(picture), width=picture.width, height=picture.height)
+
+
+def _edited(vendor: Vendor, png: bytes, prompt: Prompt) -> Reply:
+    """Ask once, and look whether a picture came."""
+    from serving.errors import ImageRefused
+
+    reply = vendor.edit(png, prompt)
+    if reply.refused is None:
+        try:
+            opened(reply.body)
+        except ImageRefused as error:
+            raise unreadable(error.message, usage=reply.usage) from None
+    return reply
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from trainer.apis import Reply, Usage
-from trainer.apis.gemini import client, failures, unreadable
+from trainer.apis.gemini import client, failures
+from trainer.apis.transport import unreadable
 from trainer.sections import SynthesisSection
 from trainer.synthesis.prompts import Prompt
 

@@ -7,8 +7,8 @@ import binascii
 from typing import Any, ClassVar
 
 from trainer.apis import Failed, Reply, Usage
-from trainer.apis.gemini import unreadable
 from trainer.apis.openai import Moderated, client, failures
+from trainer.apis.transport import unreadable
 from trainer.sections import SynthesisSection
 from trainer.synthesis.prompts import Prompt
 

@@ -200,6 +200,15 @@ def test_an_interrupt_is_in_the_ledger_and_leaves_no_reservation(tmp_path: Path)
     assert not list((tmp_path / "open").iterdir())
 
 
+def test_what_could_not_even_be_sent_is_not_billed(tmp_path: Path) -> None:
+    def without_a_key() -> Reply:
+        raise ApiError("no key", "give one")
+
+    with pytest.raises(ApiError, match="no key"):
+        paid(tmp_path).ask(EDIT, without_a_key)
+    assert [(line.status, line.billed, line.usd) for line in lines(tmp_path)] == [("not sent", "no", 0.0)]
+
+
 @given(st.integers(1, 40), st.none() | st.floats(0, 600), st.floats(0, 1, exclude_max=True))
 def test_waits_stay_within_their_bounds(attempt: int, after: float | None, chance: float) -> None:
     waited = retry.wait(attempt, after, chance)
