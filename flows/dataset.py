@@ -21,6 +21,7 @@ def make_dataset(job: Job, recipe: Recipe) -> StageResult:
         return job.always(folder, recipe=recipe, out=job.root / "folder")
     from trainer import scoring, synthesis
 
+    require_terms(job.home, recipe)
     code, words = code_digest(NOT_MAKING), recipe.conditioning.expressions
     images = job.cached(
         synthesise,
@@ -53,6 +54,21 @@ def make_dataset(job: Job, recipe: Recipe) -> StageResult:
         images=images.folder,
         scored=scored.folder,
     )
+
+
+def require_terms(home: Path, recipe: Recipe) -> None:
+    """Let no API be paid for pictures or scores whose terms the registry would refuse afterwards.
+
+    Raises:
+        registry.errors.LicenseRefused: it would.
+    """
+    from registry.admission import judge_licences
+    from registry.client import Registry
+    from registry.licenses import require
+    from trainer.terms import asks_paid, card_ahead
+
+    if asks_paid(recipe):
+        require(judge_licences(card_ahead(recipe), Registry.open(home).policy.admission(None)))
 
 
 @task(name="synthesise", description="people, neutral and with each expression at each intensity")
