@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from registry.digest import Digest
 from registry.errors import shown
 from trainer.data.blobs import Blobs
 from trainer.errors import DataError
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.scoring.calibration_page import document, picture, section
 from trainer.scoring.decisions import Decision, now
-from trainer.scoring.scorer import Row
 from trainer.scoring.stage import REVIEW_NAME, SCORES_NAME
 
+_LEFT, _WIDTH, _STEP = 78, 180, 18  # of the bars, in units of their view box
 _SHORT = 12  # hex digits that name a picture on the page and in the command
 _MEND = "give the folder of a score stage, with scores.parquet and review.jsonl"
 _STYLE = """.bars{font:12px system-ui,sans-serif}.bars .span{fill:var(--accent);opacity:.3}
@@ -25,50 +26,71 @@ _STYLE = """.bars{font:12px system-ui,sans-serif}.bars .span{fill:var(--accent);
 .gallery{grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}img{image-rendering:auto}"""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Open:
-    """A picture that waits for a person.
+_Number = Annotated[float, Field(ge=-2, le=2)]
+_Numbers = Annotated[tuple[_Number, ...], Field(min_length=12, max_length=12)]
+
+
+class Waiting(BaseModel):
+    """A picture that waits for a person: a line of ``review.jsonl``.
 
     Attributes:
         image: its digest.
-        reason: why.
+        scorer: who looked.
+        reason: why it waits.
         confidence, disagreement: see `Scored`.
-        scores: the medians, in the order of `EXPRESSIONS`.
+        expressions: the twelve names, in the order of the numbers.
+        scores: the medians.
         samples: the answers.
     """
 
-    image: str
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    image: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    scorer: str
     reason: str
-    confidence: float
-    disagreement: float
-    scores: Row
-    samples: tuple[Row, ...]
+    confidence: Annotated[float, Field(ge=0, le=1)]
+    disagreement: Annotated[float, Field(ge=0, le=4)]
+    expressions: Annotated[tuple[str, ...], Field(min_length=12, max_length=12)]
+    scores: _Numbers
+    samples: Annotated[tuple[_Numbers, ...], Field(min_length=1, max_length=64)]
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if sorted(self.expressions) != sorted(EXPRESSIONS):
+            raise ValueError("these are other expressions")
+        return self
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """The medians by name, in the order of `EXPRESSIONS`."""
+        return self._by_name(self.scores)
+
+    @property
+    def answers(self) -> list[dict[str, float]]:
+        """The samples by name, in the order of `EXPRESSIONS`."""
+        return [self._by_name(row) for row in self.samples]
+
+    def _by_name(self, row: Sequence[float]) -> dict[str, float]:
+        return {name: row[self.expressions.index(name)] for name in EXPRESSIONS}
 
 
-def queue(folder: Path) -> list[Open]:
+def queue(folder: Path) -> list[Waiting]:
     """Return what waits in the output of the score stage, the largest disagreement first.
 
     Raises:
         DataError: the folder is no output of that stage.
     """
+    path = folder / REVIEW_NAME
     try:
-        lines = [json.loads(line) for line in (folder / REVIEW_NAME).read_text("utf-8").splitlines()]
-        found = [_open(line) for line in lines]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the review queue in {folder} cannot be read: {error}", _MEND) from None
+        lines = path.read_bytes().splitlines()
+        found = [Waiting.model_validate_json(line) for line in lines]
+    except OSError as error:
+        raise DataError(f"the review queue {path} cannot be read: {error}", _MEND) from None
+    except ValidationError as error:
+        # Where it is wrong, not what is written there: that may be anybody's words.
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise DataError(f"the review queue {path} cannot be read: {shown(where)} is wrong", _MEND) from None
     return sorted(found, key=lambda one: (-one.disagreement, one.image))
-
-
-def _open(line: Mapping[str, Any]) -> Open:
-    order = [line["expressions"].index(name) for name in EXPRESSIONS]
-    return Open(
-        image=str(line["image"]),
-        reason=str(line["reason"]),
-        confidence=float(line["confidence"]),
-        disagreement=float(line["disagreement"]),
-        scores=tuple(float(line["scores"][place]) for place in order),
-        samples=tuple(tuple(float(row[place]) for place in order) for row in line["samples"]),
-    )
 
 
 def decide(
@@ -96,12 +118,11 @@ def decide(
     row = _row(folder, image)
     scores: dict[str, float] | None = None
     if accept:
-        waiting = {one.image: one.scores for one in queue(folder)}
+        waiting = {one.image: one for one in queue(folder)}
+        known = {name: row.get(f"score_{name}") for name in EXPRESSIONS}
         if row["image"] in waiting:
-            scores = dict(zip(EXPRESSIONS, waiting[row["image"]], strict=True))
-        else:
-            known = {name: row.get(f"score_{name}") for name in EXPRESSIONS}
-            scores = {name: min(1.0, max(0.0, value)) for name, value in known.items() if value is not None}
+            known = dict(waiting[row["image"]].medians)
+        scores = {name: min(1.0, max(0.0, value)) for name, value in known.items() if value is not None}
         scores.update(changes or {})
         missing = [name for name in EXPRESSIONS if name not in scores]
         if missing:
@@ -168,41 +189,39 @@ def page(folder: Path, blobs: Blobs, limit: int = 200) -> str:
     return document("Review queue", body, _STYLE)
 
 
-def _figure(one: Open, blobs: Blobs) -> str:
+def _figure(one: Waiting, blobs: Blobs) -> str:
     from PIL import Image
 
-    image = Image.fromarray(blobs.pixels(one.image))  # type: ignore[arg-type]
+    image = Image.fromarray(blobs.pixels(Digest(one.image)))
     image.thumbnail((256, 256))
     return (
-        f"<figure>{picture(image, _short(one.image))}{_bars(one.samples, one.scores)}<figcaption>"
+        f"<figure>{picture(image, _short(one.image))}{_bars(one)}<figcaption>"
         f"<code>{_short(one.image)}</code><br>{escape(shown(one.reason))}; confidence {one.confidence:.2f}"
         "</figcaption></figure>"
     )
 
 
-def _bars(samples: Sequence[Row], medians: Row) -> str:
+def _bars(one: Waiting) -> str:
     """Return the samples of a picture as bars, a row for each expression."""
-    left, width, step = 78, 180, 18
-    parts = list(_bar_rows(samples, medians, left, width, step))
-    height = step * len(EXPRESSIONS) + 4
+    height = _STEP * len(EXPRESSIONS) + 4
     return (
-        f'<svg class="chart bars" viewBox="0 0 {left + width + 40} {height}" role="img" '
-        f'aria-label="samples">{"".join(parts)}</svg>'
+        f'<svg class="chart bars" viewBox="0 0 {_LEFT + _WIDTH + 40} {height}" role="img" '
+        f'aria-label="samples">{"".join(_bar_rows(one))}</svg>'
     )
 
 
-def _bar_rows(samples: Sequence[Row], medians: Row, left: int, width: int, step: int) -> Iterator[str]:
-    spreads = [max(column) - min(column) for column in zip(*samples, strict=True)]
-    for number, name in enumerate(EXPRESSIONS):
-        y, values = number * step + 2, [row[number] for row in samples]
-        kind = "wide" if spreads[number] == max(spreads) > 0 else "span"
-        low, high = left + min(values) * width, left + max(values) * width
-        yield f'<text class="end" x="{left - 8}" y="{y + 11}">{escape(name)}</text>'
-        yield f'<rect class="track" x="{left}" y="{y}" width="{width}" height="14" rx="3"/>'
+def _bar_rows(one: Waiting) -> Iterator[str]:
+    said = {name: [min(1.0, max(0.0, row[name])) for row in one.answers] for name in EXPRESSIONS}
+    widest = max(max(values) - min(values) for values in said.values())
+    for number, (name, values) in enumerate(said.items()):
+        y, low, high = number * _STEP + 2, _LEFT + min(values) * _WIDTH, _LEFT + max(values) * _WIDTH
+        kind = "wide" if max(values) - min(values) == widest > 0 else "span"
+        yield f'<text class="end" x="{_LEFT - 8}" y="{y + 11}">{escape(name)}</text>'
+        yield f'<rect class="track" x="{_LEFT}" y="{y}" width="{_WIDTH}" height="14" rx="3"/>'
         yield f'<rect class="{kind}" x="{low:.1f}" y="{y}" width="{max(1.0, high - low):.1f}" height="14"/>'
         for value in values:
-            yield f'<rect class="tick" x="{left + value * width - 1:.1f}" y="{y}" width="2" height="14"/>'
-        yield f'<text class="small" x="{left + width + 6}" y="{y + 11}">{medians[number]:.2f}</text>'
+            yield f'<rect class="tick" x="{_LEFT + value * _WIDTH - 1:.1f}" y="{y}" width="2" height="14"/>'
+        yield f'<text class="small" x="{_LEFT + _WIDTH + 6}" y="{y + 11}">{one.medians[name]:.2f}</text>'
 
 
 def _short(image: str) -> str:
