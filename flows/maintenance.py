@@ -108,6 +108,9 @@ def _renew() -> list[dict[str, Any]]:
 def rescan(names: Names = []) -> dict[str, Any]:  # noqa: B006 (Prefect shows the default in its form)
     """Scan what is released by the rules of today: run it after an upgrade.
 
+    Args:
+        names: adapters; none stands for all.
+
     Raises:
         registry.errors.RegistryError: something is blocked, could not be scanned or needs a review; the table
             has every version all the same.
@@ -127,6 +130,9 @@ def _scan_released(names: tuple[str, ...]) -> Any:
 @flow(name="reconcile", description="MLflow beside what is signed: report, or repair")
 def reconcile(repair: Repair = False) -> dict[str, Any]:
     """Compare the index with what is signed, which is never changed by it.
+
+    Args:
+        repair: make MLflow say what is signed; otherwise differences only fail the run.
 
     Raises:
         DigestMismatch: MLflow says something else than what is signed, and was not repaired.
@@ -172,6 +178,14 @@ def collect_garbage(
 
     Pictures, latents, checkpoints and paid answers are work and money: they go only if days are given.
 
+    Args:
+        dry_run: tell what would be removed, and remove nothing.
+        grace_hours: what was written so short a time ago stays.
+        store: objects that nothing signed refers to.
+        adapters: cached ones that were revoked or have no name any more.
+        run_folders: remove those that nobody has touched for so many days; without a number none.
+        paid_answers: remove those of paid APIs that nobody has used for so many days; without a number none.
+
     Raises:
         Conflict: a push has taken up an object meanwhile.
         RegistryError: the store cannot be read, so that nothing was removed.
@@ -200,6 +214,10 @@ def verify_promoted(
     """Pull what was promoted into this machine's cache, and verify every byte in the store.
 
     Events start it, and anybody can make up an event; so it believes nothing but signatures.
+
+    Args:
+        reference: name@alias, such as pixelsmile@prod.
+        digest: what it should mean, if known.
 
     Raises:
         DigestMismatch: the alias means something else than was told, or bytes are not what was signed.
