@@ -26,6 +26,7 @@ from registry.manifest import (
     AdapterCard,
     Ingredient,
     LoraFacts,
+    Provenance,
     TrainingLineage,
 )
 from trainer.errors import ExportError
