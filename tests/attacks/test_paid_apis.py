@@ -120,9 +120,47 @@ ADDRESSES = [
 @pytest.mark.parametrize("endpoint", ADDRESSES)
 def test_addresses_with_secrets_or_without_a_server_are_refused(endpoint: str) -> None:
     with pytest.raises(ApiError) as caught:
-        address(endpoint)
+        address(endpoint, "https://api.openai.com/v1")
     if "@" in endpoint or "?" in endpoint:
         assert "secret" not in str(caught.value)
+
+
+OWN = "https://api.openai.com/v1"
+THIEVES = [
+    "https://evil.example/v1", "http://api.openai.com/v1", "https://api.openai.com:8443/v1",
+    "https://api.openai.com.evil.example/v1", "https://evil.example/api.openai.com", "http://127.0.0.1.evil/v1",
+    "https://10.0.0.5/v1", "http://2130706433/v1", "https://localhost.evil/v1", "http://trusted.example/v1",
+    "https://trusted.example:8443/v1", "https://sub.trusted.example/v1", "http://lan:8001",
+    "https://generativelanguage.googleapis.com", "https://аpi.openai.com/v1",
+]  # fmt: skip
+FRIENDS = [
+    OWN, "https://API.OPENAI.COM:443/v1/", "http://127.0.0.1:8000/v1", "http://[::1]:8000/v1",
+    "http://localhost:11434/v1", "https://trusted.example/v1", "http://lan:8000/v1", "https://ports:8443/v1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("endpoint", [*THIEVES, *FRIENDS])
+def test_a_key_goes_to_its_vendor_to_this_machine_and_where_the_owner_says(
+    endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_API_HOSTS", "trusted.example, http://lan:8000,ports:8443,://,")
+    if endpoint in FRIENDS:
+        assert address(endpoint, OWN) == endpoint.rstrip("/")
+    else:
+        with pytest.raises(ApiError, match=r"may not be sent|no address of a server") as caught:
+            address(endpoint, OWN)
+        assert caught.value.mend
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_a_recipe_sends_a_key_to_no_server_of_its_own(provider: str, tmp_path: Path, folder: Path) -> None:
+    with Vendor() as vendor:
+        recipe = recipe_for(provider, folder, vendor)
+        told = recipe.model_dump(mode="json", exclude_unset=True)
+        told["synthesis"]["endpoint"] = "https://evil.example/v1"
+        with pytest.raises(ApiError, match=r"(?s)evil\.example:443.*ADAPTER_FOUNDRY_API_HOSTS=evil\.example"):
+            edit_all(Recipe.model_validate(told), tmp_path)
+    assert not (tmp_path / "apis" / "ledger.jsonl").exists()
 
 
 @pytest.mark.parametrize("key", ["", "  ", "two words", "line\nbreak", "\x1b[31mred", "schlüssel"])

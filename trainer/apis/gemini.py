@@ -14,6 +14,7 @@ from trainer.apis.transport import HEADERS, arguments, transport_failure, unread
 from trainer.errors import ApiError
 
 ADDRESS = "https://generativelanguage.googleapis.com"
+_VERSION = "v1beta"  # the SDK's own default changes; models in preview are at this one alone
 EXTRA = "pip install 'adapter-foundry[apis]'"
 
 
@@ -25,9 +26,9 @@ def client(endpoint: str | None, timeout: float) -> Any:
         timeout: seconds for one request.
 
     Raises:
-        ApiError: there is no key, the address is none, or google-genai is not installed.
+        ApiError: there is no key, it may not go there, or google-genai is not installed.
     """
-    key, base = key_of("gemini"), address(endpoint or ADDRESS)
+    key, base = key_of("gemini"), address(endpoint or ADDRESS, ADDRESS)
     try:
         from google import genai
         from google.genai.types import HttpOptions
@@ -35,6 +36,7 @@ def client(endpoint: str | None, timeout: float) -> Any:
         raise ApiError(f"the Gemini API needs google-genai ({error})", EXTRA) from None
     options = HttpOptions(
         base_url=base,
+        api_version=_VERSION,
         timeout=max(1, int(timeout * 1000)),
         headers=dict(HEADERS),
         client_args=arguments(),

@@ -26,9 +26,9 @@ def client(endpoint: str | None, timeout: float) -> Any:
         timeout: seconds for one request.
 
     Raises:
-        ApiError: there is no key, the address is none, or openai is not installed.
+        ApiError: there is no key, it may not go there, or openai is not installed.
     """
-    key, base = key_of("openai"), address(endpoint or ADDRESS)
+    key, base = key_of("openai"), address(endpoint or ADDRESS, ADDRESS)
     try:
         import openai
     except ImportError as error:
