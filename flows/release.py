@@ -28,6 +28,7 @@ from registry.errors import PolicyRefused
 from registry.manifest import CARD_NAME, AdapterCard
 from registry.publishing import read_folder
 from registry.reference import Reference
+from registry.undoing import undone_if_it_fails
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, new_folder, stage_key, write_result
@@ -194,11 +195,19 @@ def licences(home: Path, adapter: Path, progress: Progress) -> dict[str, Any]:
 
 @task(name="push", description="sign the manifest's statements, store everything under its digest")
 def push(home: Path, adapter: Path, evaluated: Path, name: str, progress: Progress) -> dict[str, Any]:
-    """See `registry.client.Registry.push`; a registry that does not exist yet is made first."""
+    """See `registry.client.Registry.push`; a registry that does not exist yet is made first.
+
+    A push that fails leaves no object behind; once its name is signed it has not failed, and the next run
+    completes the index.
+    """
     from trainer.evaluation import REPORT_NAME, EvaluationReport
 
     evaluation = EvaluationReport.model_validate_json((evaluated / REPORT_NAME).read_bytes()).predicate()
-    pushed = Registry.init(home).push(adapter, name, evaluation=evaluation, progress=_bytes(progress))
+    registry = Registry.init(home)
+    # An index that does not answer is noticed before anything is written.
+    registry.catalog.prepare()
+    with undone_if_it_fails(registry):
+        pushed = registry.push(adapter, name, evaluation=evaluation, progress=_bytes(progress))
     facts = {
         "reference": pushed.reference,
         "uploaded_bytes": pushed.uploaded_bytes,

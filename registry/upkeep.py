@@ -18,7 +18,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -204,6 +204,19 @@ class _Marked:
             raise type(error)(
                 f"it is not known what a signed version needs: {error.message}", mend
             ) from error
+
+
+def unnamed(registry: Registry, keys: Sequence[str]) -> list[str]:
+    """Return those of some keys that nothing signed needs now.
+
+    Raises:
+        RegistryError: the trust metadata or a manifest that is signed cannot be read.
+    """
+    if not keys:
+        return []
+    marked = _Marked(registry.store, revoked=False, partial=False)
+    marked.add(_fresh_state(registry))
+    return [key for key in keys if not marked.names(key)]
 
 
 def _check_swept(registry: Registry, marked: _Marked, swept: list[Garbage]) -> None:
