@@ -67,6 +67,15 @@ class Postgres:
             for statement in statements:
                 connection.execute(statement.encode())
 
+    def query(self, database: str, statement: str) -> list[tuple[object, ...]]:
+        """Runs one query and returns its rows."""
+        import psycopg
+
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user="tester", password=self.password, dbname=database
+        ) as connection:
+            return connection.execute(statement.encode()).fetchall()
+
 
 def missing() -> str | None:
     """Why PostgreSQL cannot be started here, or None."""
