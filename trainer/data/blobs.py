@@ -147,8 +147,7 @@ class Blobs:
         Raises:
             DataError: it is not here.
         """
-        ending = self.path(digest).suffix[1:]
-        return next(kind for kind, known in ENDINGS.items() if known == ending)
+        return type_of(self.path(digest))
 
     def read(self, digest: Digest) -> bytes:
         """Return the bytes of a picture, which are those that its digest names.
@@ -179,24 +178,24 @@ class Blobs:
         except ImageRefused as error:
             raise DataError(f"the picture {digest} cannot be used: {error.message}", error.mend) from None
 
-    def link(self, digest: Digest, other: Blobs) -> None:
+    def link(self, digest: Digest, other: Blobs) -> Path:
         """Put a picture of this folder into another one too: as a hard link, or a copy on another disk.
+
+        Returns:
+            where it lies there.
 
         Raises:
             DataError: it is not here.
         """
         here = self.path(digest)
         there = other.folder / here.parent.name / here.name
-        if _is_file(there, here.stat().st_size):
-            return
-
-        def link(temporary: Path) -> None:
+        if not _is_file(there, here.stat().st_size):
+            there.parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(here, temporary, follow_symlinks=False)
-            except OSError:
-                shutil.copyfile(here, temporary)
-
-        _complete(there, link)
+                os.link(here, there, follow_symlinks=False)
+            except OSError:  # another disk, or something else lies there
+                _complete(there, lambda temporary: shutil.copyfile(here, temporary))
+        return there
 
     def _find(self, digest: Digest) -> Path | None:
         places = (self.folder / blob_name(digest, kind) for kind in ENDINGS)
@@ -206,6 +205,11 @@ class Blobs:
 def blob_name(digest: Digest, media_type: str) -> str:
     """Return where a picture lies in a folder of blobs: ``<hh>/<sha256>.<ending>``."""
     return f"{digest.hex[:2]}/{digest.hex}.{ENDINGS[media_type]}"
+
+
+def type_of(path: Path) -> str:
+    """Return the media type of a picture's file by its name."""
+    return next(kind for kind, ending in ENDINGS.items() if path.suffix == f".{ending}")
 
 
 def media_type(data: bytes) -> str | None:

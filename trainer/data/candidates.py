@@ -115,7 +115,7 @@ def candidates(images: pa.Table, scores: pa.Table, expressions: Sequence[str]) -
         DataError: a person is in both splits, or two pictures answer the same request.
     """
     names = ("number", "image", "split", "identity", "domain", "pose", "expression", "refused")
-    told = {name: images.column(name).to_pylist() for name in names}
+    told = {name: _values(images.column(name)) for name in names}
     rows = _rows(told["number"], scores.column("number").to_pylist())
     people = list(zip(told["domain"], told["identity"], strict=True))
     _check_splits(people, told["split"])
@@ -129,8 +129,8 @@ def candidates(images: pa.Table, scores: pa.Table, expressions: Sequence[str]) -
         intensities=images.column("intensity").to_numpy().astype(np.float32),
         sources=_sources(people, told["pose"], told["expression"]),
         refused=told["refused"],
-        status=_spread(scores.column("status").to_pylist(), rows),
-        reasons=_spread(scores.column("reason").to_pylist(), rows),
+        status=_spread(_values(scores.column("status")), rows),
+        reasons=_spread(_values(scores.column("reason")), rows),
         confidence=_numbers(scores, "confidence", rows),
         scores=np.stack([_numbers(scores, score_column(name), rows) for name in expressions], axis=1),
     )
@@ -167,14 +167,22 @@ def _rows(numbers: Sequence[int], scored: Sequence[int]) -> list[int | None]:
     return [place.get(number) for number in numbers]
 
 
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    """Return the values of a column; equal texts are one object, for many rows have the same."""
+    shared: dict[Any, Any] = {}
+    return [shared.setdefault(value, value) for value in column.to_pylist()]
+
+
 def _spread(values: Sequence[Any], rows: Sequence[int | None]) -> list[Any]:
     return [None if row is None else values[row] for row in rows]
 
 
 def _numbers(scores: pa.Table, name: str, rows: Sequence[int | None]) -> np.ndarray:
-    values = scores.column(name).to_pylist()
-    found = (None if row is None else values[row] for row in rows)
-    return np.array([np.nan if value is None else value for value in found], np.float32)
+    values = scores.column(name).to_numpy().astype(np.float32)  # a missing one is NaN
+    found = np.full(len(rows), np.nan, np.float32)
+    there = [place for place, row in enumerate(rows) if row is not None]
+    found[there] = values[[row for row in rows if row is not None]]
+    return found
 
 
 def _read(path: Path, names: Sequence[str]) -> pa.Table:
@@ -182,7 +190,10 @@ def _read(path: Path, names: Sequence[str]) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            texts = [one.name for one in file.schema_arrow if pa.types.is_string(one.type)]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:  # prompts and names stand in many rows
+            table = file.read(use_threads=False)
         if missing := [name for name in names if name not in table.column_names]:
             raise ValueError(f"it has no column {', '.join(missing)}")
         for digest in table.column("image").unique().to_pylist():

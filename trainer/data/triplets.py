@@ -160,15 +160,16 @@ def _rows(
     made: pa.Table, judged: pa.Table, expressions: tuple[str, ...]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield row and values of each picture for images.parquet, without what is measured."""
+    import pyarrow as pa
+
     place = {number: row for row, number in enumerate(judged.column("number").to_pylist())}
-    names = [*_SCORED, *map(score_column, expressions)]
+    scores = judged.select([*_SCORED, *map(score_column, expressions)])
     row = 0
     for batch in made.to_batches(_GROUP):
-        for values in batch.to_pylist():
+        wanted = pa.array([place.get(number) for number in batch.column("number").to_pylist()], pa.int64())
+        for values, seen in zip(batch.to_pylist(), scores.take(wanted).to_pylist(), strict=True):
             about = {name: values[name] for name in _ABOUT}
             if values["truth"] is not None:
                 about |= dict(zip(TRUTHS, values["truth"], strict=True))
-            if (scores := place.get(values["number"])) is not None:
-                about |= {name: judged.column(name)[scores].as_py() for name in names}
-            yield row, about
+            yield row, about | seen
             row += 1

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
 from trainer.data import columns
-from trainer.data.blobs import Blobs
+from trainer.data.blobs import Blobs, type_of
 from trainer.data.dataset import (
     BLOBS_NAME,
     MANIFEST_NAME,
@@ -76,12 +76,11 @@ class DatasetWriter:
         if known is not None:
             return known
         if isinstance(file, Blobs):
-            digest = Digest(row["image"])
-            file.link(digest, self._blobs)
+            path = file.link(Digest(row["image"]), self._blobs)
         else:
-            digest = self._blobs.add(*file)
-        kind, size = self._blobs.media_type(digest), self._blobs.path(digest).stat().st_size
-        self._tables["images"].add({**row, "image": str(digest), "media_type": kind, "bytes": size})
+            path = self._blobs.path(self._blobs.add(*file))
+        about = {"image": f"sha256:{path.stem}", "media_type": type_of(path), "bytes": path.stat().st_size}
+        self._tables["images"].add({**row, **about})
         self._rows[row["pixels"]] = len(self._rows)
         return len(self._rows) - 1
 
