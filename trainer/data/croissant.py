@@ -16,7 +16,7 @@ from typing import Any, Final
 from trainer.data import columns
 from trainer.data.blobs import ENDINGS
 from trainer.data.dataset import TABLES, Dataset
-from trainer.data.shards import file_digest
+from trainer.data.digests import file_digest
 from trainer.data.tables import Column
 from trainer.errors import DataError
 from trainer.stage import write_atomically
