@@ -21,7 +21,7 @@ from trainer.scoring.stage import REVIEW_NAME, SCORES_NAME
 _LEFT, _WIDTH, _STEP = 78, 180, 18  # of the bars, in units of their view box
 _SHORT = 12  # hex digits that name a picture on the page and in the command
 _MEND = "give the folder of a score stage, with scores.parquet and review.jsonl"
-_STYLE = """.bars{font:12px system-ui,sans-serif}.bars .span{fill:var(--accent);opacity:.3}
+_STYLE = """.bars{font:12px system-ui,sans-serif;margin-top:10px}.bars .span{fill:var(--accent);opacity:.3}
 .bars .wide{fill:var(--out);opacity:.55}.bars .tick{fill:var(--ink)}.bars .track{fill:var(--cell)}
 .gallery{grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}img{image-rendering:auto}"""
 

@@ -35,7 +35,8 @@ MAX_SIDE = 1024
 """Longest side of what is sent, in pixels; larger pictures are made smaller (Lanczos)."""
 MAX_TOKENS = 4096
 """Of one answer; thirteen numbers take 150, models that think take the rest."""
-_INPUT_TOKENS = 6000  # reserved of the budget: the rubric takes 2,200, a picture of 1024 pixels up to 3,000
+EXPECTED = Usage(input_tokens=6000, output_tokens=MAX_TOKENS)
+"""What one score takes at most: the rubric 2,200 tokens, a picture of 1024 pixels up to 3,000."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +169,7 @@ class VlmScorer:
             model=str(self._settings.model),
             endpoint=self._settings.endpoint,
             content=content,
-            expected=Usage(input_tokens=_INPUT_TOKENS, output_tokens=MAX_TOKENS),
+            expected=EXPECTED,
         )
 
     def _question(self, png: bytes, number: int, wrong: str | None) -> Question:
