@@ -112,7 +112,7 @@ def test_a_key_and_a_portrait_follow_no_redirection(
 
 
 ADDRESSES = [
-    "https://user:secret@host/v1", "https://host/v1?key=secret", "https://host/v1#secret", "ftp://host/secret",
+    "https://user:secret@127.0.0.1/v1", "http://127.0.0.1/v1?key=secret", "http://127.0.0.1/v1#secret", "ftp://host/secret",
     "file:///etc/passwd", "host/v1", "http://", "https://host:99999999/secret", "javascript:alert(1)", "",
 ]  # fmt: skip
 
@@ -121,7 +121,7 @@ ADDRESSES = [
 def test_addresses_with_secrets_or_without_a_server_are_refused(endpoint: str) -> None:
     with pytest.raises(ApiError) as caught:
         address(endpoint, "https://api.openai.com/v1")
-    if "@" in endpoint or "?" in endpoint:
+    if "127.0.0.1" in endpoint:
         assert "secret" not in str(caught.value)
 
 

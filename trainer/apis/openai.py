@@ -56,7 +56,7 @@ def failures() -> Iterator[None]:
     try:
         yield
     except openai.APIStatusError as error:
-        if error.status_code == 400 and str(error.code) in _MODERATED:
+        if str(error.code) in _MODERATED:
             raise Moderated(f"{error.code}: {error.message}") from None
         raise _of_status(error) from None
     except openai.APIResponseValidationError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,6 +17,8 @@ from PIL import Image
 from fakes.edits import EDITED, edited, portraits
 from registry.digest import Digest
 from trainer import recipe as recipes
+from trainer.apis import Request
+from trainer.apis.prices import Prices
 from trainer.data.blobs import Blobs
 from trainer.errors import DataError, RecipeError
 from trainer.parts import here, processes
@@ -320,3 +324,27 @@ def test_two_intensities_need_two_prompts(tmp_path: Path) -> None:
     recipe = edited(tmp_path, "http://h", synthesis={"expression_prompt": "show {expression}"})
     with pytest.raises(RecipeError, match=r"fear at 0.5 and for fear at 1 with the same words"):
         prompts(recipe)
+
+
+# -- the document --
+
+
+def recipes_in_the_document() -> list[str]:
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "image-apis.md"
+    return re.findall(r"```yaml\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("text", recipes_in_the_document())
+def test_the_sections_of_the_document_fit_into_a_recipe(text: str) -> None:
+    whole = recipes.load("pixelsmile").model_dump(mode="json", exclude_unset=True)
+    sections = yaml.safe_load(text)
+    whole |= {name: {**whole["running"], **value} if name == "running" else value
+              for name, value in sections.items()}  # fmt: skip
+    asked = Recipe.model_validate(whole)
+    assert asked.synthesis is not None
+    assert len(prompts(asked)) == 36
+    request = Request(
+        provider=asked.synthesis.provider, kind="edit", model=asked.synthesis.model,
+        endpoint=asked.synthesis.endpoint, content={}, resolution=asked.synthesis.resolution,
+    )  # fmt: skip
+    assert Prices(asked.running.api.prices).of(request) is not None
