@@ -1,0 +1,136 @@
+"""An alias is moved by hand in a real MLflow server; its webhook starts a reconcile in Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import NAME, PASSING, adapter_folder
+from registry.client import Registry
+from registry.errors import DigestMismatch
+from registry.reconcile import reconcile as compare
+from servers import mlflow as mlflow_servers
+from servers.mlflow import MlflowServer
+from servers.postgres import free_port
+from servers.weed import Weed
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+SECRET = "a secret of thirty-two characters"
+
+
+@pytest.fixture
+def mlflow_with_webhooks() -> Iterator[MlflowServer]:
+    """A server that may call this machine, and keeps secrets encrypted."""
+    from cryptography.fernet import Fernet
+
+    reason = mlflow_servers.missing()
+    if reason is not None:
+        pytest.skip(reason)
+    environment = {
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+    }
+    with mlflow_servers.running(environment=environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def listening(url: str, deployment: str) -> Iterator[int]:
+    """The service on a free port."""
+    import uvicorn
+
+    from flows.webhook import Gate, create_app, start_reconcile
+
+    app = create_app(Gate(secret=SECRET.encode()), start_reconcile(url, deployment, repair=True))
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.05)
+        yield port
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def proceed(client: Any, wanted: str, seconds: float = 30) -> Any:
+    """The next run that a webhook has started, after it was done as a worker does it."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
+    from prefect.flow_engine import run_flow
+
+    from flows.maintenance import reconcile
+
+    tagged = FlowRunFilter(tags=FlowRunFilterTags(all_=["mlflow-webhook"]))
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for run in client.read_flow_runs(flow_run_filter=tagged):
+            if run.name.startswith(f"mlflow-{wanted}") and run.state.is_scheduled():
+                run_flow(reconcile, flow_run=run, return_type="state")
+                return client.read_flow_run(run.id)
+        time.sleep(0.3)
+    raise AssertionError("MLflow's webhook has started nothing")
+
+
+def test_an_alias_that_is_moved_by_hand_is_put_back(
+    home: Path,
+    tmp_path: Path,
+    weed: Weed,
+    mlflow_with_webhooks: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mlflow import MlflowClient
+    from prefect.client.orchestration import get_client
+    from prefect.settings import temporary_settings
+
+    from flows.maintenance import reconcile
+    from flows.server import managed_server
+    from flows.settings import client_settings
+    from flows.webhook import EVENTS
+
+    variables = mlflow_with_webhooks.environment("admin") | weed.environment()
+    for name, value in (variables | {"ADAPTER_FOUNDRY_STORE": f"s3://{weed.bucket()}/team"}).items():
+        monkeypatch.setenv(name, value)
+    registry = Registry.init(home)
+    reference = registry.push(adapter_folder(tmp_path / "adapter"), NAME, evaluation=PASSING).reference
+    registry.approve(reference, "a person", "looks right")
+    registry.promote(reference, "prod")
+    people = MlflowClient(mlflow_with_webhooks.uri)
+    with (
+        managed_server(home) as server,
+        temporary_settings(client_settings(home, server.url)),
+        get_client(sync_client=True) as client,
+    ):
+        flow = client.create_flow(reconcile)
+        client.create_deployment(flow_id=flow, name="reconcile", entrypoint="flows.maintenance.reconcile")
+        with listening(server.url, "reconcile/reconcile") as port:
+            address = f"http://127.0.0.1:{port}/mlflow"
+            people.create_webhook("reconcile", address, [*EVENTS], secret=SECRET)
+            people.set_registered_model_alias(NAME, "canary", "1")
+            run = proceed(client, "created")
+            assert run.state.is_completed()
+            assert run.parameters == {"repair": True}
+            assert set(people.get_registered_model(NAME).aliases) == {"prod"}, "nobody had signed canary"
+            people.delete_registered_model_alias(NAME, "prod")
+            proceed(client, f"deleted-{NAME}@prod")
+            assert set(people.get_registered_model(NAME).aliases) == {"prod"}
+        people.set_registered_model_alias(NAME, "canary", "1")
+        with pytest.raises(DigestMismatch, match="canary"):
+            reconcile()
+        (newest, *_) = sorted(
+            (one for one in client.read_artifacts() if one.key == "reconcile"),
+            key=lambda one: one.created,
+            reverse=True,
+        )
+        assert "alias nobody signed" in newest.data
+    assert not compare(registry, repair=True)[1]
