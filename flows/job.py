@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from registry.manifest import BaseModelRef
 
 #: How many stages a flow announces; a recipe with pictures of one's own has two fewer.
-STAGES = {"dataset": 3, "training": 5, "release": 13, "pipeline": 13}
+STAGES = {"dataset": 3, "training": 5, "release": 13, "pipeline": 13, "reproduce": 7}
 FEWER_OF_FOLDER = 2
 
 _ANY_RECIPE = RecipeChoice()
@@ -50,7 +50,7 @@ def dataset(recipe: RecipeChoice = _ANY_RECIPE, runner: Runner = "threads") -> d
         Explained: a stage refused, with the reason.
     """
     wanted = recipe.load()
-    with _job("dataset", wanted, runner) as job:
+    with running("dataset", wanted, runner) as job:
         made = make_dataset(job, wanted)
         return _summary(job, wanted, "dataset", made.folder, digest=str(made.digest))
 
@@ -68,7 +68,7 @@ def training(recipe: RecipeChoice = _ANY_RECIPE, runner: Runner = "threads") -> 
         Explained: a stage refused, with the reason.
     """
     wanted = recipe.load()
-    with _job("training", wanted, runner) as job:
+    with running("training", wanted, runner) as job:
         trained = make_adapter(job, wanted, base_folder(wanted.base, job.home), make_dataset(job, wanted))
         return _summary(job, wanted, "training", trained.folder, digest=str(trained.digest))
 
@@ -81,7 +81,7 @@ def release(
 
     Args:
         recipe: what to release.
-        approval: ask: the run waits for approvers in this page. again: it asks once more for what was rejected.
+        approval: ask: the run waits for approvers in this page. again: also for what was rejected before.
             later: it ends after the signed push, people use `registry approve` and `registry promote`.
             automatic: nobody looks; for demonstrations only.
         runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
@@ -92,7 +92,7 @@ def release(
         Explained: a stage refused, with the reason.
     """
     wanted = recipe.load()
-    with _job("release", wanted, runner) as job:
+    with running("release", wanted, runner) as job:
         job.reuse_only = True
         base = base_folder(wanted.base, job.home)
         trained = make_adapter(job, wanted, base, make_dataset(job, wanted))
@@ -108,7 +108,7 @@ def pipeline(
 
     Args:
         recipe: what to make.
-        approval: ask: the run waits for approvers in this page. again: it asks once more for what was rejected.
+        approval: ask: the run waits for approvers in this page. again: also for what was rejected before.
             later: it ends after the signed push, people use `registry approve` and `registry promote`.
             automatic: nobody looks; for demonstrations only.
         runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
@@ -118,7 +118,7 @@ def pipeline(
         Explained: a stage refused, with the reason.
     """
     wanted = recipe.load()
-    with _job("pipeline", wanted, runner) as job:
+    with running("pipeline", wanted, runner) as job:
         base = base_folder(wanted.base, job.home)
         trained = make_adapter(job, wanted, base, make_dataset(job, wanted))
         return _released(job, wanted, base, trained, approval)
@@ -138,8 +138,15 @@ def _summary(job: Job, recipe: Recipe, key: str, folder: Path, **about: str) -> 
 
 
 @contextmanager
-def _job(name: str, recipe: Recipe, runner: Runner) -> Iterator[Job]:
-    """Give the job of a flow run; afterwards every task run of it is on record."""
+def running(name: str, recipe: Recipe, runner: Runner, root: Path | None = None) -> Iterator[Job]:
+    """Give the job of a flow run; afterwards every task run of it is on record.
+
+    Args:
+        name: of the flow.
+        recipe: what it does.
+        runner: where parts of stages are done.
+        root: folder of the stages; None is the recipe's own.
+    """
     from prefect.logging import get_run_logger
     from prefect.settings import PREFECT_API_URL
 
@@ -147,7 +154,7 @@ def _job(name: str, recipe: Recipe, runner: Runner) -> Iterator[Job]:
     stages = STAGES[name] - (FEWER_OF_FOLDER if recipe.data.source == "folder" else 0)
     display = Display(stages, log=get_run_logger().info)
     settings = FlowSettings.read(place)
-    job = Job(home=place, root=place / "runs" / recipe.name, display=display)
+    job = Job(home=place, root=root or place / "runs" / recipe.name, display=display)
     try:
         with part_mapper(place, runner, settings, job.runs) as job.mapper:
             yield job
