@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
+from fakes.pipelines import registry, small_recipe
 from servers import chromium, prefect
 
 pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.slow]
@@ -45,18 +43,7 @@ def page(browser: str) -> Iterator[chromium.Page]:
 
 @pytest.fixture(scope="module")
 def recipe(stack: prefect.Stack, repository: Path) -> Path:
-    """The shipped recipe with two expressions, few people and few steps."""
-    value = yaml.safe_load((repository / "trainer/recipes/pixelsmile-portraits.yaml").read_text())
-    value["name"] = "tiny"
-    value["data"] |= {"identities": {"human": 3, "anime": 1}, "validation": {"human": 1, "anime": 1}}
-    value["lora"] |= {"rank": 4, "alpha": 4}
-    value["optimiser"] |= {"steps": 6, "batch_pairs": 2, "warmup_steps": 2}
-    value["conditioning"]["expressions"] = ["fear", "surprised"]
-    value["evaluation"] |= {"identities": {"human": 2, "anime": 1}, "intensities": [0.0, 1.0]}
-    value["evaluation"] |= {"steps": 1, "thresholds": {}}
-    file = stack.home / "tiny.yaml"
-    file.write_text(yaml.safe_dump(value))
-    return file
+    return small_recipe(repository, stack.home / "small.yaml")
 
 
 def picture(page: chromium.Page, name: str, height: int = TALL) -> None:
@@ -100,7 +87,7 @@ def test_a_run_of_the_form_waits_for_approval_in_a_form_and_finishes(
     page.read("Suspended")
     page.click("byText('Artifacts')")
     page.read("contact-sheet")
-    signed = registry(stack, "approve", "pixelsmile:1", "--by", "Kim", "--reason", "looked at all faces")
+    signed = registry(stack.home, "approve", "pixelsmile:1", "--by", "Kim", "--reason", "looked at all faces")
     assert signed.returncode == 0, signed.stderr
 
     page.click("byText('Resume', 'button')")
@@ -111,7 +98,7 @@ def test_a_run_of_the_form_waits_for_approval_in_a_form_and_finishes(
     page.fill(field("Reviewer"), "Kim")
     page.click("byText('Submit', '.p-modal__footer button')")
     assert stack.wait(run, "COMPLETED")["state_name"] == "Completed"
-    assert registry(stack, "show", "pixelsmile@prod").returncode == 0
+    assert registry(stack.home, "show", "pixelsmile@prod").returncode == 0
 
     page.open(f"{stack.page}/runs/flow-run/{run}")
     page.read("Completed")
@@ -129,14 +116,3 @@ def test_a_key_that_recipes_do_not_have_is_explained_in_the_page(
     page.click("byText('Details')")
     page.read("did you mean 'steps'?")
     assert "What to do:" in page.text()
-
-
-def registry(stack: prefect.Stack, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ADAPTER_FOUNDRY_HOME": str(stack.home)}
-    return subprocess.run(
-        [sys.executable, "-m", "registry.cli", *words],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )

@@ -17,7 +17,7 @@ from typing import Any
 from flows.server import FINAL_STATES, ask
 
 STOP_SECONDS = 120.0
-RUN_SECONDS = 240.0
+RUN_SECONDS = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
