@@ -7,7 +7,7 @@ asks for it (see `admission`), for a training on another machine may differ with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
@@ -120,23 +120,21 @@ class Reproduction(_Model):
         same = self.weights == self.rebuilt
         if (self.outcome == "identical") != same:
             raise ValueError("the outcome is identical if and only if the weights are")
-        if self.outcome == "equivalent" and not self.close:
+        if self.outcome == "equivalent" and not close(self.difference, self.metrics):
             raise ValueError("the figures are outside of the tolerances that it names")
         return self
-
-    @property
-    def close(self) -> bool:
-        """Whether the figures lie within the tolerances."""
-        return (
-            self.difference is not None
-            and self.difference.relative is not None
-            and self.difference.relative <= self.difference.tolerance
-            and all(metric.within for metric in self.metrics)
-        )
 
     def predicate(self) -> dict[str, Any]:
         """Return what is signed."""
         return self.model_dump(mode="json")
+
+
+def close(difference: Difference | None, metrics: Sequence[Metric]) -> bool:
+    """Return whether all figures that there are lie within their tolerances, and there are some."""
+    far = difference is not None and (
+        difference.relative is None or difference.relative > difference.tolerance
+    )
+    return not far and (difference is not None or bool(metrics)) and all(row.within for row in metrics)
 
 
 def parse(predicate: Mapping[str, Any]) -> Reproduction:

@@ -204,6 +204,11 @@ def _reproduction(predicate: Mapping[str, Any]) -> Iterator[str]:
         yield f"note      {shown(note, 300)}"
 
 
+def reproduction_lines(predicate: Mapping[str, Any]) -> list[str]:
+    """Return what a reproduction says, a line each."""
+    return list(_reproduction(predicate))
+
+
 def _plain(predicate: Mapping[str, Any]) -> list[str]:
     text = json.dumps(dict(predicate), indent=2, ensure_ascii=True, default=str)
     return [shown(line, 200) for line in text.splitlines()]

@@ -13,6 +13,7 @@ TrainerError                   1   anything else
  ├─ ApiError                   1   a paid API does not take the request: its key, its model or what it asks
  │   └─ ApiUnavailable        20   a paid API did not answer, however often it was asked
  ├─ BudgetSpent                1   a paid API would be asked for more than the recipe allows
+ ├─ NotReproducible            1   what is recorded about an adapter is not enough to make it again here
  └─ Interrupted              143   stopped by a signal, after saving a checkpoint
 
 The number is the exit code of the command line. Each error says what happened (``message``) and what to do
@@ -80,6 +81,10 @@ class ApiUnavailable(ApiError):
 
 class BudgetSpent(TrainerError):
     """The next request to a paid API is more than the recipe allows; it was not sent."""
+
+
+class NotReproducible(TrainerError):
+    """What is recorded about an adapter, or what is on this machine, is not enough to make it again."""
 
 
 class Interrupted(TrainerError):

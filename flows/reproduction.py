@@ -1,0 +1,151 @@
+"""Making a released adapter again from what is signed about it.
+
+Dataset and training are done in a folder of their own, so nothing of the first time is used; the outcome is
+signed by the evaluator. A reproduction that was killed goes on where it stopped, a complete one starts anew.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+
+from flows.dataset import make_dataset
+from flows.job import base_folder, running
+from flows.parameters import Runner
+from flows.stages import Job
+from flows.training import judge, make_adapter
+from registry.client import Registry
+from registry.digest import digest_bytes
+from registry.manifest import canonical_json
+from registry.reproduction import parse as read_outcome
+from registry.settings import home as default_home
+from trainer.errors import BudgetSpent, NotReproducible
+from trainer.evaluation import REPORT_NAME, EvaluationReport
+from trainer.progress import Progress
+from trainer.recipe import Recipe, change
+from trainer.reproduction import Recorded, identical, recorded, take_threads
+from trainer.stage import StageResult, stage_key, write_atomically
+
+OUTCOME_NAME = "outcome.json"
+
+
+@flow(
+    name="reproduce", description="signed statements -> the same dataset and adapter again -> signed outcome"
+)
+def reproduce(
+    reference: str,
+    reuse_dataset: bool = False,
+    pay: bool = False,
+    sign: bool = True,
+    runner: Runner = "threads",
+) -> dict[str, Any]:
+    """Make a released adapter again and compare.
+
+    Args:
+        reference: such as pixelsmile@prod or pixelsmile:3.
+        reuse_dataset: take the dataset that lies on the worker's machine instead of making it again.
+        pay: ask paid APIs for answers that are not recorded on the worker's machine.
+        sign: sign the outcome with the evaluator's key.
+        runner: where parts of stages are done.
+
+    Raises:
+        BadSignature: the recipe is not signed by the publisher.
+        NotReproducible: what is recorded, or what is on this machine, is not enough.
+        Explained: a stage refused, with the reason.
+    """
+    place = default_home()
+    known = recorded(Registry.open(place), reference)
+    root = place / "reproductions" / f"{known.reference.replace(':', '-')}-{known.manifest.digest.hex[:12]}"
+    if (root / OUTCOME_NAME).exists():
+        shutil.rmtree(root)
+    recipe = known.recipe if pay or not known.asks_apis else change(known.recipe, {"running.api.requests": 0})
+    with running("reproduce", recipe, runner, root) as job:
+        trained, reused = _rebuilt(job, known, recipe, reuse_dataset)
+        evaluated = None
+        if not identical(known, trained.folder / "adapter"):
+            evaluated = judge(job, recipe, base_folder(recipe.base, place), trained).folder
+        compared = job.always(
+            compare,
+            home=place,
+            reference=known.reference,
+            trained=trained.folder,
+            evaluated=evaluated,
+            reused=reused,
+            out=root,
+        )
+        if sign:
+            job.always(attest, home=place, reference=known.reference, out=root)
+        outcome = json.loads((root / OUTCOME_NAME).read_bytes())
+        about = {
+            "reference": known.reference,
+            "adapter": str(known.manifest.digest),
+            "signed": str(sign).lower(),
+        }
+        return {**job.summary(**about, digest=str(compared.digest)), "reproduction": outcome}
+
+
+def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[StageResult, bool]:
+    """Return the training's result, and whether the first dataset was taken."""
+    from serving.bases import fingerprint
+
+    base = base_folder(recipe.base, job.home)
+    known.require_base(fingerprint(base))
+    first = job.home / "runs" / recipe.name
+    old, reused = job.root, reuse and first.is_dir()
+    job.root = first if reused else old
+    try:
+        data = make_dataset(job, recipe)
+    except BudgetSpent as error:
+        raise NotReproducible(
+            f"not all answers of the paid APIs that {known.reference} was made with are on this machine: "
+            f"{error.message}",
+            "copy the folder `apis` of the data folder that has them, or pay again with --pay",
+        ) from None
+    finally:
+        job.root = old
+    take_threads(known)
+    return make_adapter(job, recipe, base, data), reused
+
+
+@task(name="compare", description="dataset, weights and figures of both, bit by bit or within tolerances")
+def compare(
+    home: Path, reference: str, trained: Path, evaluated: Path | None, reused: bool, out: Path,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """See `trainer.reproduction.compare`."""
+    from trainer.reproduction import compare as work
+
+    registry = Registry.open(home)
+    report = None
+    if evaluated is not None:
+        report = EvaluationReport.model_validate_json((evaluated / REPORT_NAME).read_bytes())
+    found = work(
+        registry, recorded(registry, reference), trained / "adapter", report=report, dataset_reused=reused
+    )
+    data = canonical_json(found.predicate())
+    write_atomically(out / OUTCOME_NAME, data)
+    progress("compare", 1, 1)
+    facts = {"outcome": found.outcome, "notes": len(found.notes)}
+    if found.difference is not None and found.difference.relative is not None:
+        facts["relative_difference"] = found.difference.relative
+    return _result("compare", out, data, facts)
+
+
+@task(name="attest", description="sign the outcome over the adapter's digest, with the evaluator's key")
+def attest(home: Path, reference: str, out: Path, progress: Progress) -> dict[str, Any]:
+    """See `registry.client.Registry.attest`."""
+    data = (out / OUTCOME_NAME).read_bytes()
+    predicate = read_outcome(json.loads(data)).predicate()
+    signed = Registry.open(home).attest(reference, "reproduction", predicate)
+    progress("attest", 1, 1)
+    return _result("attest", out, data, {"statement": signed.statement, "reused": signed.reused})
+
+
+def _result(stage: str, out: Path, data: bytes, facts: dict[str, Any]) -> dict[str, Any]:
+    digest = digest_bytes(data)
+    key = stage_key(stage, outcome=digest)
+    return StageResult(stage=stage, folder=out, key=key, digest=digest, facts=facts).as_json()
