@@ -55,13 +55,14 @@ class Display:
         self._total, self._number, self._seconds, self._log = total, 0, seconds, log
         self._stage = ""
         self._task: TaskID | None = None
-        self._started = self._shown = 0.0
+        self._shown = 0.0
+        self._first: tuple[str, float, int] | None = None
 
     @contextmanager
     def stage(self, name: str, title: str) -> Iterator[None]:
         """Announce a stage, and take its progress until the block ends."""
         self._number += 1
-        self._stage, self._started, self._shown = name, time.monotonic(), time.monotonic()
+        self._stage, self._shown, self._first = name, time.monotonic(), None
         self.say(f"[{self._number}/{self._total}] {name}: {title}")
         self._task = self._bar.add_task(name, total=None, note="") if self._live else None
         try:
@@ -78,11 +79,15 @@ class Display:
             self._bar.update(self._task, description=label, completed=done, total=total, note=note)
             return
         now = time.monotonic()
+        if self._first is None or self._first[0] != stage:
+            # What came before the first news, such as loading a model, says nothing about the speed.
+            self._first = (stage, now, done)
         if now - self._shown < self._seconds or done >= total:
             return
         self._shown = now
         part = "" if stage == self._stage else f" {stage}"
-        left = eta(now - self._started, done, total)
+        _, begun, before = self._first
+        left = eta(now - begun, done - before, total - before)
         self.say(f"      {self._stage}{part}: {done}/{total}, {left} {note}".rstrip())
 
     def done(self, seconds: float, reused: bool, key_facts: str) -> None:

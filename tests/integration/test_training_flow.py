@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,9 +24,10 @@ import pytest
 import yaml
 
 from flows import heartbeat, limits
+from flows.errors import FlowError
 from flows.local import deploy, set_up
 from flows.server import Server, ask, managed_server
-from flows.settings import FlowSettings, prefect_environment, prefect_home
+from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -273,3 +275,68 @@ def test_nothing_in_the_result_storage_is_a_pickle(site: Site, resumed: dict[str
         assert record["metadata"]["serializer"]["type"] == "json"
         json.loads(record["result"])
         assert b"gAS" not in path.read_bytes(), "how a pickle begins in base64"
+
+
+@pytest.fixture
+def connected(site: Site, resumed: dict[str, Any]) -> Iterator[None]:
+    """This process works with the site's server, on which no training runs any more."""
+    from prefect.settings import temporary_settings
+
+    with temporary_settings(client_settings(site.home, site.server.url)):
+        yield
+        limits.ensure(settings=FlowSettings(gpu_slots=1, api_per_minute=600))
+
+
+def limit(site: Site, name: str) -> dict[str, Any] | None:
+    rows = site.ask("v2/concurrency_limits/filter", {"limit": 50})
+    return next((row for row in rows if row["name"] == name), None)
+
+
+@pytest.mark.usefixtures("connected")
+def test_limits_are_made_once_and_changed_only_by_a_setting(site: Site) -> None:
+    assert set(limits.ensure().values()) == {"there"}
+    assert limits.ensure(settings=FlowSettings(gpu_slots=3))["gpu"] == "changed"
+    assert limits.ensure()["gpu"] == "there", "what nobody says now stays as it was said before"
+    found = limit(site, "gpu")
+    assert found is not None
+    assert (found["limit"], found["slot_decay_per_second"]) == (3, 0.0)
+    assert heartbeat.ensure(silence=SILENCE) == "there"
+    assert heartbeat.ensure(silence=SILENCE + 1) == "changed"
+    assert len(site.ask("automations/filter", {"limit": 50})) == 1
+
+
+@pytest.mark.usefixtures("connected")
+def test_a_limit_that_somebody_removed_is_made_again_and_held(site: Site) -> None:
+    request = urllib.request.Request(f"{site.server.url}/v2/concurrency_limits/gpu", method="DELETE")
+    urllib.request.urlopen(request, timeout=30).close()
+    assert limit(site, "gpu") is None
+    said: list[str] = []
+    with limits.gpus(1, said.append):
+        assert site.slots() == 1
+    assert site.slots() == 0
+    assert said == []
+
+
+@pytest.mark.usefixtures("connected")
+def test_more_gpus_than_there_are_slots_is_explained_at_once() -> None:
+    with pytest.raises(FlowError, match="takes 5 GPUs") as caught, limits.gpus(5, print):
+        pass
+    assert "GPU_SLOTS" in caught.value.mend
+
+
+@pytest.mark.usefixtures("connected")
+def test_requests_to_a_paid_api_keep_to_the_rate_of_all_runs() -> None:
+    from trainer.apis import before_request
+
+    limits.ensure(settings=FlowSettings(api_per_minute=60))
+    assert before_request.get() is None
+    with limits.api_rates():
+        wait_for_turn = before_request.get()
+        assert wait_for_turn is not None
+        begun = time.monotonic()
+        for _ in range(3):
+            wait_for_turn("gemini")
+        assert time.monotonic() - begun >= 1.0, "one may go at once, then one a second"
+        with pytest.raises(FlowError, match="nobody-api"):
+            wait_for_turn("nobody")
+    assert before_request.get() is None

@@ -11,7 +11,8 @@ def test_plain_lines_tell_stage_progress_and_time_to_go() -> None:
     stream = io.StringIO()
     display = Display(2, stream, seconds=0.0)
     with display.stage("train", "LoRA"):
-        display("train", 1, 10, "loss 0.5")
+        display("train", 1, 10)
+        display("train", 2, 10, "loss 0.5")
         display("encode", 2, 4)
         display("train", 10, 10)
     display.done(12.34, False, "steps 10")
@@ -20,10 +21,11 @@ def test_plain_lines_tell_stage_progress_and_time_to_go() -> None:
     display.done(0.01, True, "")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[1/2] train: LoRA"
-    assert lines[1].startswith("      train: 1/10, ")
-    assert lines[1].endswith("to go loss 0.5")
-    assert lines[2].startswith("      train encode: 2/4, ")
-    assert lines[3:] == ["      12.3 s: steps 10", "[2/2] scan: container", "      reused"]
+    assert lines[1] == "      train: 1/10, starting", "what came before the first news is no speed"
+    assert lines[2].startswith("      train: 2/10, ")
+    assert lines[2].endswith("to go loss 0.5")
+    assert lines[3].startswith("      train encode: 2/4, ")
+    assert lines[4:] == ["      12.3 s: steps 10", "[2/2] scan: container", "      reused"]
     assert "\x1b" not in stream.getvalue()
 
 

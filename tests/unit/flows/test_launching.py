@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from flows.errors import FlowError
 from flows.heartbeat import EVERY, SILENCE, automation
 from flows.launching import Listener, command, configuration
 from flows.limits import GPU, wanted
-from flows.settings import FlowSettings
+from flows.settings import FlowSettings, prefect_environment
 from trainer.errors import Interrupted, ProcessLost
 
 
@@ -123,3 +126,18 @@ def test_a_run_that_waits_for_people_is_not_taken_for_a_dead_one() -> None:
     assert trigger["within"] == SILENCE >= 3 * EVERY
     expected = {name.removeprefix("prefect.flow-run.") for name in trigger["expect"]}
     assert {"heartbeat", "Suspended", "Paused", "Completed", "Failed", "Cancelled", "Crashed"} <= expected
+
+
+def test_slots_outlive_the_server_that_granted_them(tmp_path: Path) -> None:
+    """Prefect's own choice keeps leases in the server's memory: after a restart their slots never return."""
+    from importlib import import_module
+
+    name = prefect_environment(tmp_path)["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    storage = import_module(name).ConcurrencyLeaseStorage(tmp_path / "leases")
+
+    async def granted() -> None:
+        await storage.create_lease([uuid4()], timedelta(seconds=60))
+        later = import_module(name).ConcurrencyLeaseStorage(tmp_path / "leases")
+        assert len(await later.read_active_lease_ids()) == 1
+
+    asyncio.run(granted())
