@@ -24,17 +24,17 @@ def scores() -> None:
 
 @scores.command()
 @click.argument("folder", type=_SCORED)
-@click.option("--images", type=_SCORED, help="Folder of the pictures; default: images beside FOLDER.")
+@click.option("--images", type=_SCORED, help="Folder of the pictures, if they were moved.")
 @click.option("-o", "--output", type=_FILE, help="HTML file; default: review.html beside FOLDER.")
 @click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Pictures shown.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def review(folder: Path, images: Path | None, output: Path | None, limit: int, as_json: bool) -> None:
     """Write the review queue of FOLDER, an output of the score stage, as one HTML page."""
     from trainer.data.blobs import Blobs
-    from trainer.scoring.review import page, quarantine, queue
+    from trainer.scoring.review import page, pictures_of, quarantine, queue
 
     target = output or folder.parent / "review.html"
-    text = page(folder, Blobs((images or folder.parent / "images") / "blobs"), limit)
+    text = page(folder, Blobs((images or pictures_of(folder)) / "blobs"), limit)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, "utf-8")
     counts = {"review": len(queue(folder)), "quarantined": len(quarantine(folder))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.portraits.expressions import EXPRESSIONS
 from trainer.scoring.calibration_page import document, picture, section
 from trainer.scoring.decisions import Decision, now
 from trainer.scoring.stage import REVIEW_NAME, SCORES_NAME
+from trainer.stage import STAGE_NAME
 
 _LEFT, _WIDTH, _STEP = 78, 180, 18  # of the bars, in units of their view box
 _SHORT = 12  # hex digits that name a picture on the page and in the command
@@ -151,6 +153,15 @@ def _row(folder: Path, image: str) -> dict[str, Any]:
             "give at least four hex digits of one picture's digest, as the review page shows them",
         )
     return next(iter(found.values()))
+
+
+def pictures_of(folder: Path) -> Path:
+    """Return the folder of the pictures that were scored: where it was then, or ``images`` beside it."""
+    try:
+        recorded = Path(json.loads((folder / STAGE_NAME).read_bytes())["facts"]["pictures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = folder
+    return recorded if (recorded / "blobs").is_dir() else folder.parent / "images"
 
 
 def quarantine(folder: Path) -> list[tuple[str, str]]:

@@ -99,6 +99,7 @@ def score(
         states = table["status"].to_pylist()
         facts = {
             "images": len(pictures),
+            "pictures": str(images.absolute()),
             "scorer": judge.name,
             **{status: states.count(status) for status in ("scored", "review", "quarantined")},
             "decided": len(decided),

@@ -200,6 +200,21 @@ def test_the_page_shows_what_waits(run: Callable[..., list[dict]], tmp_path: Pat
     assert Path(told["page"]).read_text().count("<figure>") == 1
 
 
+def test_the_page_finds_pictures_that_lie_elsewhere(
+    run: Callable[..., list[dict]], tmp_path: Path, tiny_recipe: Recipe
+) -> None:
+    """In a flow the folders of the stages have names with digests."""
+    run()
+    folder = tmp_path / "flow" / "score-0123"
+    score(tiny_recipe, tmp_path / "images", folder, scorer=Unsure())
+    assert CliRunner().invoke(commands, ["review", str(folder)]).exit_code == 0
+    (tmp_path / "images").rename(tmp_path / "moved")
+    lost = CliRunner().invoke(commands, ["review", str(folder)])
+    assert isinstance(lost.exception, DataError)
+    words = ["review", str(folder), "--images", str(tmp_path / "moved")]
+    assert CliRunner().invoke(commands, words).exit_code == 0
+
+
 def test_a_folder_without_a_queue_is_explained(tmp_path: Path) -> None:
     result = CliRunner().invoke(commands, ["review", str(tmp_path)])
     assert isinstance(result.exception, DataError)
