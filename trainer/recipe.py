@@ -161,6 +161,13 @@ def require_data(recipe: Recipe) -> None:
     """
     if recipe.data.path is None:
         return
+    if recipe.data.source == "edited":
+        if not Path(recipe.data.path).is_dir():
+            raise DataError(
+                f"the portraits of {recipe.name} are not there: there is no folder {recipe.data.path}",
+                "put portraits there that you may use, or write another data.path into the recipe",
+            )
+        return
     listing = Path(recipe.data.path) / "pairs.jsonl"
     if not listing.is_file():
         raise DataError(

@@ -54,13 +54,14 @@ def plan(
     assumptions, and are printed.
     """
     import logging
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     # Its remark that a CPU has no fast kernels for 4 bits is beside the point where nothing is computed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
     from trainer import recipe as recipes
     from trainer.plan import bases
+    from trainer.plan.apis import bills
     from trainer.plan.machines import MACHINES
     from trainer.plan.reckoning import reckon
 
@@ -79,14 +80,18 @@ def plan(
         gpus=gpus,
         stored=base_precision,  # type: ignore[arg-type]  # click has checked it
     )
+    people = _portraits(wanted)
+    paid = bills(wanted, people or 1)
     if as_json:
-        click.echo(json.dumps(found.as_json()))
+        apis = [{**asdict(bill), "portraits": people or 1} for bill in paid]
+        click.echo(json.dumps({**found.as_json(), "apis": apis}))
         return
     from rich.console import Console
 
-    from trainer.plan.tables import show
+    from trainer.plan.tables import show, show_bills
 
     show(found, Console())
+    show_bills(paid, people, Console())
 
 
 def _triplets(recipe: Recipe) -> int | None:
@@ -103,14 +108,31 @@ def _triplets(recipe: Recipe) -> int | None:
     from trainer.recipe import require_data
 
     data = recipe.data
-    if data.path is None:
-        return sum(data.identities.values()) * len(pairs_of(recipe)) * len(data.intensities)
+    each = len(pairs_of(recipe)) * len(data.intensities)
+    if data.source == "renderer":
+        return sum(data.identities.values()) * each
+    if data.source == "edited":
+        people = _portraits(recipe)
+        return None if people is None else max(1, round(people * (1 - data.validation_share))) * each
     try:
         require_data(recipe)
     except DataError:
         return None
-    listing = read_listing(Path(data.path), recipe.conditioning.expressions)
+    listing = read_listing(Path(str(data.path)), recipe.conditioning.expressions)
     return sum(pair.split == "train" for _, pair in listing.pairs)
+
+
+def _portraits(recipe: Recipe) -> int | None:
+    """Return how many portraits are edited; None if they are not there yet, or nobody edits any."""
+    from trainer.errors import DataError
+    from trainer.synthesis.people import portraits_of
+
+    if recipe.data.source != "edited":
+        return None
+    try:
+        return len(portraits_of(recipe))
+    except DataError:
+        return None
 
 
 def _shipped(recipe: Recipe) -> Path | None:

@@ -8,8 +8,12 @@ from trainer.plan.machines import GIB, MACHINES
 from trainer.plan.reckoning import STORED, Need, Plan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
+
+    from trainer.plan.apis import Bill
 
 _TERA = 1e12
 _TOLD_OF, _TOLD_RANK = "Qwen/Qwen-Image-Edit-2511", 64
@@ -32,6 +36,20 @@ def show(plan: Plan, console: Console) -> None:
         if one is not None:
             console.print(one)
     console.print(_time(plan), soft_wrap=True, highlight=False)
+
+
+def show_bills(bills: Sequence[Bill], portraits: int | None, console: Console) -> None:
+    """Print what paid APIs take, for one portrait where nobody knows how many there will be."""
+    if not bills:
+        return
+    table = _table("Paid APIs", "model", "work", "requests", "US dollars at most")
+    for bill in bills:
+        price = "nobody knows" if bill.usd is None else f"{bill.usd:,.2f}"
+        table.add_row(bill.model, bill.work, f"{bill.requests:,}", price)
+    counted = "one portrait; they are not there yet" if portraits is None else f"{portraits:,} portraits"
+    table.caption = f"List prices, {counted}; retries come on top, answers that are there are free."
+    table.caption_justify = "left"
+    console.print(table)
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from registry.digest import digest_bytes
@@ -22,6 +24,8 @@ from trainer import recipe as recipes
 from trainer.cli import main
 from trainer.errors import BaseModelError
 from trainer.plan import bases, memory
+from trainer.plan.apis import bills
+from trainer.plan.command import plan
 from trainer.plan.count import flop_counter
 from trainer.plan.machines import GIB, MACHINES
 from trainer.plan.memory import BaseBytes, Placement
@@ -79,7 +83,7 @@ def planned(folders: Callable[[str], Path]) -> Callable[[Recipe], Plan]:
     made: dict[Any, Plan] = {}
 
     def plan(recipe: Recipe) -> Plan:
-        key = (recipe.digest, recipe.running)
+        key = recipe.model_dump_json()
         if key not in made:
             made[key] = reckon(recipe, bases.load(recipe, folders(recipe.base.family)))
         return made[key]
@@ -493,3 +497,33 @@ def test_blocks_that_are_alike_are_counted_once_and_the_sum_is_that_of_all(folde
     qwen = recipe_of("qwen-image-edit")
     tree = bases.load(qwen, folders("qwen-image-edit")).build("transformer", torch.float32)
     assert passes.alike(qwen, tree) == {("transformer_blocks", 0): 5, ("transformer_blocks", 5): 1}
+
+
+def test_paid_apis_are_counted_before_anybody_pays() -> None:
+    recipe = recipes.load("pixelsmile")
+    edits, scores = bills(recipe, 10)
+    faces = len(recipe.conditioning.expressions) * len(recipe.data.intensities)
+    assert edits.requests == 10 * faces
+    assert scores.requests == 10 * (faces + 1) * recipe.scoring.samples
+    one_edit, one_score = bills(recipe, 1)
+    assert edits.usd == pytest.approx(10 * (one_edit.usd or 0))
+    assert scores.usd == pytest.approx(10 * (one_score.usd or 0))
+    assert edits.usd is not None
+    assert edits.usd > 0.134 * edits.requests, "the pictures alone take that"
+    elsewhere = recipes.change(recipe, {"synthesis.endpoint": "https://models.example"})
+    assert bills(elsewhere, 1)[0].usd is None, "a list price holds at the vendor's own address"
+    priced = recipes.change(elsewhere, {"running.api": {"prices": {"gemini-3-pro-image": {"image": 1.0}}}})
+    assert bills(priced, 1)[0].usd == faces
+    assert bills(recipes.load("pixelsmile-portraits"), 1) == []
+
+
+def test_the_plan_counts_the_portraits_that_are_there(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (64, 64), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    (tmp_path / "license.txt").write_text("CC0-1.0\n")
+    there = recipes.change(recipes.load("pixelsmile"), {"data.path": str(tmp_path)})
+    file = tmp_path / "there.yaml"
+    file.write_text(json.dumps(there.model_dump(mode="json", exclude_unset=True)))
+    told = json.loads(CliRunner().invoke(plan, [str(file), "--json"], catch_exceptions=False).stdout)
+    assert {bill["portraits"] for bill in told["apis"]} == {4}
+    assert told["steps"] is not None
