@@ -8,16 +8,20 @@ browser of its own accord asks its vendor for many things that are none of the p
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+import psutil
 
 _STRACE = (
     *("strace", "-f", "--seccomp-bpf", "-qq", "-yy", "-Y", "-x", "-s", "512", "-e", "signal=none"),
@@ -34,6 +38,7 @@ _ADDRESSES = (
 _BYTES = re.compile(r'"((?:\\x[0-9a-f]{2})+)"')
 #: systemd's resolver is asked through a socket of the file system.
 _RESOLVERS = re.compile(r'sun_path="(/run/systemd/resolve/[^"]+)"')
+_MARK = "TESTS_WATCHED_BY"
 _NSCD = Path("/var/run/nscd/socket")
 _DNS = 53
 _DNS_HEADER = 12
@@ -78,6 +83,40 @@ class Watch:
     def command(self, words: Sequence[str]) -> list[str]:
         """The command that runs ``words`` under watch; its exit status is theirs."""
         return [*_STRACE, "-o", str(self.log), *words]
+
+    @contextmanager
+    def running(
+        self, words: Sequence[str], environment: Mapping[str, str], folder: Path, output: Path
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs ``words`` under watch; whatever of it still lives when the block ends is killed.
+
+        Args:
+            words: the command.
+            environment: its variables.
+            folder: its working folder.
+            output: file for what it and its children write.
+        """
+        marked = {**environment, _MARK: str(self.log)}
+        with output.open("wb") as stream:
+            process = subprocess.Popen(
+                self.command(words), env=marked, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                cwd=folder,
+            )  # fmt: skip
+        try:
+            yield process
+        finally:
+            # Also those that left the family, as daemons do: the mark is inherited.
+            for one in (*psutil.Process(process.pid).children(recursive=True), *self._marked()):
+                with contextlib.suppress(psutil.Error):
+                    one.kill()
+            process.kill()
+            process.wait()
+
+    def _marked(self) -> Iterator[psutil.Process]:
+        for one in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if one.environ().get(_MARK) == str(self.log):
+                    yield one
 
     def programs(self) -> set[str]:
         """Names of the processes that sent anything anywhere, this machine included."""
