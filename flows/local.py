@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -89,8 +88,8 @@ def stack(home: Path, settings: FlowSettings, port: int | None = None, limit: in
         "use that one, stop it first, or set ADAPTER_FOUNDRY_HOME to another folder",
     )
     with exclusive(prefect_home(home) / "local.lock", busy), managed_server(home, settings, port) as server:
-        if port is not None and server.page.rpartition(":")[2] != str(port):
-            click.echo(f"A run on this data folder started the server: it stays at {server.page}.", err=True)
+        if server.reused:
+            click.echo(f"The server is there already: {server.page}", err=True)
         set_up(server, home, settings)
         names = deploy(server, home)
         with _working(server, home, settings, limit) as worker:
@@ -246,14 +245,15 @@ def _end(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_LOG_LINES:])
 
 
-def watch(running: Stack, stop: threading.Event) -> None:
-    """Return when ``stop`` is set.
+def watch(running: Stack) -> None:
+    """Look after the worker and the server until somebody interrupts.
 
     Raises:
         ServerError: the worker or the server is gone.
     """
     heard = time.monotonic()
-    while not stop.wait(_WATCH_SECONDS):
+    while True:
+        time.sleep(_WATCH_SECONDS)
         if running.worker.poll() is not None:
             raise ServerError(
                 f"the worker ended by itself (status {running.worker.returncode})",
@@ -282,18 +282,25 @@ def watch(running: Stack, stop: threading.Event) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print addresses as one JSON object when all is ready.")
 def main(port: int, limit: int, as_json: bool) -> None:
     """Run Prefect on this machine: its page, the deployments, and a worker. Ctrl-C ends all of it."""
-    stop, home = threading.Event(), default_home()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, _interrupt)
+    home = default_home()
     settings = FlowSettings.read(home)
     click.echo(f"Prefect starts in {prefect_home(home)} …", err=True)
-    with stack(home, settings, port or None, limit) as running:
+    with suppress(KeyboardInterrupt), stack(home, settings, port or None, limit) as running:
         if as_json:
             click.echo(json.dumps(running.as_json(), sort_keys=True))
         else:
             click.echo(_WELCOME.format(page=running.server.page, names=", ".join(running.deployments)))
-        watch(running, stop)
-        click.echo("Stopping: runs in progress end first …", err=True)
+        watch(running)
+
+
+def _interrupt(*_: object) -> None:
+    # Once: who is impatient shall not leave processes behind.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.write(2, b"Stopping: runs in progress end first ...\n")
+    raise KeyboardInterrupt
 
 
 _WELCOME = """\

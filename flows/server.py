@@ -8,6 +8,7 @@ that a killed run left behind is found and used again.
 
 from __future__ import annotations
 
+import base64
 import fcntl
 import json
 import os
@@ -142,11 +143,21 @@ def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) 
         ValueError: the answer is no JSON.
     """
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310
+    headers = {"Content-Type": "application/json", **_authorization(os.environ)}
+    request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310
     # A proxy of the environment must not stand between this process and its own machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=timeout) as answer:
         return json.loads(answer.read())
+
+
+def _authorization(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what Prefect's own client would send."""
+    if key := variables.get("PREFECT_API_KEY"):
+        return {"Authorization": f"Bearer {key}"}
+    if words := variables.get("PREFECT_API_AUTH_STRING"):
+        return {"Authorization": f"Basic {base64.b64encode(words.encode()).decode()}"}
+    return {}
 
 
 @contextmanager
@@ -255,17 +266,24 @@ def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
             cwd=folder,
         )
     (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
-    end = time.monotonic() + settings.server_timeout
+    try:
+        _wait(process, url, log, settings.server_timeout)
+    except BaseException:  # also Ctrl-C: nobody else knows of it yet
+        _stop(folder)
+        raise
+    return Server(url=url, pid=process.pid, reused=False)
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:
+    end = time.monotonic() + timeout
     while not healthy(url):
         if process.poll() is not None or time.monotonic() > end:
-            _stop(folder)
             last = "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
             raise ServerError(
                 f"the local Prefect server did not start; the end of {log}:\n{last}",
                 "correct what the log says, or raise ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT on a slow machine",
             )
         time.sleep(0.1)
-    return Server(url=url, pid=process.pid, reused=False)
 
 
 def _require_free(port: int) -> None:
