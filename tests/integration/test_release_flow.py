@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fakes.registries import NAME, copy_registry
 from registry import approving
 from registry.client import Registry
-from registry.digest import Digest
 from registry.reference import Reference
 from registry.signing import keys
 from registry.signing.signers import KeyRing, pem_of
@@ -215,19 +216,35 @@ def test_a_worker_without_an_approvers_key_waits_until_somebody_has_promoted(
     assert meant(registry) == f"{NAME}:2"
 
 
-def test_a_promotion_is_an_event(runs: Any, registry: Registry) -> None:
+def test_a_promotion_starts_the_deployment_that_verifies_it(runs: Any, registry: Registry) -> None:
+    """The trigger is the one that ships."""
+    from prefect.events.schemas.deployment_triggers import DeploymentTriggerTypes
+    from prefect.flow_engine import run_flow
+    from pydantic import TypeAdapter
+
+    from flows.maintenance import verify_promoted
+
+    shipped = yaml.safe_load((resources.files("flows") / "prefect.yaml").read_text())["deployments"]
+    (entry,) = [one for one in shipped if one["name"] == "verify-promoted"]
+    trigger: Any = TypeAdapter(DeploymentTriggerTypes).validate_python(entry["triggers"][0])
+    flow = runs.client.create_flow(verify_promoted)
+    deployment = runs.client.create_deployment(
+        flow_id=flow, name=entry["name"], entrypoint=entry["entrypoint"]
+    )
+    trigger.set_deployment_id(deployment)
+    runs.client.create_automation(trigger.as_automation())
     run = runs.start()
     registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
     run.resume(**YES)
-    digest = Digest(str(registry.show(f"{NAME}:2").listed.digest))
-    end = time.monotonic() + 30
-    found: list[dict[str, Any]] = []
+    digest = str(registry.show(f"{NAME}:2").listed.digest)
+    end = time.monotonic() + 60
+    found: Any = []
     while not found and time.monotonic() < end:
-        answer = runs.client._client.post(
-            "/events/filter", json={"filter": {"event": {"name": ["adapter.promoted"]}}}
-        ).json()
-        found = [one["payload"] for one in answer["events"] if one["payload"]["digest"] == str(digest)]
+        found = [one for one in runs.client.read_flow_runs() if one.deployment_id == deployment]
         time.sleep(0.3)
-    assert found[0] | {"digest": str(digest)} == {
-        "reference": f"{NAME}@prod", "version": 2, "previous": 1, "alias": "prod", "digest": str(digest),
-    }  # fmt: skip
+    assert found[0].parameters == {"reference": f"{NAME}@prod", "digest": digest}
+    run_flow(verify_promoted, flow_run=found[0], return_type="state")
+    assert runs.client.read_flow_run(found[0].id).state.is_completed()
+    assert (registry.place.cache / "sha256" / digest.removeprefix("sha256:")).is_dir(), (
+        "it is there to be used"
+    )

@@ -1,0 +1,133 @@
+"""Maintenance without Prefect: what a clean-up takes and leaves, and trust that is renewed in time."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes.registries import NAME, copy_registry, resign
+from flows.garbage import collect
+from registry.client import Registry
+from registry.digest import Digest
+from registry.errors import DigestMismatch, NotFound
+
+DAY = 86_400
+STAGE = "runs/pixelsmile/train-0123456789abcdef"
+
+
+@pytest.fixture
+def registry(home: Path) -> Registry:
+    return copy_registry(home)
+
+
+def old(path: Path, days: float = 40) -> Path:
+    """A file that nobody has touched for so long, in folders that nobody has touched either."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x" * 100)
+    then = time.time() - days * DAY
+    for one in (path, path.parent):
+        os.utime(one, (then, then))
+    return path
+
+
+def ends_in(**time: float) -> Callable[[Any], None]:
+    """A change for `resign`: the metadata ends so soon."""
+
+    def change(signed: Any) -> None:
+        signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(**time)
+
+    return change
+
+
+def clean(
+    *, dry_run: bool = False, run_folders: int | None = None, paid_answers: int | None = None
+) -> list[str]:
+    rows = collect(
+        store=True,
+        adapters=True,
+        grace=timedelta(hours=1),
+        run_folders=None if run_folders is None else timedelta(days=run_folders),
+        paid_answers=None if paid_answers is None else timedelta(days=paid_answers),
+        dry_run=dry_run,
+    )
+    return [row["name"] for row in rows]
+
+
+def test_what_is_work_or_money_stays_unless_somebody_asks(registry: Registry, home: Path) -> None:
+    picture = old(home / STAGE / "blob.png")
+    answer = old(home / "apis" / "answers" / "aa" / "answer.json")
+    assert clean() == []
+    assert clean(run_folders=30, paid_answers=30, dry_run=True) == [STAGE, "apis/answers/aa/answer.json"]
+    assert picture.exists()
+    assert answer.exists()
+    assert clean(run_folders=30) == [STAGE]
+    assert not picture.exists()
+    assert answer.exists()
+    assert clean(paid_answers=30) == ["apis/answers/aa/answer.json"]
+    assert not answer.exists()
+
+
+def test_what_somebody_uses_or_looks_at_stays(registry: Registry, home: Path) -> None:
+    old(home / STAGE / "blob.png")
+    (home / STAGE / "new.png").write_bytes(b"x")
+    kept = [old(home / "runs/pixelsmile/latest/run.json"), old(home / "runs/pixelsmile/notes-of-mine/a.txt")]
+    outside = old(home.parent / "elsewhere" / "a.txt")
+    (home / "runs" / "pixelsmile" / "train-ffffffffffffffff").symlink_to(outside.parent)
+    assert clean(run_folders=30, paid_answers=30) == []
+    assert all(path.exists() for path in (*kept, outside))
+
+
+def test_an_object_that_nothing_signed_names_goes_after_its_time(registry: Registry, home: Path) -> None:
+    objects = home / "registry" / "objects"
+    left = old(objects / "blobs" / "blake3" / ("0" * 64))
+    young = objects / "blobs" / "blake3" / ("1" * 64)
+    young.write_bytes(b"x")
+    assert clean() == [f"blobs/blake3/{'0' * 64}"]
+    assert young.exists()
+    assert not left.exists()
+    assert registry.verify(f"{NAME}@prod").reference == f"{NAME}:1"
+
+
+def test_trust_is_renewed_long_before_it_ends(registry: Registry, home: Path) -> None:
+    from flows.maintenance import _renew
+
+    before = registry.authority.state().version("timestamp")
+    rows = {row["metadata"]: row for row in _renew()}
+    assert registry.authority.client.refresh().version("timestamp") == before, "it was young"
+    assert rows["timestamp"]["by"] == "online"
+    assert rows["root"]["left_hours"] > 24 * 300
+
+    resign(home, {"timestamp": ends_in(hours=13)})
+    assert {row["metadata"]: row for row in _renew()}["timestamp"]["left_hours"] > 20
+
+
+def test_names_that_end_soon_are_renewed_with_the_keys_that_are_here(registry: Registry, home: Path) -> None:
+    from flows.maintenance import _renew
+
+    resign(home, {"targets": ends_in(hours=100)})
+    rows = {row["metadata"]: row for row in _renew()}
+    assert rows["targets"]["left_hours"] > 24 * 80
+    assert [row.reference for row in registry.list() if row.aliases] == [f"{NAME}:1"]
+
+
+def test_what_was_promoted_is_verified_and_fetched(registry: Registry, home: Path) -> None:
+    from flows.maintenance import _verify
+
+    told = _verify(f"{NAME}@prod")
+    assert told["version"] == f"{NAME}:1"
+    assert (home / "cache" / "sha256" / Digest(told["digest"]).hex).is_dir()
+    with pytest.raises(NotFound):
+        _verify(f"{NAME}@canary")
+    (weights,) = (home / "registry" / "objects").glob("models/*/adapter_weights/*")
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.unlink()
+    weights.write_bytes(bytes(data))
+    with pytest.raises(DigestMismatch):
+        _verify(f"{NAME}@prod")
