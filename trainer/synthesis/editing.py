@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMAT = 1
-MAX_UPLOAD = 18 << 20
-"""Bytes of a portrait; both vendors take requests of 20 MB and more."""
-
 EXPECTED: Mapping[str, Usage] = {
     "gemini": Usage(input_tokens=3000, output_tokens=3000, images=1),
     "openai": Usage(input_tokens=7000, output_tokens=6300, images=1),
@@ -121,7 +118,7 @@ class EditingApi:
         found, problems = list[PortraitRequest](), list[str]()
         for number, one in enumerate(self._portraits, 1):
             try:
-                pixels = self._looked_at(one)
+                pixels = pixels_digest(open_portrait(self._folder, one.place, one.digest))
             except DataError as error:
                 problems.append(error.message)
                 continue
@@ -153,7 +150,7 @@ class EditingApi:
 
     def make(self, request: PortraitRequest) -> Made:
         """See `Generator`."""
-        upload = self._upload(request.portrait or "", request.pixels)
+        upload = _upload(self._folder, request.portrait or "", request.pixels)
         if request.expression is None:
             return Made(
                 data=upload.png,
@@ -220,17 +217,6 @@ class EditingApi:
             if self._vendor is None:
                 self._vendor = vendor_of(self._recipe)
             return self._vendor
-
-    def _looked_at(self, one: Portrait) -> Digest:
-        """Return the digest of a portrait's pixels, if it can be sent."""
-        picture = open_portrait(self._folder, one.place, one.digest)
-        # Never more bytes than this: three a pixel and a little for the rows.
-        if picture.width * picture.height * 3 > MAX_UPLOAD and len(_png(picture)) > MAX_UPLOAD:
-            raise DataError(f"{one.place!r} is larger than {MAX_UPLOAD} bytes as a PNG", "send a smaller one")
-        return pixels_digest(picture)
-
-    def _upload(self, place: str, pixels: Digest | None) -> _Upload:
-        return _upload(self._folder, place, pixels)
 
 
 @functools.lru_cache(maxsize=8)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 LICENSE_NAME = "license.txt"
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 LONGEST_SIDE = 2048
-"""Pixels; larger portraits are scaled down before they are sent and kept: APIs do the same."""
+"""Pixels; larger portraits are scaled down before they are sent and kept. APIs do the same, and take 20 MB at
+most in a request: more than such a PNG has in base64."""
 
 _LONGEST_LICENSE = 4096
 _SHOWN = 20
@@ -142,8 +143,13 @@ def all_of(licenses: Iterable[str]) -> str:
     return " AND ".join(f"({text})" if len(texts) > 1 and " " in text else text for text in texts)
 
 
-@lru_cache(maxsize=2)
 def _dataset(folder: Path) -> Dataset:
+    return _opened(folder, digest_bytes((folder / "manifest.json").read_bytes()))
+
+
+@lru_cache(maxsize=2)
+def _opened(folder: Path, version: Digest) -> Dataset:
+    """Return a dataset; all its files are read, so once for each of its versions."""
     from trainer.data import Dataset
 
     return Dataset.open(folder)

@@ -64,6 +64,8 @@ def synthesise(
     if done := finished(out, key):
         return done
     requests = source.plan()
+    # What waits for others is slow: in smaller parts one sees how far it is.
+    size = recipe.running.batch if source.parallel == 1 else min(recipe.running.batch, 8 * source.parallel)
     told = recipe.model_dump(mode="json", exclude_unset=True)  # some rules ask whether a field was given
     parts = [
         {
@@ -72,19 +74,19 @@ def synthesise(
             "begin": begin,
             "requests": [asdict(request) for request in requests[begin:end]],
         }
-        for begin, end in portions(len(requests), recipe.running.batch)
+        for begin, end in portions(len(requests), size)
     ]
     if mapper is None:
         many = recipe.synthesis is None and len(requests) >= _WORTH_PROCESSES
         mapper = processes(min(4, os.cpu_count() or 1)) if many else here
-    cut = stage_key("synthesise parts", key=key, batch=recipe.running.batch)  # other pieces are other parts
+    cut = stage_key("synthesise parts", key=key, size=size)  # other pieces are other parts
     try:
         folder, answers = in_parts("synthesise", out, cut, make_part, parts, mapper, progress)
     except BudgetSpent as error:
         raise _with_the_rest(error, source, requests) from None
     with new_folder(out) as new:
         digest = _put_together(folder, [answer["rows"] for answer in answers], new)
-        facts = _facts(recipe, source, requests, answers, place)
+        facts = _facts(source, requests, answers)
         result = StageResult(stage="synthesise", folder=out, key=key, digest=digest, facts=facts)
         write_result(new, result)
     forget(out, cut)
@@ -170,11 +172,7 @@ def _put_together(parts: Path, names: Sequence[str], new: Path) -> Digest:
 
 
 def _facts(
-    recipe: Recipe,
-    source: Generator,
-    requests: Sequence[PortraitRequest],
-    answers: Sequence[Mapping[str, Any]],
-    data_folder: Path,
+    source: Generator, requests: Sequence[PortraitRequest], answers: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     refused = sum(answer["refused"] for answer in answers)
     facts: dict[str, Any] = {
