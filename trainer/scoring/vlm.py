@@ -21,7 +21,7 @@ from trainer.apis import Reply, Request, Usage
 from trainer.apis.parallel import in_threads
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.scoring.agreement import combine
-from trainer.scoring.answer import BadAnswer, Sample, parse, schema
+from trainer.scoring.answer import MAX_CHARACTERS, BadAnswer, Sample, parse, schema
 from trainer.scoring.rubric import rubric
 from trainer.scoring.scorer import Picture, Scored, quarantined
 
@@ -78,14 +78,14 @@ def reply(text: str | None, *, cut: bool, usage: Usage, refused: str | None = No
     """Return what a model said as the reply that is kept.
 
     Args:
-        text: of the answer; None if there is none.
+        text: of the answer; None if there is none. No more is kept than shows that it is too long.
         cut: it ended at `MAX_TOKENS`.
         usage: tokens.
         refused: why the model does not answer.
     """
-    body = b"" if refused is not None else json.dumps({"text": text or "", "cut": cut}).encode()
+    said = {"text": (text or "")[: MAX_CHARACTERS + 1], "cut": cut}
     return Reply(
-        body=body,
+        body=b"" if refused is not None else json.dumps(said).encode(),
         media_type="application/json",
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,

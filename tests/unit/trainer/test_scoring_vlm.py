@@ -186,6 +186,17 @@ def test_what_the_network_does_is_repeated(asking: Asking, tmp_path: Path, provi
     assert len(vendor.log) == len(statuses(tmp_path))
 
 
+def test_an_endless_answer_is_not_kept(asking: Asking, tmp_path: Path) -> None:
+    images_folder(tmp_path / "images", 1)
+    with vlm(Vendor(), lambda pixels, seed: {**answer({}), "x" * 3_000_000: 0.0}) as vendor:
+        score(asking(vendor, "openai"), tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
+    assert rows(tmp_path / "scored")[0]["status"] == "quarantined"
+    assert len(vendor.log) == 3
+    kept = [path for path in (tmp_path / "apis" / "answers").rglob("*") if path.is_file()]
+    assert len(kept) == 3
+    assert all(path.stat().st_size < 10_000 for path in kept)
+
+
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_slow_vendor_is_given_up_and_asked_again(asking: Asking, tmp_path: Path, provider: str) -> None:
     pictures = images_folder(tmp_path / "images", 1)
