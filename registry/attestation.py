@@ -231,7 +231,7 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
             },
             "internalParameters": {
                 "codeVersion": lineage.code_version,
-                **({} if made is None else {"code": str(made.code), "machine": _machine(made)}),
+                **({} if made is None else {"codeDigest": str(made.code), "machine": _machine(made)}),
             },
             "resolvedDependencies": [
                 {"name": "dataset", "digest": {"sha256": lineage.dataset.hex}},

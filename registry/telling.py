@@ -54,7 +54,7 @@ def _training(predicate: Mapping[str, Any]) -> Iterator[str]:
     if "invocationId" in run.get("metadata", {}):
         yield f"run       {shown(run['metadata']['invocationId'])}"
     for name, value in given.items():
-        label = "code" if name == "codeVersion" else shown(name, 40)
+        label = {"codeVersion": "code", "codeDigest": "sources"}.get(name, shown(name, 40))
         yield f"{label:9} {shown(value)}"
     if document is not None:
         yield f"recorded  the whole recipe, {len(document)} characters; --json shows it"

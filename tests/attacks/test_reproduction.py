@@ -1,18 +1,23 @@
-"""Attacks on reproduction statements: other weights, other keys, outcomes that their figures deny."""
+"""Attacks on reproductions: a forged recipe, other weights, other keys, outcomes that their figures deny."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fakes.registries import copy_registry
 from fakes.trust import publish, reproduction, signed
+from registry import attestation
 from registry import reproduction as reading
 from registry.attestation import DEMANDED, Kind, statement
 from registry.digest import digest_bytes
 from registry.errors import BadSignature, InvalidDocument, PolicyRefused, RegistryError, UsageError
 from registry.manifest import AdapterManifest
+from registry.storage import shelf
+from trainer.reproduction import recorded
 
 WANTED: tuple[Kind, ...] = (*DEMANDED, "reproduction")
 OTHER = digest_bytes(b"other")
@@ -84,3 +89,23 @@ def test_what_contradicts_itself_is_not_signed(manifest: AdapterManifest) -> Non
         reading.parse(wrong)
     with pytest.raises(UsageError):
         statement("reproduction", "pixelsmile:3", manifest.digest, wrong)
+
+
+def test_a_forged_recipe_is_not_rebuilt(home: Path) -> None:
+    """A stranger signed a training statement beside the honest one, about a recipe that he likes better."""
+    registry = copy_registry(home)
+    manifest = registry.show("pixelsmile:1").manifest
+    honest = attestation.training_predicate(manifest, builder="https://example.org")
+    forged = signed("training", "pixelsmile:1", manifest.digest, honest, ["stranger"])
+    shelf.put_statement(registry.store, manifest.digest, "training", forged)
+    with pytest.raises(BadSignature, match="not believed"):
+        recorded(registry, "pixelsmile:1")
+
+
+def test_an_outcome_about_other_weights_is_not_signed(home: Path) -> None:
+    registry = copy_registry(home)
+    manifest = registry.show("pixelsmile:1").manifest
+    other = reproduction(manifest) | {"weights": {"sha256": OTHER.hex}, "rebuilt": {"sha256": OTHER.hex}}
+    with pytest.raises(UsageError, match="about the weights"):
+        registry.attest("pixelsmile:1", "reproduction", other)
+    assert registry.attest("pixelsmile:1", "reproduction", reproduction(manifest)).kind == "reproduction"

@@ -1,0 +1,132 @@
+"""What is recorded about an adapter, and how alike another one is: read from a real registry, no training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load, save
+
+from fakes.registries import adapter_files
+from registry.client import Registry
+from registry.digest import digest_bytes
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from trainer.errors import NotReproducible, RecipeError
+from trainer.evaluation.report import EvaluationReport, Value, build_metrics
+from trainer.provenance import heard, provenance, said
+from trainer.recipe import Recipe, change
+from trainer.recipe import load as load_recipe
+from trainer.reproduction import TOLERANCE, compare, identical, recorded
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return load_recipe("pixelsmile-portraits")
+
+
+def folder(place: Path, recipe: Recipe | None, **lineage: Any) -> Path:
+    """A clean adapter whose card records a recipe."""
+    files = adapter_files(0)
+    card = json.loads(files[CARD_NAME])
+    if recipe is not None:
+        made = provenance(recipe).model_dump(mode="json")
+        card["training"] |= {"recipe": str(recipe.digest), "provenance": made}
+    card["training"] |= lineage
+    place.mkdir()
+    (place / CARD_NAME).write_bytes(AdapterCard.parse(json.dumps(card).encode()).canonical_bytes())
+    (place / WEIGHTS_NAME).write_bytes(files[WEIGHTS_NAME])
+    return place
+
+
+def stronger(place: Path, factor: float) -> Path:
+    """The same folder with every update multiplied."""
+    data = (place / WEIGHTS_NAME).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    tags = json.loads(data[8 : 8 + length])["__metadata__"]
+    tensors = {
+        name: (value.float() * factor).to(value.dtype) if "lora_B" in name else value
+        for name, value in load(data).items()
+    }
+    (place / WEIGHTS_NAME).write_bytes(save(tensors, metadata=tags))
+    return place
+
+
+def metrics(top1: float) -> Any:
+    value = Value(value=top1, low=top1 - 0.05, high=top1 + 0.05, n=16, samples=192)
+    return build_metrics({"top1_accuracy": value}, {}, {})
+
+
+def evaluation(top1: float) -> Mapping[str, Any]:
+    return {"verdict": "pass", "metrics": [row.model_dump(mode="json") for row in metrics(top1)]}
+
+
+@pytest.fixture
+def registry(home: Path, tmp_path: Path, recipe: Recipe) -> Registry:
+    found = Registry.init(home)
+    found.push(folder(tmp_path / "released", recipe), "pixelsmile", evaluation=evaluation(0.9))
+    return found
+
+
+def test_the_recorded_recipe_is_the_recipe(registry: Registry, recipe: Recipe) -> None:
+    known = recorded(registry, "pixelsmile:1")
+    assert known.recipe == recipe
+    assert known.recipe.model_fields_set == recipe.model_fields_set
+    assert known.metrics == {"top1_accuracy": (0.9, pytest.approx(0.85), pytest.approx(0.95))}
+    assert not known.asks_apis
+    known.require_base(digest_bytes(b"any"))  # this card names no digest of the base
+
+
+def test_an_adapter_from_before_says_so(home: Path, tmp_path: Path) -> None:
+    registry = Registry.init(home)
+    registry.push(folder(tmp_path / "old", None), "pixelsmile")
+    with pytest.raises(NotReproducible, match="no signed recipe"):
+        recorded(registry, "pixelsmile:1")
+
+
+def test_a_recipe_with_other_defaults_is_another_recipe(recipe: Recipe) -> None:
+    with pytest.raises(RecipeError, match="the adapter was made from"):
+        heard(said(change(recipe, {"seed": 8})), recipe.digest)
+    with pytest.raises(RecipeError, match="none for this version"):
+        heard('{"name": "x"}', recipe.digest)
+
+
+def test_the_same_bytes_are_identical(registry: Registry, recipe: Recipe, tmp_path: Path) -> None:
+    known, again = recorded(registry, "pixelsmile:1"), folder(tmp_path / "again", recipe)
+    assert identical(known, again)
+    found = compare(registry, known, again)
+    assert (found.outcome, found.difference, found.notes) == ("identical", None, ())
+
+
+@pytest.mark.parametrize(
+    ("factor", "top1", "outcome"),
+    [(1.05, 0.91, "equivalent"), (1.05, 0.7, "different"), (1.5, 0.9, "different"), (0.0, 0.9, "different")],
+)
+def test_other_bytes_are_judged_by_distance_and_figures(
+    registry: Registry, recipe: Recipe, tmp_path: Path, factor: float, top1: float, outcome: str
+) -> None:
+    known = recorded(registry, "pixelsmile:1")
+    again = stronger(folder(tmp_path / "again", recipe), factor)
+    report = EvaluationReport.model_construct(metrics=metrics(top1))
+    assert not identical(known, again)
+    found = compare(registry, known, again, report=report)
+    assert found.outcome == outcome
+    assert found.difference is not None
+    assert found.difference.relative == pytest.approx(abs(factor - 1), rel=0.02)
+    assert found.difference.tolerance == TOLERANCE
+    (row,) = found.metrics
+    assert (row.released, row.rebuilt, row.within) == (0.9, top1, abs(top1 - 0.9) < 0.05)
+
+
+def test_what_differs_around_the_weights_is_noted(registry: Registry, recipe: Recipe, tmp_path: Path) -> None:
+    known = recorded(registry, "pixelsmile:1")
+    again = folder(tmp_path / "again", recipe, dataset=str(digest_bytes(b"other")))
+    card = json.loads((again / CARD_NAME).read_bytes())
+    card["training"]["provenance"]["machine"]["threads"] += 1
+    card["training"]["provenance"]["code"] = str(digest_bytes(b"other"))
+    (again / CARD_NAME).write_text(json.dumps(card))
+    notes = " ".join(compare(registry, known, again).notes)
+    for words in ("code is not the recorded one", "dataset came out", "machine or its libraries"):
+        assert words in notes
