@@ -25,7 +25,6 @@ from flows.parameters import Approval, RecipeChoice
 from flows.server import Server, managed_server
 from flows.settings import client_settings, prepare
 from registry import command
-from registry.errors import Explained
 from registry.settings import home as default_home
 
 #: Stages that make nothing: they look again at what is there.
@@ -125,7 +124,7 @@ def main(recipe: str, as_json: bool) -> None:
     wanted.load()
     try:
         summary = run(wanted, home)
-    except Explained:
+    except BaseException:  # also Ctrl-C and SIGTERM
         click.echo("What was done is kept: the same command goes on from there.", err=True)
         raise
     seconds = time.monotonic() - started
