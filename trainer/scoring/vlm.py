@@ -15,7 +15,6 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from registry.digest import digest_bytes
-from registry.errors import shown
 from registry.manifest import Ingredient, canonical_json
 from trainer.apis import Reply, Request, Usage
 from trainer.apis.parallel import in_threads
@@ -143,8 +142,7 @@ class VlmScorer:
                 lambda wrong=wrong: self._vendor.ask(self._question(png(), number, wrong)),
             )
             if answer.refused is not None:
-                # The words are the model's: they are made harmless before anybody keeps them.
-                return f"no answer: {shown(answer.refused)}"
+                return f"no answer: {answer.refused}"  # the model's words, made one harmless line by `Paid`
             try:
                 return _accepted(answer.body)
             except BadAnswer as bad:
