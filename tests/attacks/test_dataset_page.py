@@ -14,9 +14,11 @@ from fakes.datasets import drawn
 from trainer.data import Dataset
 from trainer.data.blobs import encode_png
 from trainer.data.command import data as command
-from trainer.data.dataset import Member, Survival, Triplet, pixel_digest
+from trainer.data.dataset import Member, Triplet
+from trainer.data.digests import pixel_digest
 from trainer.data.inspection import inspect
 from trainer.data.inspection_page import page
+from trainer.data.manifest import Survival
 from trainer.data.measures import look
 from trainer.data.writing import DatasetWriter, provenance
 

@@ -10,8 +10,9 @@ from typing import Any
 from registry.digest import Digest
 from trainer.data.blobs import Blobs
 from trainer.data.candidates import Candidates
-from trainer.data.dataset import Member, Provenance, Survival, Triplet
+from trainer.data.dataset import Member, Triplet
 from trainer.data.filters import KNOWN, Finding, Material, doubles, duplicate, funnel, used
+from trainer.data.manifest import Provenance, Survival
 from trainer.data.measuring import Measures
 from trainer.data.writing import DatasetWriter
 from trainer.errors import DataError

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from trainer.data import columns
 from trainer.data.blobs import ENDINGS
-from trainer.data.dataset import TABLES, Dataset
+from trainer.data.dataset import Dataset
 from trainer.data.digests import file_digest
+from trainer.data.manifest import TABLES
 from trainer.data.tables import Column
 from trainer.errors import DataError
 from trainer.stage import write_atomically

@@ -15,20 +15,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from registry.digest import Digest, digest_bytes
-from registry.errors import InvalidDocument
-from registry.manifest import Ingredient, Line, strict_json
+from registry.manifest import Ingredient
 from serving.pipelines.base import Size
 from trainer.data import columns
 from trainer.data.blobs import Blobs, blob_name
 from trainer.data.buckets import fit
 from trainer.data.digests import pixel_digest
-from trainer.data.tables import TableFacts, read_plain, read_table
+from trainer.data.manifest import MAX_BYTES, Manifest, parsed
+from trainer.data.tables import read_plain, read_table
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,13 +36,8 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 SUMS_NAME = "SHA256SUMS"
 BLOBS_NAME = "blobs"
-TABLES: Final = ("images", "triplets", "rejects")
-FORMAT = 3  # pictures as they were made or delivered
-_MAX_MANIFEST = 16 << 20
 _MEND = "remove the folder and build the dataset again"
 _SUM = re.compile(r"([0-9a-f]{64})  ([a-z]+\.(?:json|parquet))", re.ASCII)
-
-Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,62 +63,6 @@ class Triplet:
     def rows(self) -> tuple[int, int, int]:
         """The rows of its three pictures."""
         return self.source, self.a.image, self.b.image
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Survival(_Part):
-    """What a filter let through.
-
-    Attributes:
-        filter: its name.
-        threshold: what the recipe asks for; None where nothing can be asked.
-        kept, left_out: pictures (or triplets) of those that the filters before it had kept.
-    """
-
-    filter: Line
-    threshold: float | None = None
-    kept: int = Field(ge=0)
-    left_out: int = Field(ge=0)
-
-
-class Provenance(_Part):
-    """Where a dataset comes from.
-
-    Attributes:
-        source: who made the pictures.
-        license: of all kept pictures together, an SPDX expression.
-        scorer: who gave them their intensities.
-        ingredients: what the adapter's card must name beside the dataset itself.
-    """
-
-    source: Line
-    license: Line
-    scorer: Line
-    ingredients: tuple[Ingredient, ...] = ()
-
-
-class Manifest(_Part):
-    """``manifest.json``; its sha256 is the dataset's version.
-
-    Attributes:
-        format: 3.
-        expressions: those that the pictures have scores for.
-        tables: name -> number and digest of the rows.
-        provenance: see `Provenance`.
-        splits: the people of each.
-        pictures, triplets: the filters in their order.
-    """
-
-    format: Literal[3] = 3
-    expressions: tuple[Line, ...]
-    tables: dict[Literal["images", "triplets", "rejects"], TableFacts]
-    provenance: Provenance
-    splits: dict[Split, tuple[Line, ...]]
-    pictures: tuple[Survival, ...] = ()
-    triplets: tuple[Survival, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -201,10 +139,10 @@ class Dataset:
         Raises:
             DataError: a file is missing, is another one, or is there without being named.
         """
-        raw = read_plain(folder / MANIFEST_NAME, _MAX_MANIFEST)
+        raw = read_plain(folder / MANIFEST_NAME, MAX_BYTES)
         if digest_bytes(raw) != _sum(folder, MANIFEST_NAME):
             raise DataError(f"{folder / MANIFEST_NAME} is not the file that was written", _MEND)
-        manifest = _manifest(folder, raw)
+        manifest = parsed(folder / MANIFEST_NAME, raw)
         images, triplets = _table(folder, "images", manifest), _table(folder, "triplets", manifest)
         try:
             files = tuple(map(Digest, images.column("image").to_pylist()))
@@ -233,24 +171,6 @@ def counts(triplets: Iterable[Triplet]) -> dict[str, int]:
     """Return how many triplets there are to train on, and for the validation."""
     found = Counter(triplet.split for triplet in triplets)
     return {"triplets": found["train"], "validation": found["validation"]}
-
-
-def _manifest(folder: Path, raw: bytes) -> Manifest:
-    """Return what the bytes of a manifest say."""
-    try:
-        value = strict_json(raw, "the dataset's manifest", _MAX_MANIFEST)
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise DataError(f"the dataset in {folder} was made by another version", _MEND)
-        manifest = Manifest.model_validate_json(raw)
-        if set(manifest.tables) != set(TABLES) or set(manifest.splits) != {"train", "validation"}:
-            raise ValueError("a table or a split is missing")
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise DataError(f"{folder / MANIFEST_NAME} is not right: {place}: {first['msg']}", _MEND) from None
-    except (ValueError, InvalidDocument) as error:
-        raise DataError(f"{folder / MANIFEST_NAME} cannot be read: {error}", _MEND) from None
-    return manifest
 
 
 def _table(folder: Path, name: str, manifest: Manifest) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from trainer.data.candidates import Candidates
-from trainer.data.dataset import Survival
+from trainer.data.manifest import Survival
 from trainer.data.measures import MIN_QUALITY, near
 from trainer.data.measuring import Measures
 from trainer.sections import FilterSection

@@ -25,10 +25,11 @@ from registry.manifest import Ingredient, Line
 from trainer.data.blobs import media_type
 from trainer.data.candidates import Candidates
 from trainer.data.choosing import Choice, Wish, choose, facts, write
-from trainer.data.dataset import FORMAT, Provenance, counts
+from trainer.data.dataset import counts
 from trainer.data.digests import file_digest, pixel_digest
 from trainer.data.likeness import encoder_of, faces
 from trainer.data.listing import PAIRS_NAME, Listing, Pair, Problems, read_listed, read_listing
+from trainer.data.manifest import FORMAT, Provenance
 from trainer.data.measures import look
 from trainer.data.measuring import Measures
 from trainer.data.provenance import combined

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from registry.manifest import Ingredient
-from trainer.data.dataset import Provenance
+from trainer.data.manifest import Provenance
 from trainer.data.writing import provenance
 from trainer.errors import DataError
 from trainer.recipe import Recipe

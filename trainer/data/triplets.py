@@ -23,9 +23,10 @@ from trainer.data.candidates import (
 )
 from trainer.data.choosing import Wish, choose, facts, require_some, write
 from trainer.data.columns import TRUTHS, score_column
-from trainer.data.dataset import BLOBS_NAME, FORMAT, Dataset, Member, Triplet, counts
+from trainer.data.dataset import BLOBS_NAME, Dataset, Member, Triplet, counts
 from trainer.data.digests import file_digest
 from trainer.data.likeness import encoder_of, faces
+from trainer.data.manifest import FORMAT
 from trainer.data.provenance import together
 from trainer.parts import Mapper, forget, here, in_parts
 from trainer.progress import Progress, silent

@@ -14,17 +14,9 @@ from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
 from trainer.data import columns
 from trainer.data.blobs import Blobs, type_of
-from trainer.data.dataset import (
-    BLOBS_NAME,
-    MANIFEST_NAME,
-    SUMS_NAME,
-    TABLES,
-    Manifest,
-    Provenance,
-    Survival,
-    Triplet,
-)
+from trainer.data.dataset import BLOBS_NAME, MANIFEST_NAME, SUMS_NAME, Triplet
 from trainer.data.digests import file_digest
+from trainer.data.manifest import TABLES, Manifest, Provenance, Survival
 from trainer.data.tables import TableWriter
 from trainer.errors import DataError
 

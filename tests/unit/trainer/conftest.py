@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fakes.datasets import drawn, true_scores, write_stages
 
+from fakes.datasets import drawn, true_scores, write_stages
 from trainer import recipe as recipes
 from trainer.data import build_triplets, cache_dataset
 from trainer.recipe import Recipe

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fakes.datasets import small_dataset
 from PIL import Image
 
+from fakes.datasets import small_dataset
 from serving.pipelines.base import PromptEmbeds, pixels_of
 from trainer.data.batches import TrainingSet
 from trainer.data.buckets import crop, fit, nearest, resolutions, sizes_of
