@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,21 @@ def test_decisions_that_are_made_at_the_same_time_are_all_kept(tmp_path: Path) -
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(_add, [path] * 80, range(80)))
     assert len(Decisions(path).read("s")) == 80
+
+
+def test_a_decision_waits_for_the_one_that_is_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "decisions.jsonl"
+    _add(path, 1)
+    before = path.read_bytes()
+    with path.open("ab") as other, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        adding = pool.submit(_add, path, 2)
+        with pytest.raises(TimeoutError):
+            adding.result(timeout=0.3)
+        assert path.read_bytes() == before
+        fcntl.flock(other, fcntl.LOCK_UN)
+        adding.result(timeout=30)
+    assert len(Decisions(path).read("s")) == 2
 
 
 def test_a_damaged_line_is_named_and_a_torn_one_spoils_no_other(tmp_path: Path) -> None:
