@@ -22,6 +22,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any
 
@@ -138,6 +139,8 @@ def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
 def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
     """Return the answer of a Prefect API to a GET, or to a POST of ``body``.
 
+    A server that is too busy for its database answers 503 and is asked again until the time is over.
+
     Raises:
         OSError: it does not answer, or refuses.
         ValueError: the answer is no JSON.
@@ -147,8 +150,15 @@ def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) 
     request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310
     # A proxy of the environment must not stand between this process and its own machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=timeout) as answer:
-        return json.loads(answer.read())
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            with opener.open(request, timeout=timeout) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
 
 
 def _authorization(variables: Mapping[str, str]) -> dict[str, str]:
