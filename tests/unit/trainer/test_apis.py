@@ -284,6 +284,11 @@ def test_runs_have_budgets_of_their_own(tmp_path: Path) -> None:
         paid(tmp_path, requests=1, run="a").ask(asking(3), Script(PICTURE))
 
 
+def test_a_run_that_is_called_like_a_provider_has_its_own_budget(tmp_path: Path) -> None:
+    paid(tmp_path, run="another").ask(asking(1), Script(PICTURE))
+    assert paid(tmp_path, run="openai").spent() == Total()
+
+
 def test_money_needs_a_price(tmp_path: Path) -> None:
     unknown = dataclasses.replace(EDIT, model="who-knows")
     with pytest.raises(BudgetSpent, match="price of who-knows at http://h is not known") as caught:

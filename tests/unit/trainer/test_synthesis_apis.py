@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -18,16 +20,20 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from google.genai import types
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fakes.edits import PRICE, drawn, drawn_people, edited, knowing, portraits
-from fakes.vendors import IMAGE_TOKENS, KEY, PROMPT_TOKENS, Fault, Vendor, darker, images, wait_for
+from fakes.vendors import IMAGE_TOKENS, KEY, PROMPT_TOKENS, Fault, Told, Vendor, darker, images, wait_for
 from registry.digest import Digest
+from trainer.apis import Failed, Reply
 from trainer.apis.ledger import Ledger, Line
 from trainer.apis.paid import Clock
 from trainer.data.blobs import Blobs
 from trainer.errors import ApiError, ApiUnavailable, BudgetSpent, DataError
 from trainer.recipe import Recipe
-from trainer.synthesis import Made, synthesise
+from trainer.synthesis import Made, gemini, openai, synthesise
 from trainer.synthesis.editing import EditingApi
 
 PROVIDERS = ("gemini", "openai")
@@ -171,7 +177,7 @@ def test_a_portrait_that_changes_while_it_is_edited_is_noticed(
 def test_what_is_asked_is_what_the_protocols_say(tmp_path: Path, folder: Path, vendor: Vendor) -> None:
     edits(recipe_for("gemini", folder, vendor, synthesis={"resolution": "2K"}), tmp_path)
     asked = vendor.log[0].asked
-    assert asked.path.endswith("/models/fake-image:generateContent")
+    assert asked.path == "/v1beta/models/fake-image:generateContent"
     image, who, what = asked.json["contents"][0]["parts"]
     assert image["inlineData"]["mime_type"] == "image/png"
     assert "identity" in who["text"]
@@ -332,6 +338,95 @@ def test_a_missing_sdk_is_named_with_its_extra(
         edits(recipe_for(provider, folder, vendor), tmp_path)
     assert "adapter-foundry[apis]" in caught.value.mend
     assert ledger(tmp_path) == []
+
+
+def inline(data: bytes, **more: object) -> dict[str, object]:
+    return {"inlineData": {"mimeType": "image/png", "data": base64.b64encode(data).decode()}, **more}
+
+
+def gemini_says(parts: list[dict[str, object]], **more: object) -> Reply:
+    value = {"candidates": [{"content": {"role": "model", "parts": parts}, **more}]}
+    return gemini.reply_of(types.GenerateContentResponse.model_validate(value))
+
+
+def test_drafts_of_a_model_that_thinks_are_not_the_picture() -> None:
+    said = gemini_says([inline(b"draft", thought=True), inline(b"one"), inline(b"two"), {"text": "done"}])
+    assert (said.body, said.images, said.counted) == (b"two", 2, False)
+
+
+def test_words_instead_of_a_picture_are_a_refusal_with_the_words() -> None:
+    assert gemini_says([{"text": "I would rather not."}], finishReason="STOP").refused == (
+        "STOP: I would rather not."
+    )
+    assert gemini_says([], finishReason="SOMETHING_NEW").refused == "SOMETHING_NEW"
+
+
+PARTS = st.one_of(
+    st.just({}),
+    st.builds(lambda text: {"text": text}, st.text(max_size=9)),
+    st.builds(lambda data, thought: inline(data, thought=thought), st.binary(max_size=9), st.booleans()),
+    st.just({"inlineData": {}}),
+)
+ANSWERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "candidates": st.lists(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "content": st.fixed_dictionaries({}, optional={"parts": st.lists(PARTS, max_size=3)}),
+                    "finishReason": st.sampled_from(["STOP", "SAFETY", "NEW"]),
+                },
+            ),
+            max_size=2,
+        ),
+        "promptFeedback": st.fixed_dictionaries(
+            {}, optional={"blockReason": st.sampled_from(["SAFETY", "X"])}
+        ),
+        "usageMetadata": st.fixed_dictionaries(
+            {}, optional={"promptTokenCount": st.integers(0, 9), "candidatesTokenCount": st.integers(0, 9)}
+        ),
+    },
+)
+
+
+@given(ANSWERS)
+def test_any_answer_of_gemini_is_a_picture_a_refusal_or_unreadable(value: dict[str, object]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values that are new to the SDK
+        answer = types.GenerateContentResponse.model_validate(value)
+    said = outcome(gemini.reply_of, answer)
+    if isinstance(said, Failed):
+        assert said.malformed
+    else:
+        assert (said.refused is None) == (said.images > 0)
+        assert min(said.input_tokens, said.output_tokens) >= 0
+
+
+@given(
+    st.none() | st.lists(st.fixed_dictionaries({}, optional={"b64_json": st.text(max_size=9)}), max_size=2),
+    st.none() | st.sampled_from([{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}]),
+)
+def test_any_answer_of_openai_is_a_picture_or_unreadable(data: object, usage: object) -> None:
+    from openai.types import ImagesResponse
+
+    answer = ImagesResponse.construct(created=1, data=data, usage=usage)
+    said = outcome(openai.reply_of, answer)
+    if isinstance(said, Failed):
+        assert (said.malformed, said.billed) == (True, "yes" if usage else "unsure")
+    else:
+        assert (said.refused, said.counted) == (None, usage is not None)
+
+
+def test_an_address_instead_of_a_picture_is_not_followed(
+    tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    there = json.dumps({"created": 1, "data": [{"url": f"{vendor.gemini}/picture.png"}]}).encode()
+    vendor.route(r"/v1/images/edits", lambda asked: Told(body=there))
+    with pytest.raises(ApiError, match="the address of the picture") as caught:
+        edits(recipe_for("openai", folder, vendor), tmp_path)
+    assert "b64_json" in caught.value.mend
+    assert len(vendor.log) == 1
 
 
 # -- accounts --
