@@ -102,7 +102,7 @@ def test_a_run_of_the_form_waits_for_approval_in_a_form_and_finishes(
 
     page.open(f"{stack.page}/runs/flow-run/{run}")
     page.read("Completed")
-    page.wait("document.querySelector('canvas')")
+    page.read("Task runs")
     picture(page, "run", 500)
 
 
