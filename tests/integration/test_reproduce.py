@@ -42,7 +42,7 @@ def released(data_folder: Path, repository: Path) -> Path:
             from flows.parameters import RecipeChoice
 
             limits.ensure()
-            made = training(RecipeChoice(recipe=str(recipe), changes={"optimiser.steps": 2}))
+            made = training(RecipeChoice(recipe=str(recipe), changes={"optimiser.steps": 3}))
         adapter = Path(made["folder"]) / "adapter"
         Registry.init(data_folder).push(adapter, "pixelsmile")
     return adapter
