@@ -105,8 +105,8 @@ class Watch:
         try:
             yield process
         finally:
-            # Also those that left the family, as daemons do: the mark is inherited.
-            for one in (*psutil.Process(process.pid).children(recursive=True), *self._marked()):
+            # The mark is inherited, also by those that leave the family, as daemons do.
+            for one in self._marked():
                 with contextlib.suppress(psutil.Error):
                     one.kill()
             process.kill()
