@@ -15,7 +15,7 @@ from trainer.apis.answers import Answers
 from trainer.apis.budget import Budget, Reservation
 from trainer.apis.keys import hidden, repeats
 from trainer.apis.ledger import Line, Total
-from trainer.apis.rate import Paces, before_request
+from trainer.apis.rate import Gate, Paces, before_request
 from trainer.apis.request import Answer, Billed, Failed, Reply, Request
 from trainer.errors import ApiError, ApiUnavailable, TrainerError
 from trainer.sections import ApiSection
@@ -45,6 +45,7 @@ class Clock:
     paces: Paces = field(default_factory=Paces)
 
 
+_GATE = Gate()
 _CLOCK = Clock()  # one for the process, because all its requests share the pace
 
 
@@ -130,6 +131,10 @@ class Paid:
         """Send a request once; return what came and its line in the ledger."""
         if hook := before_request.get():
             hook(request.provider)
+        with _GATE.passed(self.settings.parallel):
+            return self._admitted(request, attempt, send)
+
+    def _admitted(self, request: Request, attempt: int, send: Send) -> tuple[Reply | Failed, Line]:
         pace = self._clock.paces.of(request.provider, request.endpoint)
         if delay := pace.delay(self._clock.ticks(), self.settings.per_minute):
             self._clock.sleep(delay)

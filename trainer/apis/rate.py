@@ -1,9 +1,10 @@
-"""How fast a process may ask: an even pace for each server, and a word from above before each request."""
+"""How fast a process may ask: so many at once, at an even pace, after a word from above before each."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 before_request: ContextVar[Callable[[str], None] | None] = ContextVar("before_request", default=None)
@@ -27,6 +28,26 @@ class Pace:
             moment = max(now, self._free)
             self._free = moment + 60.0 / per_minute
             return moment - now
+
+
+class Gate:
+    """Lets so many requests of this process be under way at the same time, whoever sends them."""
+
+    def __init__(self) -> None:
+        self._change, self._inside = threading.Condition(), 0
+
+    @contextmanager
+    def passed(self, limit: int) -> Iterator[None]:
+        """Wait until fewer than ``limit`` are inside, and be inside for the block."""
+        with self._change:
+            self._change.wait_for(lambda: self._inside < limit)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._change:
+                self._inside -= 1
+                self._change.notify_all()
 
 
 class Paces:

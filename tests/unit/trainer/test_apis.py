@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainer.apis import Failed, Paid, Reply, Request, Usage, before_request, retry
@@ -133,6 +133,7 @@ def test_a_damaged_answer_is_asked_again(tmp_path: Path, damage: bytes | None) -
     assert Answers(tmp_path).get(EDIT.digest) == PICTURE
 
 
+@settings(deadline=None)
 @given(
     body=st.binary(max_size=200),
     refused=st.none() | st.text(max_size=20),
@@ -209,6 +210,7 @@ def test_what_could_not_even_be_sent_is_not_billed(tmp_path: Path) -> None:
     assert [(line.status, line.billed, line.usd) for line in lines(tmp_path)] == [("not sent", "no", 0.0)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.none() | st.floats(0, 600), st.floats(0, 1, exclude_max=True))
 def test_waits_stay_within_their_bounds(attempt: int, after: float | None, chance: float) -> None:
     waited = retry.wait(attempt, after, chance)
@@ -235,6 +237,7 @@ def test_retry_after(case: str) -> None:
     assert retry.retry_after(headers, NOW.timestamp()) == expected
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_retry_after_is_a_number_of_seconds_or_nothing(text: str) -> None:
     found = retry.retry_after({"Retry-After": text}, NOW.timestamp())
@@ -467,6 +470,23 @@ def test_requests_keep_an_even_pace() -> None:
     pace = Pace()
     assert [pace.delay(100.0, 30) for _ in range(4)] == [0.0, 2.0, 4.0, 6.0]
     assert pace.delay(200.0, 30) == 0.0
+
+
+def test_requests_under_way_are_limited_over_all_parts_of_a_process(tmp_path: Path) -> None:
+    lock, inside, most = threading.Lock(), 0, 0
+
+    def send() -> Reply:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        with lock:
+            inside -= 1
+        return PICTURE
+
+    in_threads(lambda number: paid(tmp_path, parallel=3).ask(asking(number), send), range(24), 12)
+    assert most == 3
 
 
 def test_who_asks_before_each_attempt_is_told_the_provider(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -211,6 +211,7 @@ def test_a_list_is_read_strictly(tmp_path: Path, case: str) -> None:
         people(tmp_path, license="x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_list_is_read_or_refused_with_an_explanation(
     tmp_path_factory: pytest.TempPathFactory, data: bytes
@@ -270,6 +271,7 @@ def test_all_twelve_expressions_are_described() -> None:
     assert len(set(DESCRIPTIONS.values())) == len(EXPRESSIONS)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.01, 1.5), min_size=2, max_size=2, unique=True))
 def test_a_stronger_intensity_is_told_so(pair: list[float]) -> None:
     weaker, stronger = sorted(pair)
@@ -301,6 +303,7 @@ def test_nothing_may_stand_in_the_braces_of_the_identity_part(tmp_path: Path) ->
         edited(tmp_path, "http://127.0.0.1:1", synthesis={"identity_prompt": "keep {expression}"})
 
 
+@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_a_template_that_passes_can_be_filled(template: str) -> None:
     try:
