@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -297,27 +296,3 @@ def _worst(plan: Plan, truth: np.ndarray, scores: np.ndarray) -> tuple[Miss, ...
         if len(found) == _WORST:
             break
     return tuple(found.values())
-
-
-def table(report: CalibrationReport) -> str:
-    """Return the summary as a table for a terminal."""
-    heads = ("expression", "slope", "offset", "mae", "absent", "spearman", "ece")
-    names: Sequence[str] = heads[1:]
-    rows = [(one.curve.expression, *(f"{getattr(one, name):.3f}" for name in names)) for one in report.sights]
-    rows.append(("mean", *(f"{report.mean(name):.3f}" for name in names)))
-    lines = [
-        "".join(f"{cell:>{12 if number else 0}}".ljust(12) for number, cell in enumerate(row))
-        for row in (heads, *rows)
-    ]
-    people = ", ".join(f"{count} {domain}" for domain, count in sorted(report.people.items()))
-    kept = ", ".join(f"{count} {status}" for status, count in sorted(report.status.items()))
-    value = report.top1
-    return "\n".join(
-        [
-            f"{report.scorer}: {report.images} pictures of {people} ({kept})",
-            f"strongest score right at intensity {report.intensities[-1]:g}: {value.value:.1%} "
-            f"(95 % interval {value.low:.1%} to {value.high:.1%})",
-            "",
-            *lines,
-        ]
-    )

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
 
-from PIL import Image
-
 from registry.errors import shown
-from registry.scanning.style import STYLE
 from trainer.evaluation.charts import confusion_heat_map, response_curve
-from trainer.evaluation.sheets import enlarge, webp
+from trainer.evaluation.sheets import enlarge
 from trainer.portraits.expressions import CONFUSING_PAIRS, EXPRESSIONS
 from trainer.scoring.calibration import CalibrationReport, Miss, draw
+from trainer.scoring.page import document, picture, section
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _STYLE = """.miss{fill:var(--out)}.dot{fill:var(--accent)}.cell.pair{stroke:var(--out);stroke-width:1.5;
 stroke-dasharray:3 2}svg.heat{max-width:740px}
 .curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
@@ -26,17 +22,6 @@ _COLUMNS = (
     ("spearman", "Rank", "Spearman's rank correlation with the true intensity; ideal 1"),
     ("ece", "ECE", "expected calibration error, ten bins of the score; 0 to 1, ideal 0"),
 )
-
-
-def document(title: str, body: str, style: str = "") -> str:
-    """Return a whole page; ``body`` is HTML, ``title`` is not."""
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1>{body}</main></body></html>\n"
-    )
 
 
 def page(report: CalibrationReport) -> str:
@@ -65,17 +50,6 @@ def page(report: CalibrationReport) -> str:
         ]
     )
     return document(f"Calibration of {shown(report.scorer)}", body, _STYLE)
-
-
-def section(title: str, lead: str, content: str) -> str:
-    """Return a part of a page; the lead is text, ``content`` is HTML."""
-    return f"<section><h2>{escape(title)}</h2><p class='faint'>{escape(lead)}</p>{content}</section>"
-
-
-def picture(image: Image.Image, name: str) -> str:
-    """Return a picture inside of the page."""
-    data = base64.b64encode(webp(image)).decode("ascii")
-    return f'<img alt="{escape(name)}" src="data:image/webp;base64,{data}">'
 
 
 def _summary(report: CalibrationReport) -> str:

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from trainer.recipe import Recipe
-    from trainer.scoring.calibration import Plan
+    from trainer.scoring.calibration import CalibrationReport, Plan
 
 _SCORED = click.Path(exists=True, file_okay=False, path_type=Path)
 _FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -125,7 +125,7 @@ def calibrate(
     from registry.settings import home
     from trainer import recipe as recipes
     from trainer.progress import ConsoleProgress
-    from trainer.scoring.calibration import FIRST_IDENTITY, Plan, table
+    from trainer.scoring.calibration import FIRST_IDENTITY, Plan
     from trainer.scoring.calibration import calibrate as measure
     from trainer.scoring.calibration_page import page
     from trainer.scoring.local import LocalScorer
@@ -149,9 +149,33 @@ def calibrate(
         out.mkdir(parents=True, exist_ok=True)
         (out / "calibration.json").write_text(report.model_dump_json(indent=1) + "\n", "utf-8")
         (out / "calibration.html").write_text(page(report), "utf-8")
-    click.echo(report.model_dump_json() if as_json else table(report))
+    click.echo(report.model_dump_json() if as_json else _table(report))
     if out is not None and not as_json:
         click.echo(f"\n{out / 'calibration.html'}")
+
+
+def _table(report: CalibrationReport) -> str:
+    """Return the summary as a table for a terminal."""
+    heads = ("expression", "slope", "offset", "mae", "absent", "spearman", "ece")
+    names = heads[1:]
+    rows = [(one.curve.expression, *(f"{getattr(one, name):.3f}" for name in names)) for one in report.sights]
+    rows.append(("mean", *(f"{report.mean(name):.3f}" for name in names)))
+    lines = [
+        "".join(f"{cell:>{12 if number else 0}}".ljust(12) for number, cell in enumerate(row))
+        for row in (heads, *rows)
+    ]
+    people = ", ".join(f"{count} {domain}" for domain, count in sorted(report.people.items()))
+    kept = ", ".join(f"{count} {status}" for status, count in sorted(report.status.items()))
+    value = report.top1
+    return "\n".join(
+        [
+            f"{report.scorer}: {report.images} pictures of {people} ({kept})",
+            f"strongest score right at intensity {report.intensities[-1]:g}: {value.value:.1%} "
+            f"(95 % interval {value.low:.1%} to {value.high:.1%})",
+            "",
+            *lines,
+        ]
+    )
 
 
 def _values(given: tuple[str, ...]) -> dict[str, float]:

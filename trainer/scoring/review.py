@@ -15,8 +15,8 @@ from registry.errors import shown
 from trainer.data.blobs import Blobs
 from trainer.errors import DataError
 from trainer.portraits.expressions import EXPRESSIONS
-from trainer.scoring.calibration_page import document, picture, section
 from trainer.scoring.decisions import Decision, now
+from trainer.scoring.page import document, picture, section
 from trainer.scoring.stage import REVIEW_NAME, SCORES_NAME
 from trainer.stage import STAGE_NAME
 
