@@ -70,7 +70,7 @@ def _of_status(error: Any) -> Failed:
     after = retry.retry_after(headers, time.time())
     if after is None:
         after = _retry_info(error.details)
-    if code in retry.REPEATED:
+    if code in retry.REPEATED or code >= 500:
         return Failed(status=str(code), message=text, after=after)
     mends = {
         400: "correct synthesis or scoring in the recipe: the model's id, the resolution, the address",

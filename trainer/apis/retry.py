@@ -22,8 +22,8 @@ LONGEST_WAIT = 600.0
 
 _FIRST = 1.0
 _CAP = 60.0
-REPEATED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-"""HTTP status codes that say: not now."""
+REPEATED = frozenset({408, 409, 425, 429})
+"""HTTP status codes below 500 that say: not now."""
 
 
 def wait(attempt: int, after: float | None, chance: float) -> float:

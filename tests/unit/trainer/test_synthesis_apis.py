@@ -235,6 +235,19 @@ def test_a_server_may_say_when_by_a_date(provider: str, tmp_path: Path, folder: 
     assert 300 < waits.long[0] <= 400
 
 
+@pytest.mark.parametrize(("delay", "waited"), [("31s", 31.0), ("0.5s", 0.5), ("-4s", 0.0), ("soon", None)])
+def test_gemini_says_when_in_the_body(delay: str, waited: float | None) -> None:
+    from google.genai.errors import ClientError
+
+    from trainer.apis import gemini as api
+
+    info = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": delay}
+    error = ClientError(429, {"error": {"code": 429, "message": "quota", "details": [{}, info]}})
+    with pytest.raises(Failed) as caught, api.failures():
+        raise error
+    assert (caught.value.after, caught.value.repeat) == (waited, True)
+
+
 def test_gemini_gives_no_picture_and_says_why(tmp_path: Path, folder: Path, vendor: Vendor) -> None:
     vendor.faults |= {1: Fault(kind="no-image"), 2: Fault(kind="refusal")}
     made = edits(recipe_for("gemini", folder, vendor), tmp_path)
