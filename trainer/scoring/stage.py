@@ -79,16 +79,7 @@ def score(
     key = stage_key("score", asked=asked, decisions=digest_of(decided))
     if done := finished(out, key):
         return done
-    distinct = list(dict.fromkeys(image for _, image in pictures))
-    parts = [
-        {
-            "recipe": recipe.model_dump(mode="json", exclude_unset=True),
-            "blobs": str(images / "blobs"),
-            "images": distinct[begin:end],
-            "data_folder": str(place),
-        }
-        for begin, end in portions(len(distinct), recipe.running.batch)
-    ]
+    parts = _parts(recipe, images, [image for _, image in pictures], place)
     work = score_part if scorer is None else partial(score_part, scorer=scorer)
     cut = stage_key("score parts", asked=asked, batch=recipe.running.batch)  # other pieces are other parts
     folder, answers = in_parts("score", out, cut, work, parts, mapper, progress)
@@ -110,6 +101,20 @@ def score(
         write_result(new, result)
     forget(out, cut)
     return result
+
+
+def _parts(recipe: Recipe, images: Path, digests: Sequence[str], data_folder: Path) -> list[dict[str, Any]]:
+    """Return what `score_part` is given, part by part; a file that is there twice is in one."""
+    distinct = list(dict.fromkeys(digests))
+    return [
+        {
+            "recipe": recipe.model_dump(mode="json", exclude_unset=True),
+            "blobs": str(images / "blobs"),
+            "images": distinct[begin:end],
+            "data_folder": str(data_folder),
+        }
+        for begin, end in portions(len(distinct), recipe.running.batch)
+    ]
 
 
 def inputs(recipe: Recipe, data_folder: Path | None = None) -> dict[str, str]:
