@@ -321,6 +321,24 @@ def test_a_picture_that_becomes_a_link_or_a_pipe_is_not_followed(folder: Path) -
             data.pictures([0])
 
 
+def test_a_footer_that_ends_pyarrow_is_refused(folder: Path) -> None:
+    """Histograms of a wrong size, in the statistics of a column: pyarrow 25 aborts when asked for them."""
+    path = folder / "images.parquet"
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[-8:-4], "little")
+    refused = 0
+    for place in range(len(whole) - 8 - length, len(whole) - 8, 5):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 0x10
+        path.write_bytes(spoilt)
+        summed(folder)
+        try:
+            Dataset.open(folder)
+        except DataError:
+            refused += 1
+    assert refused > 100
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_bytes_of_a_table_are_explained(folder: Path, data: st.DataObject) -> None:
