@@ -21,8 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,10 +30,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.errors import ServerError, StageFailed
+from flows.local_ray import kept_here
 from flows.parameters import Runner
 from flows.server import FINAL_STATES, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
-from registry.errors import Explained
+from registry.errors import Explained, shown
+from trainer.parent import end_with_parent
 from trainer.parts import Mapper, Part, PartFunction, here
 
 if TYPE_CHECKING:
@@ -201,29 +202,40 @@ class PartMapper:
         return self._started
 
     def _processes(self, workers: int) -> Executor:
-        """Return processes that end with this one; spawned, for a fork of one with threads can hang."""
+        """Return processes that end with this one; spawned, for a fork of one with threads can hang.
+
+        They import no Prefect, which takes a process three seconds of a core.
+        """
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent)
             self._open.callback(self._pool.shutdown, cancel_futures=True)
         return self._pool
 
     def _ray(self, workers: int) -> tuple[TaskRunner[Any], int]:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        import ray
-        from prefect_ray import RayTaskRunner
-
+        """Return a task runner on the cluster of the settings, or on one of this machine's own."""
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        environment = {
-            **{name: value for name, value in os.environ.items() if name.startswith(_SHARED)},
-            "ADAPTER_FOUNDRY_HOME": str(self.home),
-        }
-        if self.settings.ray_address is None:
-            options |= {"num_cpus": workers, "include_dashboard": False}
-            options |= {"_node_ip_address": "127.0.0.1"}
-        options["runtime_env"] = {"env_vars": environment}
-        with _signals_kept():
+        shared = {name: value for name, value in os.environ.items() if name.startswith(_SHARED)}
+        shared["ADAPTER_FOUNDRY_HOME"] = str(self.home)
+        with ExitStack() as starting:
+            if self.settings.ray_address is None:
+                shared |= starting.enter_context(kept_here(self.home))
+                options |= {"num_cpus": workers, "include_dashboard": False}
+            starting.enter_context(_signals_kept())
+            import ray
+            from prefect_ray import RayTaskRunner
+
+            options["runtime_env"] = {"env_vars": shared}
             cluster = RayTaskRunner(address=self.settings.ray_address, init_kwargs=options)
-            self._open.enter_context(cluster)
+            try:
+                self._open.enter_context(cluster)
+            except Exception as error:  # Ray raises plain ones
+                ray.shutdown()
+                place = self.settings.ray_address or "of this machine"
+                raise StageFailed(
+                    f"the Ray cluster {place} does not start or answer: {shown(error)}",
+                    "Ray gives its processes 15 seconds, too few on a busy machine: run the same command "
+                    "again, or set RAY_ADDRESS to a cluster that runs",
+                ) from error
         return cluster, max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
@@ -253,18 +265,6 @@ def _submit(
 
     with remote_options(num_gpus=1):
         return runner.submit(named, given)
-
-
-def _end_with_parent() -> None:
-    """Let this process end when the one that started it is gone, however that ended."""
-    parent = parent_process()
-    assert parent is not None, "a process of a pool has a parent"
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _check(stage: str, state: State[None]) -> None:

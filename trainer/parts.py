@@ -30,7 +30,7 @@ sent to another machine, and doing it twice makes the same."""
 
 
 #: A stage has at most so many parts if it cuts its work with `portions`.
-MOST = 60
+MOST = 24
 
 
 class Mapper(Protocol):
