@@ -185,6 +185,7 @@ def kill_in_each(home: Path, recipe: Path, kills: Sequence[tuple[str, float]]) -
             redone=tuple(sorted(again)),
             steps=(lines(home), lines(home) - checkpoint(home)) if stage == "train" else None,
         )
+        print(row, file=sys.stderr, flush=True)
         done.append(row)
     return done
 
