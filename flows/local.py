@@ -196,12 +196,9 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
     """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
     import psutil
 
-    try:
-        family = psutil.Process(keeper.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        family = []
-    workers = [process for process in family if process.ppid() == keeper.pid]
-    runs = [process for process in family if process.ppid() in {worker.pid for worker in workers}]
+    workers = _children(keeper.pid)
+    runs = [run for worker in workers for run in _children(worker.pid)]
+    family = _children(keeper.pid, recursive=True)
     # The runs before their worker, which says how each of them ended: a worker that is asked to stop ends its
     # runs at once, and Prefect would show them as running for ever.
     _end_all(runs, psutil.Process.terminate)
@@ -215,6 +212,14 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
         keeper.kill()
         keeper.wait()
     _end_all(family, psutil.Process.kill)
+
+
+def _children(pid: int, recursive: bool = False) -> list[psutil.Process]:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive)
+    return []
 
 
 def _end_all(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
