@@ -120,6 +120,9 @@ ENVELOPES: dict[str, tuple[Attack, str]] = {
     "a stranger's key": (lambda r, h: signed(stranger(h), r), "no key of the approver"),
     "the publisher's key": (lambda r, h: signed(r.keys, r, role="publisher"), "no key of the approver"),
     "another version": (lambda r, h: signed(r.keys, r, version=1), "is about pixelsmile:1"),
+    "this name over another digest": (
+        lambda r, h: signed(r.keys, r, version=1, name=f"{NAME}:2"), "is about pixelsmile:2",
+    ),
     "another name over this digest": (
         lambda r, h: signed(r.keys, r, name="watercolour:2"), "is about watercolour:2",
     ),
