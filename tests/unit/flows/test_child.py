@@ -23,7 +23,7 @@ from flows.child import LINE_LIMIT, Lines, run
 FAMILY = """
 import os, pathlib, signal, subprocess, sys, time
 folder, generation, stubborn = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "stubborn"
-if sys.argv[3] == "listening":
+if sys.argv[3] == "listening" and generation < 2:  # the first one has the keeper for that
     from trainer.parent import end_with_parent
     end_with_parent()
 def save(*_):
