@@ -71,6 +71,7 @@ def test_a_second_run_reuses_what_is_there_and_protects_again(
     reused = {stage["stage"] for stage in again["stages"] if stage["reused"]}
     assert reused >= CACHED | {"push"}
     assert "pull" not in reused
+    assert again["made"] == []
     assert again["digest"] == first["digest"]
 
 

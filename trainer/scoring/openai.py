@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.apis import Reply, Usage
-from trainer.apis.gemini import unreadable
 from trainer.apis.openai import Moderated, client, failures
+from trainer.apis.transport import unreadable
 from trainer.scoring.vlm import MAX_TOKENS, Question, reply
 
 if TYPE_CHECKING:
