@@ -156,20 +156,18 @@ def question(wanted: Wanted, found: approving.Approvals, lacking: list[str]) -> 
     """Return what the form says above its fields, in Markdown: what is signed, by whom, what is missing."""
     name, digest = wanted.reference, wanted.digest
     signed = [_plain(f"{one.by} on {one.at}: {one.reason}") for one in found.people]
-    commands = [f"registry approve {name} --by NAME --reason WHY"]
-    commands += [f"registry approve {name} --by NAME --reason WHY --digest {digest}"]
     return "\n".join(
         [
-            f"**{name}** shall become **{name.name}@{wanted.alias}**. First look at this run's artifacts.",
+            f"**{name}** shall become **{name.name}@{wanted.alias}**. First look at this run's artifacts; "
+            "`to-be-signed` has the commands for approvers.",
+            "",
+            # Prefect's page breaks a paragraph at spaces only, and cuts off what is wider.
+            f"sha256: {' '.join(digest.hex[at : at + 16] for at in range(0, 64, 16))}",
+            "",
             f"{found.counted} of {found.needed} approvals are there.",
             "",
             *(f"- {line}" for line in signed),
             *(f"- {_plain(line)}" for line in lacking),
-            "",
-            "An approver signs with the first command where the store is in reach, or pastes what the second",
-            "one prints anywhere:",
-            "",
-            *("```", *commands, "```"),
         ]
     )
 

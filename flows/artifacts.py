@@ -80,8 +80,12 @@ def show_for_approval(registry: Registry, reference: str, report: GateReport, pi
     ]
     show_table(gates, "gates", f"Gates between {reference} and {report.alias}.")
     digest = report.manifest.digest
+    command = f"registry approve {reference} --by NAME --reason WHY"
     lines = [f"# {reference} for {report.alias}", "", "An approval signs the digest of the manifest:", ""]
-    create_markdown_artifact("\n".join([*lines, f"`{digest}`"]), key="to-be-signed")
+    lines += ["```", str(digest), "```", "", "Where the store is in reach:", "", "```", command, "```", ""]
+    lines += ["Anywhere else; what it prints goes into the form:", ""]
+    lines += ["```", f"{command} --digest {digest}", "```"]
+    create_markdown_artifact("\n".join(lines), key="to-be-signed")
     create_link_artifact((pictures / "report.html").as_uri(), key="evaluation-report")
 
 
