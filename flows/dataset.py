@@ -53,6 +53,7 @@ def make_dataset(job: Job, recipe: Recipe) -> StageResult:
         recipe=recipe,
         images=images.folder,
         scored=scored.folder,
+        mapper=job.shared(asks=False),
     )
 
 
@@ -88,11 +89,13 @@ def score(recipe: Recipe, images: Path, out: Path, progress: Progress, mapper: M
 
 
 @task(name="triplets", description="a person, and the same person with two expressions that look alike")
-def triplets(recipe: Recipe, images: Path, scored: Path, out: Path, progress: Progress) -> dict[str, Any]:
+def triplets(
+    recipe: Recipe, images: Path, scored: Path, out: Path, progress: Progress, mapper: Mapper
+) -> dict[str, Any]:
     """See `trainer.data.build_triplets`."""
     from trainer.data import build_triplets
 
-    return build_triplets(recipe, images, scored, out, progress).as_json()
+    return build_triplets(recipe, images, scored, out, progress, mapper=mapper).as_json()
 
 
 @task(name="folder", description="pictures of one's own, each looked at before it is believed")

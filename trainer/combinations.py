@@ -216,6 +216,13 @@ def _edited_by_somebody(recipe: Recipe) -> str | None:
     return None
 
 
+def _faces_by_somebody(recipe: Recipe) -> str | None:
+    filters = recipe.data.filters
+    if filters.min_identity is None or filters.face_encoder or recipe.data.source == "renderer":
+        return None
+    return "data.filters.face_encoder: min_identity needs an encoder that tells people apart; name one"
+
+
 # A latent is 8 pixels wide and a token 2 latents, the same in all families but these: the U-Nets halve their
 # latents two or three times more.
 _MULTIPLES = {"sdxl": 32, "sd15": 64}
@@ -237,6 +244,7 @@ RULES: tuple[Rule, ...] = (
     _two_to_contrast,
     _sizes,
     _edited_by_somebody,
+    _faces_by_somebody,
     _judged_people,
     _held_out,
     _pairs_for_all,

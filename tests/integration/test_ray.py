@@ -1,4 +1,4 @@
-"""Parts of stages on a real Ray cluster of two processes: the same bytes, errors explained, a killed worker."""
+"""Parts of stages on a real Ray cluster: the same bytes, errors explained, a killed worker."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,20 @@ from typing import Any
 import pytest
 
 from flows.dataset import make_dataset
+from flows.display import Display
 from flows.job import FEWER_OF_FOLDER, STAGES
+from flows.stages import Job
 from flows.training import make_adapter
 from registry.digest import digest_bytes
-from trainer.parts import Mapper, here
 from trainer.recipe import Recipe, load
 from trainer.stage import StageResult
 
 
-@dataclass
-class Notebook:
-    """Takes the place of a job: writes down the stages, with what their results hang on."""
+@dataclass(kw_only=True)
+class Notebook(Job):
+    """A job that writes down its stages, with what their results hang on, and does none of them."""
 
-    root: Path
-    mapper: Mapper = here
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def folder(self, stage: str, key: str) -> Path:
-        return self.root / stage
 
     def cached(self, task: Any, *, key: dict[str, Any], **parameters: Any) -> StageResult:
         self.stages[task.name] = {**parameters, "key": key}
@@ -44,8 +41,8 @@ class Notebook:
 def stages_of(recipe: Recipe, tmp_path: Path) -> dict[str, dict[str, Any]]:
     base = tmp_path / "base"
     base.mkdir(parents=True)
-    notebook = Notebook(tmp_path)
-    make_adapter(notebook, recipe, base, make_dataset(notebook, recipe))  # type: ignore[arg-type]
+    notebook = Notebook(home=tmp_path, root=tmp_path, display=Display(5, io.StringIO()))
+    make_adapter(notebook, recipe, base, make_dataset(notebook, recipe))
     return notebook.stages
 
 

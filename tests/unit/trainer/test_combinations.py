@@ -56,6 +56,7 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
     "_some_weight": (DRAWN, {"losses.flow_matching.weight": 0}, "give at least one a weight"),
     "_own_loss": (OWN, {"losses": FLOW}, "sdxl predicts epsilon; name the loss denoising"),
     "_snr_gamma": (DRAWN, {"noise": {"snr_gamma": 5.0}}, "predicts velocity; leave it out"),
+    "_faces_by_somebody": (OWN, {"data.filters": {"min_identity": 0.4}}, "tells people apart; name one"),
     "_edited_by_somebody": (OWN, {"data.source": "edited", "data.intensities": [1.0]}, "name its provider"),
     "_encoders": (
         DRAWN,
