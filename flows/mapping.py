@@ -55,18 +55,18 @@ _SHARED = ("ADAPTER_FOUNDRY_", "PREFECT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 
 
 @task(name="part", cache_policy=NO_CACHE, persist_result=False)
-def part(function: PartFunction, given: Part) -> None:
+def part(work: Callable[[], object], number: int) -> None:
     """Do a part; paid APIs are asked no faster than Prefect's limits let all workers together."""
     from flows.limits import api_rates
 
     with api_rates():
-        function(**given)
+        work()
 
 
 @task(name="part", cache_policy=NO_CACHE, persist_result=False)
-def part_elsewhere(function: PartFunction, given: Part, pool: Executor) -> None:
+def part_elsewhere(work: Callable[[], object], number: int, pool: Executor) -> None:
     """Have a part done by a process of this machine."""
-    pool.submit(function, **given).result()
+    pool.submit(work).result()
 
 
 @dataclass(kw_only=True)
@@ -110,14 +110,14 @@ class PartMapper:
     ) -> Iterator[None]:
         if len(parts) < (_WORTH_PROCESSES if on_processes else 2):
             for one in parts:
-                function(**one) if on_processes else part.fn(function, one)
+                function(**one) if on_processes else part.fn(partial(function, **one), 0)
                 yield
             return
         runner, workers = self._start()
         gpus = _gpus() if on_gpus else 0
         workers = gpus or workers
         named = (part_elsewhere if on_processes else part).with_options(
-            name=f"{stage}-part", task_run_name=f"{stage} {{given[number]}}"
+            name=f"{stage}-part", task_run_name=f"{stage} {{number}}"
         )
         more = {"pool": self._processes(workers)} if on_processes else {}
         waiting = deque(parts)
@@ -125,7 +125,9 @@ class PartMapper:
         try:
             while waiting or under_way:
                 while waiting and len(under_way) < _AHEAD * workers:
-                    given = {"function": function, "given": waiting.popleft(), **more}
+                    one = waiting.popleft()
+                    # One opaque value: Prefect would look into each of thousands of values, several times.
+                    given = {"work": partial(function, **one), "number": one.get("number", 0), **more}
                     # In the context of the flow, not of the stage's task: that one knows things that are
                     # of no use elsewhere and cannot be sent, such as the display.
                     under_way.append(self._flow.run(_submit, runner, named, given, gpus))
