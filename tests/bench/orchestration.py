@@ -74,7 +74,7 @@ def run(place: Path, items: int, workers: int) -> dict[str, float]:
     with measured(figures, "plain"):
         images = synthesise(recipe, place / "images", quiet, mapper=shared)
         scores = score(recipe, images.folder, place / "scores", quiet, mapper=shared)
-        plain = build_triplets(recipe, images.folder, scores.folder, place / "triplets", quiet)
+        plain = build_triplets(recipe, images.folder, scores.folder, place / "triplets", quiet, mapper=shared)
     figures |= flow(changes, str(plain.digest))
     figures["overhead"] = round(figures["flow_seconds"] / figures["plain_seconds"] - 1, 4)
     used = figures["flow_cpu_seconds"] + figures["server_cpu_seconds"]
