@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.errors import ServerError
-from flows.server import Server, ask, exclusive, healthy, managed_server
-from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home, prepare
+from flows.server import Server, ask, attached, exclusive, healthy, managed_server
+from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
 from registry import command
 from registry.settings import home as default_home
 
@@ -103,11 +103,10 @@ def set_up(server: Server, home: Path, settings: FlowSettings) -> None:
         FlowError: the server's pool works in another data folder.
     """
     from prefect.client.orchestration import get_client
-    from prefect.settings import temporary_settings
 
     from flows import heartbeat, limits, pools
 
-    with temporary_settings(client_settings(home, server.url)), get_client(sync_client=True) as client:
+    with attached(home, server.url), get_client(sync_client=True) as client:
         pools.make(client, home)
         limits.ensure(server.url, settings)
         heartbeat.ensure(server.url)

@@ -22,8 +22,8 @@ from flows import limits
 from flows.display import table
 from flows.folder import PORTRAIT
 from flows.parameters import Approval, RecipeChoice
-from flows.server import Server, managed_server
-from flows.settings import client_settings, prepare
+from flows.server import Server, attached, managed_server
+from flows.settings import prepare
 from registry import command
 from registry.settings import home as default_home
 
@@ -40,27 +40,13 @@ def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> d
     prepare(home)
     click.echo("Prefect's server on this machine starts …", err=True)
     with managed_server(home) as server:
-        from prefect.settings import temporary_settings
-
         from flows.job import pipeline
 
         click.echo(f"… at {server.page} as long as this runs", err=True)
-        with temporary_settings(client_settings(home, server.url)):
+        with attached(home, server.url):
             limits.ensure()
-            try:
-                summary = pipeline(recipe, approval)
-            finally:
-                send_what_is_left()
+            summary = pipeline(recipe, approval)
         return {**summary, "peak_memory_mb": peak_memory(server)}
-
-
-def send_what_is_left() -> None:
-    """Hand log lines and events that still wait in this process to the server, while it is there."""
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogHandler
-
-    APILogHandler().flush()
-    EventsWorker.drain_all(timeout=30)
 
 
 def peak_memory(server: Server) -> dict[str, int]:

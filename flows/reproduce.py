@@ -13,9 +13,8 @@ from typing import Any
 import click
 
 from flows import limits
-from flows.pipeline import send_what_is_left
-from flows.server import managed_server
-from flows.settings import client_settings, prepare
+from flows.server import attached, managed_server
+from flows.settings import prepare
 from registry import command
 from registry.reproduction import parse as read_outcome
 from registry.settings import home as default_home
@@ -33,17 +32,12 @@ def run(reference: str, home: Path, **options: Any) -> dict[str, Any]:
     """
     prepare(home)
     with managed_server(home) as server:
-        from prefect.settings import temporary_settings
-
         from flows.reproduction import reproduce
 
         click.echo(f"Prefect's server at {server.page}, as long as this runs", err=True)
-        with temporary_settings(client_settings(home, server.url)):
+        with attached(home, server.url):
             limits.ensure()
-            try:
-                return reproduce(reference, **options)
-            finally:
-                send_what_is_left()
+            return reproduce(reference, **options)
 
 
 @click.command()

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 from flows.errors import ServerError
 from flows.prefect_app import MODULE
-from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
+from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home, prepare
 
 HOST = "127.0.0.1"
 DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -96,6 +96,25 @@ def managed_server(
             with _locked(folder / "server.lock"):
                 if _last(users):
                     _stop(folder)
+
+
+@contextmanager
+def attached(data_folder: Path, url: str) -> Iterator[None]:
+    """Let flows of this process use a server; what still waits in the process is handed over at the end.
+
+    Prefect sends news of a process by one worker that keeps its first address: without the end, flows that
+    use another server later would never be on record there.
+    """
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+    from prefect.settings import temporary_settings
+
+    with temporary_settings(client_settings(data_folder, url)):
+        try:
+            yield
+        finally:
+            APILogHandler().flush()
+            EventsWorker.drain_all(timeout=30)
 
 
 def healthy(url: str, timeout: float = 5.0) -> bool:

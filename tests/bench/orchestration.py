@@ -86,20 +86,18 @@ def flow(changes: dict[str, object], expected: str) -> dict[str, float]:
     """Do the work in the flow and return its figures."""
     import psutil
 
-    from flows.server import ask, managed_server
-    from flows.settings import client_settings, prepare
+    from flows.server import ask, attached, managed_server
+    from flows.settings import prepare
     from registry.settings import home
 
     prepare(home())
     figures: dict[str, float] = {}
     with managed_server(home()) as server:
-        from prefect.settings import temporary_settings
-
         from flows.job import dataset
         from flows.parameters import RecipeChoice
 
         process = psutil.Process(server.pid)
-        with temporary_settings(client_settings(home(), server.url)):
+        with attached(home(), server.url):
             before = sum(process.cpu_times()[:2])
             with measured(figures, "flow"):
                 made = dataset(RecipeChoice(changes=changes))

@@ -34,15 +34,14 @@ KILLS = (("synthesise", 7), ("synthesise", 15), ("score", 9))
 PROGRAM = """
 import sys
 from pathlib import Path
-from flows.server import managed_server
-from flows.settings import client_settings, prepare
+from flows.server import attached, managed_server
+from flows.settings import prepare
 home = Path(sys.argv[1])
 prepare(home)
 with managed_server(home) as server:
-    from prefect.settings import temporary_settings
     from flows.job import dataset
     from flows.parameters import RecipeChoice
-    with temporary_settings(client_settings(home, server.url)):
+    with attached(home, server.url):
         print(dataset(RecipeChoice(recipe=sys.argv[2]))["digest"])
 """
 

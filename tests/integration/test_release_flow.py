@@ -43,12 +43,11 @@ def registry(home: Path) -> Registry:
 def runs(server: Any, home: Path, registry: Registry) -> Iterator[Any]:
     """The deployment, for one test with a data folder of its own."""
     from prefect.client.orchestration import get_client
-    from prefect.settings import temporary_settings
 
     from fakes.releases import Runs
-    from flows.settings import client_settings
+    from flows.server import attached
 
-    with temporary_settings(client_settings(home, server.url)), get_client(sync_client=True) as client:
+    with attached(home, server.url), get_client(sync_client=True) as client:
         yield Runs.on(client)
 
 

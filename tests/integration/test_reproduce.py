@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.settings import temporary_settings
 from safetensors.torch import load, save
 
 from fakes.pipelines import command, small_recipe
-from flows.server import managed_server
-from flows.settings import client_settings
+from flows.server import attached, managed_server
 from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
@@ -35,7 +33,7 @@ def released(data_folder: Path, repository: Path) -> Path:
         recipe = small_recipe(repository, data_folder / "small.yaml")
         with (
             managed_server(data_folder) as server,
-            temporary_settings(client_settings(data_folder, server.url)),
+            attached(data_folder, server.url),
         ):
             from flows import limits
             from flows.job import training

@@ -217,14 +217,12 @@ def test_the_flow_leaves_a_table_and_fails_when_a_person_is_needed(
     registry: Registry, home: Path, tmp_path: Path
 ) -> None:
     from prefect.client.orchestration import get_client
-    from prefect.settings import temporary_settings
 
     from flows.maintenance import rescan
-    from flows.server import managed_server
-    from flows.settings import client_settings
+    from flows.server import attached, managed_server
 
     aged(registry, home)
-    with managed_server(home) as server, temporary_settings(client_settings(home, server.url)):
+    with managed_server(home) as server, attached(home, server.url):
         assert [row["outcome"] for row in rescan()["rows"]] == ["pass"]
         released_long_ago(registry, tmp_path / "odd", silenced(), "beta")
         with pytest.raises(NeedsReview, match=f"{NAME}:2"):

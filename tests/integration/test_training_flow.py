@@ -27,8 +27,8 @@ import yaml
 from flows import heartbeat, limits
 from flows.errors import FlowError
 from flows.local import deploy, set_up
-from flows.server import Server, ask, managed_server
-from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home
+from flows.server import Server, ask, attached, managed_server
+from flows.settings import FlowSettings, prefect_environment, prefect_home
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -284,9 +284,8 @@ def test_nothing_in_the_result_storage_is_a_pickle(site: Site, resumed: dict[str
 @pytest.fixture
 def connected(site: Site, resumed: dict[str, Any]) -> Iterator[None]:
     """This process works with the site's server, on which no training runs any more."""
-    from prefect.settings import temporary_settings
 
-    with temporary_settings(client_settings(site.home, site.server.url)):
+    with attached(site.home, site.server.url):
         yield
         limits.ensure(settings=FlowSettings(gpu_slots=1, api_per_minute=600))
 

@@ -91,11 +91,9 @@ def test_an_alias_that_is_moved_by_hand_is_put_back(
 ) -> None:
     from mlflow import MlflowClient
     from prefect.client.orchestration import get_client
-    from prefect.settings import temporary_settings
 
     from flows.maintenance import reconcile
-    from flows.server import managed_server
-    from flows.settings import client_settings
+    from flows.server import attached, managed_server
     from flows.webhook import EVENTS
 
     variables = mlflow_with_webhooks.environment("admin") | weed.environment()
@@ -108,7 +106,7 @@ def test_an_alias_that_is_moved_by_hand_is_put_back(
     people = MlflowClient(mlflow_with_webhooks.uri)
     with (
         managed_server(home) as server,
-        temporary_settings(client_settings(home, server.url)),
+        attached(home, server.url),
         get_client(sync_client=True) as client,
     ):
         flow = client.create_flow(reconcile)

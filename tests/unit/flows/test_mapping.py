@@ -12,12 +12,11 @@ from typing import Any
 import psutil
 import pytest
 from prefect import flow
-from prefect.settings import temporary_settings
 
 from flows.errors import StageFailed
 from flows.mapping import part_mapper
-from flows.server import Server, managed_server, task_runs, wait_until_recorded
-from flows.settings import FlowSettings, client_settings
+from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
+from flows.settings import FlowSettings
 from registry.digest import digest_bytes
 from trainer.errors import DataError
 from trainer.parts import in_parts
@@ -35,7 +34,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(data_folder: Path) -> Iterator[Server]:
     """One server for the module, and this process set to use it."""
-    with managed_server(data_folder) as server, temporary_settings(client_settings(data_folder, server.url)):
+    with managed_server(data_folder) as server, attached(data_folder, server.url):
         yield server
 
 

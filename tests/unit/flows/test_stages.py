@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 from prefect import flow, task
-from prefect.settings import temporary_settings
 
 from flows.display import Display
-from flows.server import Server, managed_server, task_runs, wait_until_recorded
-from flows.settings import client_settings, prefect_home
+from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
+from flows.settings import prefect_home
 from flows.stages import Job, code_digest, in_words, made
 from registry.digest import digest_bytes
 from trainer.errors import DataError
@@ -57,7 +56,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(data_folder: Path) -> Iterator[Server]:
     """One server for the module, and this process set to use it."""
-    with managed_server(data_folder) as server, temporary_settings(client_settings(data_folder, server.url)):
+    with managed_server(data_folder) as server, attached(data_folder, server.url):
         yield server
 
 
@@ -135,13 +134,12 @@ def test_results_are_json_and_no_pickle(server: Server, job: Job, data_folder: P
 PROGRAM = """
 import io, sys
 from pathlib import Path
-from flows.settings import client_settings, prepare
-from flows.server import managed_server, wait_until_recorded
+from flows.settings import prepare
+from flows.server import attached, managed_server, wait_until_recorded
 home = Path(sys.argv[1])
 prepare(home)
 with managed_server(home) as server:
     from prefect import flow, task
-    from prefect.settings import temporary_settings
     @task
     def number(value: int) -> int:
         return value
@@ -151,7 +149,7 @@ with managed_server(home) as server:
         runs = [str(state.state_details.task_run_id) for state in states]
         wait_until_recorded(server.url, runs, 60)
         return runs
-    with temporary_settings(client_settings(home, server.url)):
+    with attached(home, server.url):
         print(*twenty())
 """
 
