@@ -94,4 +94,5 @@ def ensure(url: str | None = None, silence: int = SILENCE) -> str:
 
 
 def _plain(value: AutomationCore, fields: set[str]) -> object:
-    return value.model_dump(mode="json", include=fields)
+    # As Python values: as JSON the sets of a trigger would be lists in an order of chance.
+    return value.model_dump(include=fields)

@@ -67,7 +67,7 @@ def _reply(answer: Any) -> Reply:
         Failed: it has neither a candidate nor a reason why not.
     """
     counted = answer.usage_metadata
-    usage = Usage(
+    usage = counted and Usage(
         input_tokens=_count(counted, "prompt_token_count"),
         # Google bills thoughts as output.
         output_tokens=_count(counted, "candidates_token_count") + _count(counted, "thoughts_token_count"),

@@ -69,7 +69,7 @@ def _reply(completion: Any) -> Reply:
         Failed: it has another form than the protocol says.
     """
     counted = getattr(completion, "usage", None)
-    usage = Usage(
+    usage = counted and Usage(
         input_tokens=_count(counted, "prompt_tokens"), output_tokens=_count(counted, "completion_tokens")
     )
     # The SDK checks nothing: what a server leaves out or spells otherwise comes as it is.

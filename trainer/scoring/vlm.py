@@ -73,22 +73,23 @@ class Vendor(Protocol):
         """
 
 
-def reply(text: str | None, *, cut: bool, usage: Usage, refused: str | None = None) -> Reply:
+def reply(text: str | None, *, cut: bool, usage: Usage | None, refused: str | None = None) -> Reply:
     """Return what a model said as the reply that is kept.
 
     Args:
         text: of the answer; None if there is none. No more is kept than shows that it is too long.
         cut: it ended at `MAX_TOKENS`.
-        usage: tokens.
+        usage: tokens; None if the vendor does not say.
         refused: why the model does not answer.
     """
     said = {"text": (text or "")[: MAX_CHARACTERS + 1], "cut": cut}
     return Reply(
         body=b"" if refused is not None else json.dumps(said).encode(),
         media_type="application/json",
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
+        input_tokens=usage.input_tokens if usage else 0,
+        output_tokens=usage.output_tokens if usage else 0,
         refused=refused,
+        counted=usage is not None,
     )
 
 

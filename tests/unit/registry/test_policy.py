@@ -58,7 +58,7 @@ def test_the_examples_in_the_shipped_file_are_valid() -> None:
 def test_without_a_file_everything_is_required() -> None:
     found = RegistryPolicy.load(None)
     assert found.gate("prod") == found.gate(None) == Gate(require=DEMANDED, approvals=1)
-    assert set(DEMANDED) == set(KINDS) - {"behaviour", "waiver"}
+    assert set(DEMANDED) == set(KINDS) - {"behaviour", "reproduction", "waiver"}
     assert found.license.purpose == "commercial-redistribution"
     assert not found.scan.allow_review
 
