@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MANIFEST_NAME = "manifest.json"
 SUMS_NAME = "SHA256SUMS"
 BLOBS_NAME = "blobs"
-_MEND = "remove the folder and build the dataset again"
+_MEND = "give the folder of a dataset; one that is damaged has to be built again"
 _SUM = re.compile(r"([0-9a-f]{64})  ([a-z]+\.(?:json|parquet))", re.ASCII)
 
 

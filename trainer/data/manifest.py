@@ -15,7 +15,7 @@ from trainer.errors import DataError
 TABLES: Final = ("images", "triplets", "rejects")
 FORMAT: Final = 3  # pictures as they were made or delivered
 MAX_BYTES: Final = 16 << 20
-_MEND = "remove the folder and build the dataset again"
+_MEND = "give the folder of a dataset; one that is damaged has to be built again"
 
 Split = Literal["train", "validation"]
 

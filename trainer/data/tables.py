@@ -38,7 +38,7 @@ _MAX_TEXTS = 8 << 30  # bytes of all texts of a column, written out
 _GROUP = 4096  # rows that are held until they are written
 _NUMBERS: Final = {"int8": "<i1", "int16": "<i2", "int32": "<i4", "int64": "<i8", "float": "<f4",
                    "double": "<f8", "bool": "<u1"}  # fmt: skip
-_MEND = "remove the folder and build it again"
+_MEND = "give the folder of a dataset; one that is damaged has to be built again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
