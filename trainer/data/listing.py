@@ -104,7 +104,7 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
     split_of: dict[str, str] = {}
     for number, text in enumerate(_lines(path), 1):
         try:
-            pair = Pair.model_validate(_json_object(text))
+            pair = Pair.model_validate(json_object(text))
         except ValidationError as error:
             for explained in _explained(error):
                 problems.add(number, explained)
@@ -142,8 +142,12 @@ def _lines(path: Path) -> Iterator[str]:
     return iter(lines)
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    """Return the object of a line; a key that is there twice is an error."""
+def json_object(text: str) -> dict[str, Any]:
+    """Return the object of a line.
+
+    Raises:
+        ValueError: it is too long, no JSON object, or has a key twice.
+    """
 
     def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in items}) != len(items):

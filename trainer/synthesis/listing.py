@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from registry.errors import shown
 from registry.manifest import Line
+from trainer.data.listing import json_object
 from trainer.errors import DataError
 
 PEOPLE_NAME = "people.jsonl"
 _MAX_BYTES = 64 << 20
-_MAX_LINE = 16 << 10
 _SHOWN = 20
 
 
@@ -42,7 +41,7 @@ def listed(folder: Path) -> list[Listed]:
     images: dict[str, int] = {}
     for number, text in enumerate(_lines(path), 1):
         try:
-            line = Listed.model_validate(_json_object(text))
+            line = Listed.model_validate(json_object(text))
         except ValidationError as error:
             problems += [f"line {number}: {explained}" for explained in _explained(error)]
             continue
@@ -76,22 +75,6 @@ def _lines(path: Path) -> list[str]:
     if not lines:
         raise DataError(f"{path} is empty", mend)
     return lines
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    """Return the object of a line; a key that is there twice is an error."""
-
-    def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in items}) != len(items):
-            raise ValueError("a key is there twice")
-        return dict(items)
-
-    if len(text) > _MAX_LINE:
-        raise ValueError(f"the line is longer than {_MAX_LINE} characters")
-    value = json.loads(text, object_pairs_hook=once)
-    if not isinstance(value, dict):
-        raise ValueError("it is something else")
-    return value
 
 
 def _explained(error: ValidationError) -> Iterator[str]:
