@@ -114,5 +114,6 @@ def test_a_key_that_recipes_do_not_have_is_explained_in_the_page(
     stack.wait(run, "FAILED")
     page.open(f"{stack.page}/runs/flow-run/{run}")
     page.click("byText('Details')")
+    page.click("byText('See More')")
     page.read("did you mean 'steps'?")
     assert "What to do:" in page.text()

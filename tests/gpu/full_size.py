@@ -41,7 +41,7 @@ from trainer.data.batches import TrainingSet
 from trainer.data.cache import TensorCache, View
 from trainer.launch import train
 from trainer.portraits import base as portraits
-from trainer.recipe import Recipe
+from trainer.recipe import Recipe, change
 from trainer.scoring import score
 from trainer.synthesis import synthesise
 
@@ -90,25 +90,24 @@ class Stand:
         """The portraits' recipe with the sizes of this stand."""
         found = recipes.load("pixelsmile-portraits")
         size = self.size
-        changes = {
-            "data": {
-                "identities": {"human": 3},
-                "validation": {"human": 1},
-                "intensities": (0.5, 1.0),
-                "size": size.pixels,
-                "filters": {"min_score": 0.0},
+        return change(
+            found,
+            {
+                "data.identities": {"human": 3},
+                "data.validation": {"human": 1},
+                "data.intensities": [0.5, 1.0],
+                "data.size": size.pixels,
+                "data.filters": {"min_score": 0.0},
+                "lora.rank": size.rank,
+                "lora.alpha": 2.0 * size.rank,
+                "optimiser.steps": steps,
+                "optimiser.warmup_steps": 1,
+                "optimiser.batch_pairs": size.pairs,
+                "optimiser.learning_rate": 1e-4,
+                "running.log_every": max(1, steps // 3),
+                "running.checkpoint_every": 10 * steps,
             },
-            "lora": {"rank": size.rank, "alpha": 2.0 * size.rank},
-            "optimiser": {
-                "steps": steps,
-                "warmup_steps": 1,
-                "batch_pairs": size.pairs,
-                "learning_rate": 1e-4,
-            },
-            "running": {"log_every": max(1, steps // 3), "checkpoint_every": 10 * steps},
-        }
-        sections = {name: getattr(found, name).model_copy(update=values) for name, values in changes.items()}
-        return found.model_copy(update=sections)
+        )
 
     def _pipeline(self) -> QwenImageEdit:
         from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
