@@ -72,6 +72,8 @@ class DataSection(Section):
         validation_share: share of the people in ``path`` that are only used to measure the loss; for
             "edited" only. Who they are depends on their names alone.
         intensities: intensities of each expression, each in (0, 1.5]; not for "folder".
+        pairing: which two expressions a triplet holds: the "confusing" partners, or "random" ones, which is
+            what the confusing pairs are measured against; not for "folder".
         size: side of drawn pictures in pixels.
         sizes: training resolutions, each the side of a square with the area of its pictures; empty is the
             base's own.
@@ -89,6 +91,7 @@ class DataSection(Section):
     first_identity: Seed = 0
     validation_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     intensities: tuple[Annotated[float, Field(gt=0, le=1.5)], ...] = ()
+    pairing: Literal["confusing", "random"] = "confusing"
     size: Annotated[int, Field(ge=64, le=512)] = 64
     sizes: tuple[Side, ...] = ()
     max_aspect: Annotated[float, Field(ge=1, le=4)] = 1.0

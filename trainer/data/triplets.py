@@ -84,6 +84,8 @@ def build_triplets(
         expressions=expressions,
         intensities=recipe.data.intensities,
         pairs=pairs_of(recipe),
+        pairing=recipe.data.pairing,
+        seed=recipe.seed if recipe.data.pairing == "random" else None,
     )
     if done := finished(out, key):
         return done
@@ -151,10 +153,22 @@ def _wishes(recipe: Recipe, seen: Candidates) -> Iterator[Wish]:
     for source, expression in enumerate(seen.expressions):
         if expression is not None:
             continue
-        for pair in pairs_of(recipe):
-            for level in recipe.data.intensities:
+        levels = recipe.data.intensities
+        for pairs in zip(*(_paired(recipe, source, level) for level in levels), strict=True):
+            for pair, level in zip(pairs, levels, strict=True):
                 a, b = (row_of.get((source, name, float(np.float32(level)))) for name in pair)
                 yield Wish(source=source, a=a, b=b, expressions=pair, intensities=(level, level))
+
+
+def _paired(recipe: Recipe, source: int, level: float) -> list[tuple[str, str]]:
+    """Return the pairs of a neutral picture at an intensity; random ones hold each expression once."""
+    if recipe.data.pairing == "confusing":
+        return pairs_of(recipe)
+    import numpy as np
+
+    rng = np.random.default_rng([recipe.seed, source, round(level * 1000)])
+    names = [str(name) for name in rng.permutation(recipe.conditioning.expressions)]
+    return [(names[at], names[(at + 1) % len(names)]) for at in range(0, len(names), 2)]
 
 
 def _rows(

@@ -614,3 +614,21 @@ def test_cached_latents_are_the_encoders(
 def test_a_missing_latent_is_an_explained_error(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="1 of 1 tensors"):
         TensorCache(tmp_path).get(["0" * 64])
+
+
+def test_random_pairs_hold_each_expression_once_and_are_not_the_confusing_ones(
+    tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = with_filters(tiny_recipe, min_score=0.0)
+    other = recipe.model_copy(update={"data": recipe.data.model_copy(update={"pairing": "random"})})
+    _, confusing = built(recipe, tmp_path / "confusing", rows())
+    _, random = built(other, tmp_path / "random", rows())
+    seen = {frozenset((t.a.expression, t.b.expression)) for t in confusing.triplets}
+    mixed = [frozenset((t.a.expression, t.b.expression)) for t in random.triplets]
+    assert seen == {frozenset(("fear", "surprised")), frozenset(("angry", "disgust"))}
+    assert set(mixed) - seen, "other pairs than the confusing ones"
+    assert len(random.triplets) == len(confusing.triplets)
+    by_picture: dict[tuple[object, float], list[str]] = {}
+    for one in random.triplets:
+        by_picture.setdefault((one.source, one.a.intensity), []).extend((one.a.expression, one.b.expression))
+    assert all(sorted(names) == sorted(NAMES) for names in by_picture.values())
