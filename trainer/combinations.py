@@ -177,15 +177,10 @@ def _sizes(recipe: Recipe) -> str | None:
     return f"data.sizes: {recipe.base.family} needs multiples of {unit}; instead of {wrong[0]} write {near}"
 
 
-def _judged_people(recipe: Recipe) -> str | None:
-    drawn = recipe.data.source == "renderer"
-    if drawn and not recipe.evaluation.identities:
-        return "evaluation.identities: nobody is left to judge the adapter on; say how many of each domain"
-    return None
-
-
 def _held_out(recipe: Recipe) -> str | None:
-    evaluation, data = recipe.evaluation, recipe.data
+    from trainer.evaluation.suites import of_recipe
+
+    evaluation, data = of_recipe(recipe), recipe.data
     judged = range(evaluation.first_identity, evaluation.first_identity + sum(evaluation.identities.values()))
     used = sum(data.identities.values()) + sum(data.validation.values())
     seen = range(data.first_identity, data.first_identity + used)
@@ -245,7 +240,6 @@ RULES: tuple[Rule, ...] = (
     _sizes,
     _edited_by_somebody,
     _faces_by_somebody,
-    _judged_people,
     _held_out,
     _pairs_for_all,
 )

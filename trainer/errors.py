@@ -9,6 +9,7 @@ TrainerError                   1   anything else
  ├─ NotFinite                  1   the loss is no longer a number, or jumped
  ├─ ProcessLost                1   one of several processes of a training is gone
  ├─ ExportError                1   the exported file does not give back what was trained
+ ├─ EvaluationError            1   an adapter cannot be judged like this, or not beside that one
  ├─ ModelLicenseError         14   the licence file of a model in a loss does not hold
  ├─ ApiError                   1   a paid API does not take the request: its key, its model or what it asks
  │   └─ ApiUnavailable        20   a paid API did not answer, however often it was asked
@@ -61,6 +62,10 @@ class ProcessLost(TrainerError):
 
 class ExportError(TrainerError):
     """An exported adapter does not give back what was trained."""
+
+
+class EvaluationError(TrainerError):
+    """An adapter cannot be judged by this judge, or not be compared with that adapter."""
 
 
 class ModelLicenseError(TrainerError):

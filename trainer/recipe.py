@@ -120,7 +120,7 @@ def parse(text: str, where: str = "the recipe") -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        raise RecipeError(f"{where} is not valid:\n" + "\n".join(_explained(error)), _MEND) from None
+        raise RecipeError(f"{where} is not valid:\n" + "\n".join(explained(error)), _MEND) from None
 
 
 def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -146,7 +146,7 @@ def change(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        lines = "\n".join(_explained(error))
+        lines = "\n".join(explained(error))
         raise RecipeError(f"the changed recipe {recipe.name} is not valid:\n{lines}", _MEND) from None
 
 
@@ -176,14 +176,14 @@ def require_data(recipe: Recipe) -> None:
         )
 
 
-def _explained(error: ValidationError) -> list[str]:
+def explained(error: ValidationError, model: Any = Recipe) -> list[str]:
     """Return one line for each mistake, with the nearest right key or value for a wrong one."""
     lines = []
     for item in error.errors(include_url=False):
         location = tuple(str(part) for part in item["loc"] if part != "[key]")
         text = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            text = "there is no such key" + _nearest(location[-1], _keys_at(location[:-1]))
+            text = "there is no such key" + _nearest(location[-1], _keys_at(location[:-1], model))
         elif item["type"] == "missing":
             text = "is missing"
         elif item["type"] == "literal_error":
@@ -202,9 +202,8 @@ def _nearest(word: object, known: Sequence[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _keys_at(location: tuple[str, ...]) -> list[str]:
-    """Return the keys that are right at a place in a recipe."""
-    model: Any = Recipe
+def _keys_at(location: tuple[str, ...], model: Any) -> list[str]:
+    """Return the keys that are right at a place in a recipe, or in another model."""
     for part in location:
         fields: Mapping[str, Any] = getattr(model, "model_fields", {})
         annotation = fields[part].annotation if part in fields else model

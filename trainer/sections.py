@@ -351,14 +351,59 @@ class LossSection(Section):
     )
 
 
-class EvaluationSection(Section):
-    """How the result is judged, on people that neither training nor validation has seen."""
+class SuiteSection(Section):
+    """What a suite asks of every adapter, and who judges; see `trainer.evaluation.suites`.
 
+    Attributes:
+        name: what reports call it.
+        source: "renderer" draws people, whose true expressions are known; "tasks" reads pictures and tasks from
+            the folder ``path``, laid out as FFE-Bench.
+        identities: people per domain, from the number ``first_identity`` on; for "renderer".
+        intensities: of the sweep, rising from 0 with 1 among them.
+        sweep_people: so many of the first people are asked for every intensity, the others for 0 and 1; None
+            is all of them.
+        blend_people: so many of the first people are asked for blends of two basic expressions as well.
+        steps: of sampling.
+        seed: of the starting noise and of the bootstrap.
+        judge: who sees expressions; never who scored the training data.
+        faces: who tells people apart.
+    """
+
+    name: Line
+    source: Literal["renderer", "tasks"] = "renderer"
+    path: Line | None = None
     identities: dict[Domain, Positive] = {}
     first_identity: Seed = 0
-    intensities: tuple[Annotated[float, Field(ge=0, le=1.5)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    steps: Positive = 8
+    intensities: tuple[Annotated[float, Field(ge=0, le=1.5)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+    sweep_people: Positive | None = None
+    blend_people: Count = 0
+    steps: Positive = 20
     seed: Seed = 0
+    judge: ScoringSection = ScoringSection()
+    faces: Literal["portraits", "antelopev2", "buffalo_l"] = "portraits"
+
+
+class EvaluationSection(Section):
+    """How the result is judged: by a suite, of which a recipe may change what it names here.
+
+    Attributes:
+        suite: a shipped suite, or the path of a suite's YAML file.
+        thresholds: metric -> the value that still passes.
+        path, identities, first_identity, intensities, sweep_people, blend_people, steps, seed, judge, faces: as
+            in `SuiteSection`; None is the suite's own.
+    """
+
+    suite: Line = "portraits-v1"
+    path: Line | None = None
+    identities: dict[Domain, Positive] | None = None
+    first_identity: Seed | None = None
+    intensities: tuple[Annotated[float, Field(ge=0, le=1.5)], ...] | None = None
+    sweep_people: Positive | None = None
+    blend_people: Count | None = None
+    steps: Positive | None = None
+    seed: Seed | None = None
+    judge: ScoringSection | None = None
+    faces: Literal["portraits", "antelopev2", "buffalo_l"] | None = None
     thresholds: dict[str, float] = {}
 
 

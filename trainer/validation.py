@@ -84,6 +84,7 @@ class Validation:
         import numpy as np
 
         from trainer.evaluation.sheets import intensity_strip
+        from trainer.evaluation.suites import of_recipe
 
         spec = self.recipe.conditioning
         source = self.data.triplets[0].source
@@ -99,7 +100,7 @@ class Validation:
                 latents,
                 prompts,
                 seeds=[self.recipe.seed] * len(part),
-                steps=self.recipe.evaluation.steps,
+                steps=of_recipe(self.recipe).steps,
                 size=size,
             )
             pictures += to_images(self.pipeline.decode(edited, size))

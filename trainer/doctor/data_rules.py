@@ -232,7 +232,9 @@ def _license(data: Material) -> Findings:
 
 def judged(data: Material, recipe: Recipe) -> Findings:
     """Yield the people of the evaluation whom the training sees; drawn people are called "human-90000"."""
-    section = recipe.evaluation
+    from trainer.evaluation.suites import of_recipe
+
+    section = of_recipe(recipe)
     first, count = section.first_identity, sum(section.identities.values())
     names = {f"{domain}-{number}" for domain in section.identities for number in range(first, first + count)}
     met = sorted({one.identity for one in data.triplets} & names)

@@ -1,6 +1,7 @@
-"""Evaluation: metrics with intervals, the portraits suite, gates, and reports that people look at."""
+"""Evaluation: edits of people that training has never seen, judged by judges that did not label the data."""
 
+from trainer.evaluation.evaluating import REPORT_NAME, Bench, Wanted, evaluate, evaluate_recipe
+from trainer.evaluation.judges import Judges
 from trainer.evaluation.report import EvaluationReport
-from trainer.evaluation.suite import REPORT_NAME, Judges, evaluate
 
-__all__ = ["REPORT_NAME", "EvaluationReport", "Judges", "evaluate"]
+__all__ = ["REPORT_NAME", "Bench", "EvaluationReport", "Judges", "Wanted", "evaluate", "evaluate_recipe"]

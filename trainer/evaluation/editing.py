@@ -1,43 +1,63 @@
-"""The edits that the suite asks for: made in this process, or in parts that other machines do.
+"""The edits that a suite asks for: made in parts, in this process or wherever a mapper does them.
 
 Edits are made only through `serving.engine.EditEngine`, with adapters that passed admission's scan and
-licence check in the very process that edits. A part is some people of some editors; it loads the engine once
-for its process and leaves one array for each person. Judging is never divided, so a report does not depend on
-how the edits were.
+licence check in the very process that edits. A part is some people of one editor; it loads the engine once
+for its process, keeps each picture under its digest, and leaves a list of who was asked for what.
 """
 
 from __future__ import annotations
 
-import io
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, BaseModelRef
+from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, BaseModelRef, ConditioningSpec
 from trainer.errors import DataError
-from trainer.evaluation.measure import Key
-from trainer.evaluation.plan import NEUTRAL, Ask, Plan, plan_of, vector
-from trainer.evaluation.sheets import Portrait
-from trainer.parts import MOST, Mapper, folder_of, here, in_parts
-from trainer.portraits.renderer import render
+from trainer.evaluation.plan import Ask, Plan, Portrait, plan_of
+from trainer.parts import MOST, Mapper, in_parts
 from trainer.progress import Progress
-from trainer.recipe import Recipe
-from trainer.stage import stage_key, write_atomically
+from trainer.sections import SuiteSection
 
 if TYPE_CHECKING:
     from registry.admission import VerifiedAdapter
     from serving.engine import EditEngine
 
-Candidates = Mapping[str, tuple[Path, Digest]]
-"""The folder of "adapter" and, where given, of "raw", with the digests of their weights."""
-Unit = tuple[str, int]
-"""An editor ("adapter", "base" or "raw") and the index of a person."""
-Edits = dict[str, dict[Key, Portrait]]
-"""Editor -> person and request -> picture."""
+Scope = Literal["all", "full strength"]
+BLOBS_NAME = "blobs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Editor:
+    """An adapter on its base, or the base alone.
+
+    Attributes:
+        name: column of the report: "adapter", "raw", "base", "against", or what `trainer compare` calls it.
+        folder: of the adapter; the base alone takes its prompts from the adapter's card.
+        weights: digest of the adapter's weights file.
+        card: what the adapter is.
+        strength: 0 is the base alone.
+        scope: everything that the plan asks for, or only what is asked at full strength.
+        reference: how it is called in the registry; None for a folder.
+    """
+
+    name: str
+    folder: Path
+    weights: Digest
+    card: AdapterCard
+    strength: float = 1.0
+    scope: Scope = "all"
+    reference: str | None = None
+
+    def asks(self, plan: Plan, index: int) -> tuple[Ask, ...]:
+        """What it is asked for on a subject."""
+        subject = plan.subjects[index]
+        return subject.asks if self.scope == "all" else subject.full_strength
 
 
 def candidate(folder: Path, *, allow_review: bool = False) -> tuple[VerifiedAdapter, Digest]:
@@ -65,174 +85,173 @@ def candidate(folder: Path, *, allow_review: bool = False) -> tuple[VerifiedAdap
     return admit_candidate(files, Policy(allow_review=allow_review)), digest_bytes(files[WEIGHTS_NAME])
 
 
-def edits(
-    recipe: Recipe,
-    candidates: Candidates,
-    adapters: Mapping[str, VerifiedAdapter],
+def editor(
+    name: str, folder: Path, *, strength: float = 1.0, scope: Scope = "all", reference: str | None = None
+) -> Editor:
+    """The editor of an adapter's folder; the adapter is admitted to know it, and again where it edits.
+
+    Raises:
+        DataError: a file is missing.
+        RegistryError: refused by the scan or the licence policy. What they want a person to review is
+            evaluated: that is what the person will look at.
+    """
+    adapter, weights = candidate(folder, allow_review=True)
+    return Editor(
+        name=name, folder=folder, weights=weights, card=adapter.card, strength=strength, scope=scope,
+        reference=reference,
+    )  # fmt: skip
+
+
+Edited = dict[tuple[int, Ask], Digest]
+"""Subject and request -> the picture's digest in the folder's blobs."""
+
+
+def edit(
+    plan: Plan,
+    editor: Editor,
+    base: BaseModelRef,
     base_path: Path,
     out: Path,
     key: Digest,
     mapper: Mapper,
     progress: Progress,
-) -> Edits:
-    """Everything that the plan asks of the adapter, the base (the adapter at strength 0) and the raw weights.
+    least: int = 256,
+) -> tuple[Path, Edited]:
+    """Everything that the plan asks of an editor.
 
     Args:
-        recipe: its evaluation section decides what is asked.
-        candidates: where the adapters lie.
-        adapters: the same, admitted.
+        plan: who is asked for what.
+        editor: who edits.
+        base: which base that is.
         base_path: folder of the base model.
-        out: folder of the evaluation; parts lie beside it until `trainer.parts.forget`.
-        key: of the evaluation.
-        mapper: does parts of at least ``running.batch`` pictures; `trainer.parts.here` needs none.
-        progress: takes notice of the people, or parts, that are done.
+        out: folder of the result; parts lie beside it until `trainer.parts.forget`.
+        key: of these edits.
+        mapper: does the parts.
+        progress: takes notice of the parts that are done.
+        least: pictures in a part.
+
+    Returns:
+        the folder of the pictures, and which picture answers which request.
+
+    Raises:
+        BaseModelError: there is no base model.
+        ServingError: the adapter does not fit the base.
     """
-    plan = plan_of(recipe)
-    todo = units(plan, raw="raw" in adapters)
-    pieces = portions_of(plan, todo, recipe.running.batch)
-    if mapper is not here and len(pieces) > 1:
-        return _in_parts(recipe, plan, candidates, base_path, out, key, pieces, mapper, progress)
-    engine = _engine(recipe.base, base_path)
-    found: Edits = {name: {} for name, _ in todo}
-    for done, (name, index) in enumerate(todo):
-        progress("evaluate", done, len(todo), f"{name}, {plan.subjects[index].name}")
-        pictures = _sweep(engine, adapters, plan, (name, index))
-        found[name] |= zip(keys_of(plan, (name, index)), pictures, strict=True)
-    progress("evaluate", len(todo), len(todo), "edited")
-    return found
-
-
-def units(plan: Plan, *, raw: bool) -> list[Unit]:
-    """Every person of every editor."""
-    editors = ("adapter", "base", "raw") if raw else ("adapter", "base")
-    return [(name, index) for name in editors for index in range(len(plan.subjects))]
-
-
-def keys_of(plan: Plan, unit: Unit) -> list[Key]:
-    """Person and request of each of a unit's pictures, in order."""
-    name, index = unit
-    return [(index, ask) for ask in (plan.everything(index) if name == "adapter" else plan.full_strength())]
-
-
-def portions_of(plan: Plan, todo: Sequence[Unit], least: int) -> list[list[Unit]]:
-    """Cut units into parts of at least ``least`` pictures, of more where there would be too many parts."""
-    counts = [len(keys_of(plan, unit)) for unit in todo]
-    size, pieces, pictures = max(least, -(-sum(counts) // MOST)), list[list[Unit]](), 0
-    for unit, count in zip(todo, counts, strict=True):
-        if not pieces or pictures >= size:
-            pieces.append([])
-            pictures = 0
-        pieces[-1].append(unit)
-        pictures += count
-    return pieces
-
-
-def parts_key(key: Digest, batch: int) -> Digest:
-    """The key of an evaluation's parts: other sizes are other parts."""
-    return stage_key("evaluate parts", key=key, batch=batch)
-
-
-def _in_parts(
-    recipe: Recipe,
-    plan: Plan,
-    candidates: Candidates,
-    base_path: Path,
-    out: Path,
-    key: Digest,
-    pieces: Sequence[Sequence[Unit]],
-    mapper: Mapper,
-    progress: Progress,
-) -> Edits:
-    told = recipe.model_dump(mode="json", exclude_unset=True)  # some rules ask whether a field was given
-    given = [[name, str(folder.resolve()), str(digest)] for name, (folder, digest) in candidates.items()]
-    parts = [
-        {"recipe": told, "candidates": given, "base": str(base_path.resolve()), "units": list(piece)}
-        for piece in pieces
-    ]
-    cut = parts_key(key, recipe.running.batch)
-    in_parts("evaluate", out, cut, edit_part, parts, mapper, progress)
-    folder = folder_of(out, cut)
-    found: Edits = {}
-    for unit in (unit for piece in pieces for unit in piece):
-        pictures = np.load(folder / _file(unit), allow_pickle=False)
-        found.setdefault(unit[0], {}).update(zip(keys_of(plan, unit), pictures, strict=True))
-    return found
+    told = {
+        "suite": plan.suite.model_dump(mode="json"),
+        "conditioning": editor.card.conditioning.model_dump(mode="json"),
+        "adapter": str(editor.folder.resolve()),
+        "weights": str(editor.weights),
+        "strength": editor.strength,
+        "scope": editor.scope,
+        "base": base.model_dump(mode="json"),
+        "base_path": str(base_path.resolve()),
+    }
+    parts = [{**told, "people": people} for people in _portions(plan, editor, least)]
+    folder, answers = in_parts(f"edit by {editor.name}", out, key, edit_part, parts, mapper, progress)
+    found: Edited = {}
+    for answer in answers:
+        for index, ask, digest in answer["edits"]:
+            found[index, tuple((name, float(x)) for name, x in ask)] = Digest(digest)
+    return folder, found
 
 
 def edit_part(
     folder: Path,
     *,
-    recipe: Mapping[str, Any],
-    candidates: Sequence[Sequence[str]],
-    base: str,
-    units: Sequence[Sequence[Any]],
+    suite: Mapping[str, Any],
+    conditioning: Mapping[str, Any],
+    adapter: str,
+    weights: str,
+    strength: float,
+    scope: Scope,
+    base: Mapping[str, Any],
+    base_path: str,
+    people: Sequence[int],
 ) -> dict[str, Any]:
-    """Edit some people into ``folder``, an array uint8 [N, H, W, 3] for each; see `trainer.parts`.
+    """Edit some people; the pictures go into ``folder/blobs``; see `trainer.parts`.
 
     Raises:
-        DataError: an adapter is not the one that the evaluation began with.
+        DataError: the adapter is not the one that the evaluation began with.
         RegistryError: the scan or the licence check refuses it.
     """
-    whole = Recipe.model_validate(recipe)
-    plan = plan_of(whole)
-    engine, adapters = _loaded(
-        whole.base, base, tuple((name, place, said) for name, place, said in candidates)
+    from trainer.data.blobs import Blobs, encode_png
+
+    plan = _plan(json.dumps(suite, sort_keys=True), json.dumps(conditioning, sort_keys=True))
+    engine, verified = _loaded(json.dumps(base, sort_keys=True), base_path, adapter, weights)
+    who = Editor(
+        name="", folder=Path(adapter), weights=Digest(weights), card=verified.card, strength=strength, scope=scope
     )
-    for name, index in units:
-        stream = io.BytesIO()
-        np.save(stream, np.stack(_sweep(engine, adapters, plan, (name, index))), allow_pickle=False)
-        write_atomically(folder / _file((name, index)), stream.getvalue())
-    return {"people": len(units)}
+    blobs, edits = Blobs(folder / BLOBS_NAME), list[list[Any]]()
+    for index in people:
+        asks = who.asks(plan, index)
+        for ask, picture in zip(asks, _sweep(engine, verified, plan, index, asks, strength), strict=True):
+            edits.append([index, ask, str(blobs.add(encode_png(picture), "image/png"))])
+    return {"edits": edits}
 
 
-def _file(unit: Unit) -> str:
-    return f"{unit[0]}-{unit[1]:05d}.npy"
+def _portions(plan: Plan, editor: Editor, least: int) -> list[list[int]]:
+    """Cut people into parts of at least ``least`` pictures, of more where there would be too many parts."""
+    counts = [len(editor.asks(plan, index)) for index in range(len(plan.subjects))]
+    size, pieces, pictures = max(least, -(-sum(counts) // MOST)), list[list[int]](), 0
+    for index, count in enumerate(counts):
+        if not pieces or pictures >= size:
+            pieces.append([])
+            pictures = 0
+        pieces[-1].append(index)
+        pictures += count
+    return pieces
+
+
+@lru_cache(maxsize=4)
+def _plan(suite: str, conditioning: str) -> Plan:
+    spec = ConditioningSpec.model_validate_json(conditioning)
+    return plan_of(SuiteSection.model_validate_json(suite), spec)
 
 
 @lru_cache(maxsize=1)
-def _loaded(
-    base: BaseModelRef, base_path: str, candidates: tuple[tuple[str, str, str], ...]
-) -> tuple[EditEngine, dict[str, VerifiedAdapter]]:
-    """The engine and the admitted adapters of a process that does parts."""
-    adapters = {}
-    for name, folder, said in candidates:
-        adapters[name], weights = candidate(Path(folder), allow_review=True)
-        if weights != said:
-            raise DataError(
-                f"the adapter in {folder} is not the one that this evaluation began with",
-                "let nothing write there, and run the same command again",
-            )
-    return _engine(base, Path(base_path)), adapters
-
-
-def _engine(base: BaseModelRef, folder: Path) -> EditEngine:
+def _engine(base: str, base_path: str) -> EditEngine:
     from serving import pipelines, settings
     from serving.engine import EditEngine
 
-    device = settings.load().device
-    return EditEngine(pipelines.load(base.family, folder, device=device), base=base, allow_candidates=True)
+    known, device = BaseModelRef.model_validate_json(base), settings.load().device
+    pipeline = pipelines.load(known.family, Path(base_path), device=device)
+    return EditEngine(pipeline, base=known, allow_candidates=True)
+
+
+@lru_cache(maxsize=4)
+def _loaded(base: str, base_path: str, adapter: str, weights: str) -> tuple[EditEngine, VerifiedAdapter]:
+    """The engine and an admitted adapter of a process that does parts."""
+    verified, found = candidate(Path(adapter), allow_review=True)
+    if found != weights:
+        raise DataError(
+            f"the adapter in {adapter} is not the one that this evaluation began with",
+            "let nothing write there, and run the same command again",
+        )
+    return _engine(base, base_path), verified
 
 
 def _sweep(
-    engine: EditEngine, adapters: Mapping[str, VerifiedAdapter], plan: Plan, unit: Unit
+    engine: EditEngine,
+    adapter: VerifiedAdapter,
+    plan: Plan,
+    index: int,
+    asks: Sequence[Ask],
+    strength: float,
 ) -> list[Portrait]:
-    """Edits of one person, in the order of `keys_of`; the picture is encoded once for each full batch."""
+    """Edits of one subject, in the order of the requests; the picture is encoded once for each full batch."""
     from PIL import Image
 
     from serving.schema import MAX_SWEEP
 
-    editor, index = unit
-    subject = plan.subjects[index]
-    source = render(subject.person, vector(NEUTRAL), place=subject.place)
-    asks: list[Ask] = [ask for _, ask in keys_of(plan, unit)]
-    results = []
+    source, results = Image.fromarray(plan.pictures.source(index)), []
     for start in range(0, len(asks), MAX_SWEEP):
         results += engine.sweep(
-            Image.fromarray(source),
-            adapters["raw" if editor == "raw" else "adapter"],
+            source,
+            adapter,
             [dict(ask) for ask in asks[start : start + MAX_SWEEP]],
-            strength=0.0 if editor == "base" else 1.0,
-            seed=subject.seed,
-            steps=plan.steps,
+            strength=strength,
+            seed=plan.subjects[index].seed,
+            steps=plan.suite.steps,
         )
     return [np.asarray(result.image.convert("RGB"), np.uint8) for result in results]

@@ -1,189 +1,95 @@
-"""What each metric is called, what it means, and how a threshold on it is read."""
+"""The verdict: every rule on a metric, and what it says of an adapter's figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-Direction = Literal["higher", "lower", "context"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricFacts:
-    """What a reader needs to know about a metric.
-
-    Attributes:
-        name: key in JSON, in MLflow and in a recipe's thresholds.
-        title: what people read.
-        definition: one sentence with the formula and the range.
-        direction: "higher" is better, "lower" is better, or "context" (explains, cannot be gated).
-        unit: "" for ratios and rates, "dB" for PSNR.
-    """
-
-    name: str
-    title: str
-    definition: str
-    direction: Direction
-    unit: str = ""
+from registry.policy import Threshold
+from trainer.evaluation.catalogue import METRICS, show
+from trainer.evaluation.report import Case, Gap, Metric, Probe, Value, Verdict
 
 
-METRICS: Mapping[str, MetricFacts] = {
-    facts.name: facts
-    for facts in (
-        MetricFacts(
-            name="top1_accuracy",
-            title="Expression accuracy (top-1 of 12)",
-            direction="higher",
-            definition=(
-                "Share of edits at intensity 1 whose strongest judged expression is the asked one; 0 to 1."
-            ),
-        ),
-        MetricFacts(
-            name="base_top1_accuracy",
-            title="Expression accuracy of the base alone",
-            direction="lower",
-            definition=(
-                "The same share for the base model without any adapter; 0 to 1. A base that already "
-                "knows the expressions would make every adapter look good."
-            ),
-        ),
-        MetricFacts(
-            name="structural_confusion",
-            title="Structural confusion",
-            direction="lower",
-            definition=(
-                "Rate at which an edit asked for one expression of a declared confusing pair is "
-                "judged as the other, mean over pairs and both directions; 0 to 1."
-            ),
-        ),
-        MetricFacts(
-            name="control_linearity",
-            title="Control linearity",
-            direction="higher",
-            definition=(
-                "Pearson correlation of asked and judged intensity for each subject and expression, "
-                "then the mean; -1 to 1."
-            ),
-        ),
-        MetricFacts(
-            name="monotonicity",
-            title="Monotonicity",
-            direction="higher",
-            definition=(
-                "Share of steps from one intensity to the next at which the judged intensity rises; 0 to 1."
-            ),
-        ),
-        MetricFacts(
-            name="control_range",
-            title="Control range",
-            direction="higher",
-            definition=(
-                "Judged intensity asked 1 minus judged intensity asked 0, mean over expressions; "
-                "about -1 to 1."
-            ),
-        ),
-        MetricFacts(
-            name="identity_similarity",
-            title="Identity similarity",
-            direction="higher",
-            definition="Cosine of identity embeddings, source portrait against edit at intensity 1; -1 to 1.",
-        ),
-        MetricFacts(
-            name="identity_ceiling",
-            title="Same-person ceiling",
-            direction="context",
-            definition=(
-                "The same cosine between two true renders of the person: neutral, and with the expression."
-            ),
-        ),
-        MetricFacts(
-            name="identity_ratio",
-            title="Identity kept, share of the ceiling",
-            direction="higher",
-            definition="Identity similarity of the edits over the same-person ceiling; 0 to about 1.",
-        ),
-        MetricFacts(
-            name="paired_psnr",
-            title="Paired PSNR",
-            direction="higher",
-            unit="dB",
-            definition=(
-                "PSNR of the edit at intensity 1 against the true render of the asked expression of "
-                "the same person; 0 to 60 dB."
-            ),
-        ),
-        MetricFacts(
-            name="psnr_gain",
-            title="PSNR gain over the base",
-            direction="higher",
-            unit="dB",
-            definition="Paired PSNR with the adapter minus paired PSNR of the base alone, paired by subject.",
-        ),
-        MetricFacts(
-            name="seam_energy",
-            title="Seam energy",
-            direction="lower",
-            definition=(
-                "Mean squared gradient across token borders over that inside tokens; 1 means no seams."
-            ),
-        ),
-        MetricFacts(
-            name="seam_excess",
-            title="Seam energy over truth",
-            direction="lower",
-            definition=(
-                "Seam energy of the edit over that of the true render, whose lines may lie on token borders "
-                "too; 1 means no seams added."
-            ),
-        ),
-        MetricFacts(
-            name="blend_success",
-            title="Blend success",
-            direction="higher",
-            definition=(
-                "Share of two-expression blends in which the judge finds each component at half of "
-                "what was asked or more; 0 to 1."
-            ),
-        ),
-    )
-}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gate:
-    """A threshold on one metric.
-
-    Attributes:
-        metric: name in `METRICS`.
-        threshold: the value that still passes.
-        bound: "min" where higher is better, "max" where lower is better.
-    """
-
-    metric: str
-    threshold: float
-    bound: Literal["min", "max"]
-
-    def passes(self, value: float) -> bool:
-        """Whether a metric's mean satisfies the threshold; the threshold itself does, NaN never does."""
-        return value >= self.threshold if self.bound == "min" else value <= self.threshold
-
-
-def gate(metric: str, threshold: float) -> Gate:
-    """The gate that a recipe's `metric: threshold` means; the metric's direction gives the bound.
+def thresholds(section: Mapping[str, float]) -> dict[str, Threshold]:
+    """The rules that a recipe's ``metric: threshold`` means; the metric's direction says which end it is.
 
     Raises:
         ValueError: an unknown metric, or one that only gives context.
     """
-    facts = METRICS.get(metric)
-    if facts is None:
-        known = ", ".join(sorted(METRICS))
-        raise ValueError(f"no metric is called {metric!r}. Thresholds can name: {known}")
-    if facts.direction == "context":
-        raise ValueError(f"{metric} only gives context to other metrics: remove its threshold")
-    return Gate(metric=metric, threshold=threshold, bound="min" if facts.direction == "higher" else "max")
+    found = {}
+    for name, value in section.items():
+        facts = METRICS.get(name)
+        if facts is None:
+            raise ValueError(f"no metric is called {name!r}. Thresholds can name: {', '.join(sorted(METRICS))}")
+        if facts.direction == "context":
+            raise ValueError(f"{name} only gives context to other metrics: remove its threshold")
+        found[name] = Threshold(min=value) if facts.direction == "higher" else Threshold(max=value)
+    return found
 
 
-def show(value: float, unit: str = "") -> str:
-    """A metric's value for people: two decimals for dB, three otherwise."""
-    return f"{value:.2f} {unit}" if unit else f"{value:.3f}"
+def judge(metrics: tuple[Metric, ...], probes: tuple[Probe, ...] = ()) -> Verdict:
+    """The verdict: passed only if no rule and no probe failed. Without any rule nothing can fail."""
+    failed = [metric for metric in metrics if metric.passed is False]
+    wrong = [probe for probe in probes if probe.outcome == "fail"]
+    return Verdict(
+        passed=not failed and not wrong,
+        failed=(*(metric.name for metric in failed), *(probe.name for probe in wrong)),
+        reasons=(*map(reason, failed), *(f"{probe.name}: {probe.found}" for probe in wrong)),
+    )
+
+
+def reason(metric: Metric) -> str:
+    """The metric against its rules, in words, with the edits that speak most against it."""
+    asked = []
+    if metric.minimum is not None:
+        asked.append(f"at least {show(metric.minimum, metric.unit)}")
+    if metric.maximum is not None:
+        asked.append(f"at most {show(metric.maximum, metric.unit)}")
+    text = f"{metric.name} is {metric.shown()}, required {' and '.join(asked)}"
+    if metric.examples:
+        text += "; for example " + ", ".join(
+            f"{'+'.join(case.asked)} of {case.subject}" for case in metric.examples[:3]
+        )
+    return text
+
+
+def rows(
+    values: Mapping[str, Value],
+    references: Mapping[str, Mapping[str, Value]],
+    differences: Mapping[str, Gap],
+    rules: Mapping[str, Threshold],
+    cases: tuple[Case, ...] = (),
+) -> tuple[Metric, ...]:
+    """The rows of the report in the catalogue's order, with what the rules say.
+
+    Args:
+        values: the adapter's values by metric name.
+        references: by metric name, then by what it is compared with.
+        differences: by metric name, to the adapter that it is compared with.
+        rules: by metric name.
+        cases: the edits, the worst first.
+
+    Raises:
+        ValueError: a rule on a metric that was not measured.
+    """
+    missing = sorted(rules.keys() - values.keys())
+    if missing:
+        raise ValueError(f"thresholds on metrics that this evaluation did not measure: {', '.join(missing)}")
+    found = []
+    for name, facts in METRICS.items():
+        if name not in values:
+            continue
+        rule, value = rules.get(name), values[name].value
+        passed = None
+        if rule is not None:
+            low = rule.min is None or value >= rule.min
+            passed = low and (rule.max is None or value <= rule.max)
+        found.append(
+            Metric(
+                name=name, title=facts.title, definition=facts.definition, direction=facts.direction,
+                unit=facts.unit, value=values[name], passed=passed,
+                minimum=None if rule is None else rule.min, maximum=None if rule is None else rule.max,
+                difference=differences.get(name), references=dict(references.get(name, {})),
+                examples=cases[:3] if passed is False else (),
+            )
+        )  # fmt: skip
+    return tuple(found)

@@ -29,55 +29,21 @@ _MAX_SEAM = 1000.0
 _FLAT = 1e-9
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimate:
-    """A mean over subjects with its bootstrap interval.
-
-    Attributes:
-        value: mean over subjects.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        n: number of subjects.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
+# -- expression ------------------------------------------------------------------------------------------
 
 
-def estimate(
-    per_subject: NDArray[np.floating], *, seed: int = 0, resamples: int = 2000, level: float = 0.95
-) -> Estimate:
-    """Mean over subjects with a percentile-bootstrap interval.
+def hits(judged: NDArray[np.floating], asked: NDArray[np.integer]) -> Array:
+    """Whether the strongest judged expression of each edit is the asked one.
 
-    Formula: draw S subjects with replacement `resamples` times, take the mean of each draw and the
-    (1-level)/2 and (1+level)/2 quantiles of those means. A paired difference is the estimate of the
-    per-subject differences. Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    Formula: [argmax_k judged[n, k] == asked[n]]; a row of NaN, where the judge saw nothing, is no hit.
+    Range: 0 or 1, higher is better; guessing gives 1/K on average.
+    Source: expression accuracy of expression-editing benchmarks, over all K classes.
 
     Args:
-        per_subject: ``[S]`` finite values.
-        seed: of the resampling; the same seed gives the same interval.
-        resamples: number of draws.
-        level: coverage, in (0, 1).
-
-    Raises:
-        ValueError: no subject, a value that is not finite, or a wrong shape.
+        judged: ``[N, K]``.
+        asked: ``[N]`` indices into K.
     """
-    values = np.asarray(per_subject, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"estimate needs one value for each subject, at least one; got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("estimate needs finite values: a subject has a NaN or an infinity")
-    draws = np.random.default_rng(seed).integers(0, values.size, size=(resamples, values.size))
-    means = values[draws].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    mean = float(values.mean())
-    # The mean itself can leave the quantiles by a rounding error when all subjects agree.
-    return Estimate(value=mean, low=min(float(low), mean), high=max(float(high), mean), n=int(values.size))
-
-
-# -- expression ------------------------------------------------------------------------------------------
+    return (np.argmax(np.nan_to_num(judged, nan=-np.inf), axis=1) == np.asarray(asked)).astype(np.float64)
 
 
 def top1_accuracy(judged: NDArray[np.floating], asked: Sequence[int]) -> Array:

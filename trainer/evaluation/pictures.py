@@ -1,34 +1,27 @@
-"""The files that people look at: the three sheets and the HTML page."""
+"""The files that people look at: the sheets and the HTML page."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 from trainer.evaluation import sheets
-from trainer.evaluation.measure import Gallery
-from trainer.evaluation.page import CasePictures, page
-from trainer.evaluation.plan import (
-    BLEND_INTENSITY,
-    CONTACT_SUBJECTS,
-    NEUTRAL,
-    TRANSITION_WEIGHTS,
-    Plan,
-    mixed,
-    single,
-)
+from trainer.evaluation.plan import Plan, single
 from trainer.evaluation.report import EvaluationReport
 
+if TYPE_CHECKING:
+    from trainer.evaluation.evaluating import Measured
+
 CONTACT_SHEET = "contact_sheet.png"
-INTENSITY_STRIP = "intensity_strip.png"
-BLEND_STRIP = "blend_strip.png"
 PAGE = "report.html"
+CONTACT_SUBJECTS = 8
 
 
 def write(
-    folder: Path, report: EvaluationReport, plan: Plan, edits: Gallery, truth: Gallery, *, subject: str
+    folder: Path, report: EvaluationReport, plan: Plan, measured: Mapping[str, Measured], *, subject: str
 ) -> None:
     """Write the sheets and the page into an existing folder.
 
@@ -36,74 +29,22 @@ def write(
         folder: where to.
         report: what the page says.
         plan: what was asked.
-        edits: of the adapter, everything in the plan.
-        truth: sources and true renders.
+        measured: by editor: "adapter" has everything in the plan.
         subject: name of the adapter.
     """
-    contact = contact_sheet(plan, edits, truth, subject)
-    strip = intensity_strip(plan, edits, subject)
-    blends = blend_strip(plan, edits, subject) if plan.transition_rows() else None
-    for name, image in ((CONTACT_SHEET, contact), (INTENSITY_STRIP, strip), (BLEND_STRIP, blends)):
-        if image is not None:
-            (folder / name).write_bytes(sheets.png(image))
-    index_of = {person.name: index for index, person in enumerate(plan.subjects)}
-    worst = []
-    for case in report.worst:
-        index, ask = index_of[case.identity], single(case.expression, 1.0)
-        worst.append(
-            CasePictures(
-                case=case,
-                source=truth.images[index, NEUTRAL],
-                edit=edits.images[index, ask],
-                truth=truth.images[index, ask],
-            )
-        )
-    text = page(report, subject=subject, contact=contact, intensities=strip, blends=blends, worst=worst)
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    contact = contact_sheet(plan, measured["adapter"], subject)
+    (folder / CONTACT_SHEET).write_bytes(sheets.png(contact))
 
 
-def contact_sheet(plan: Plan, edits: Gallery, truth: Gallery, subject: str) -> Image.Image:
+def contact_sheet(plan: Plan, edits: Measured, subject: str) -> Image.Image:
     """Source and every expression at intensity 1 of the first held-out people."""
     people = []
     for index, person in enumerate(plan.subjects[:CONTACT_SUBJECTS]):
-        row = [edits.images[index, single(name, 1.0)] for name in plan.expressions]
-        people.append((person.name.replace(" ", "\n"), truth.images[index, NEUTRAL], row))
+        row = [edits.picture(index, single(name, 1.0)) for name in plan.expressions]
+        people.append((person.name.replace(" ", "\n"), plan.pictures.source(index), row))
     return sheets.contact_sheet(
         people,
         plan.expressions,
         title=f"{subject}: every expression at intensity 1",
-        subtitle=f"Held-out people, never part of training. {plan.steps} sampling steps.",
-    )
-
-
-def intensity_strip(plan: Plan, edits: Gallery, subject: str) -> Image.Image:
-    """One expression of one person a row, from none to beyond what was trained."""
-    rows = [
-        (
-            f"{name}\n{plan.subjects[index].name}",
-            [edits.images[index, single(name, x)] for x in plan.strip],
-        )
-        for index, name in plan.strip_rows()
-    ]
-    return sheets.intensity_strip(
-        rows,
-        plan.strip,
-        title=f"{subject}: intensity",
-        subtitle="Held-out people; from 0 to 1 as trained, and beyond.",
-    )
-
-
-def blend_strip(plan: Plan, edits: Gallery, subject: str) -> Image.Image:
-    """From one expression to another, and both at once."""
-    strips = []
-    for index, a, b in plan.transition_rows():
-        between = [edits.images[index, mixed({a: 1 - w, b: w})] for w in TRANSITION_WEIGHTS]
-        both = edits.images[index, mixed({a: BLEND_INTENSITY, b: BLEND_INTENSITY})]
-        strips.append((a, b, [np.asarray(image) for image in between], both))
-    return sheets.blend_strip(
-        strips,
-        TRANSITION_WEIGHTS,
-        BLEND_INTENSITY,
-        title=f"{subject}: blends",
-        subtitle="Held-out people; from one expression to another, and both at once.",
+        subtitle=f"Held-out people, never part of training. {plan.suite.steps} sampling steps.",
     )

@@ -1,130 +1,154 @@
-"""The portraits suite: who is asked for what. Everything here is decided before a model is loaded."""
+"""Who is asked for what: decided before a model is loaded, by the suite and by what an adapter is signed for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import canonical_json
+from registry.manifest import ConditioningSpec, canonical_json
 from trainer.errors import RecipeError
-from trainer.evaluation.gates import gate
 from trainer.evaluation.metrics import DEFINITIONS_VERSION
 from trainer.evaluation.report import Suite
-from trainer.portraits.renderer import CONFUSING_PAIRS, EXPRESSIONS, Domain, Identity, Pose, identity, pose
-from trainer.recipe import Recipe
+from trainer.portraits.expressions import CONFUSING_PAIRS, EXPRESSIONS
+from trainer.sections import SuiteSection
 
-SUITE = "portraits-v1"
-
+Portrait = NDArray[np.uint8]
+"""A picture, uint8 [H, W, 3]."""
 Ask = tuple[tuple[str, float], ...]
 """What one edit asks for: expressions with intensities, sorted by name; empty asks for neutral."""
 
 NEUTRAL: Ask = ()
-STRIP_INTENSITIES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-STRIP_EXPRESSIONS = ("happy", "surprised", "angry", "sad", "fear", "sleepy")
-TRANSITIONS = (
-    ("happy", "surprised"),
-    ("sad", "angry"),
-    ("fear", "happy"),
-    ("angry", "surprised"),
-    ("sad", "shy"),
-)
-TRANSITION_WEIGHTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BASIC = ("angry", "disgust", "fear", "happy", "sad", "surprised")
 BLEND_INTENSITY = 0.7
-BLEND_SUBJECTS = 6
-CONTACT_SUBJECTS = 8
+
+
+class Pictures(Protocol):
+    """The pictures that a suite knows; they are made or read when their turn comes."""
+
+    def source(self, index: int) -> Portrait:
+        """The picture of a subject that is edited."""
+
+    def truth(self, index: int, ask: Ask) -> Portrait | None:
+        """The right answer to a request, where there is one."""
+
+    def outside(self, index: int) -> NDArray[np.bool_]:
+        """[H, W], True where no expression should change anything: outside of the face."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Subject:
-    """A held-out person, where the head sits in every picture of it, and the seed of its sampling noise."""
+    """Somebody whose picture is edited.
+
+    Attributes:
+        name: in reports.
+        group: people of one kind, such as "human" and "anime".
+        seed: of the starting noise.
+        asks: all that is asked of an adapter, each request once, neutral first.
+        content: sha256 of the source picture where it comes from outside; drawn people are their numbers.
+    """
 
     name: str
-    person: Identity
-    place: Pose
+    group: str
     seed: int
+    asks: tuple[Ask, ...]
+    content: Digest | None = None
+
+    @property
+    def full_strength(self) -> tuple[Ask, ...]:
+        """Neutral, and single expressions at intensity 1: what the base alone is asked for."""
+        return tuple(ask for ask in self.asks if not ask or (len(ask) == 1 and ask[0][1] == 1.0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What the suite asks of every editor.
+    """What a suite asks of every editor.
 
     Attributes:
-        subjects: held-out people, domains alternating.
-        expressions: those of the adapter, E of them, in the judge's order.
-        pairs: declared confusing pairs of these expressions.
-        intensities: rising, from 0, with 1 among them.
-        strip: intensities of the intensity strip, up to what the adapter is signed for.
-        blends: two expressions at `BLEND_INTENSITY`, asked of the first `BLEND_SUBJECTS` people.
-        steps: sampling steps.
-        seed: of the noise and of the bootstrap.
+        suite: where it comes from.
+        subjects: who is edited.
+        expressions: those that are asked for, in the order of `judged`.
+        judged: the classes that the judge tells apart.
+        pairs: declared confusing pairs among `expressions`.
+        pictures: of the subjects.
     """
 
+    suite: SuiteSection
     subjects: tuple[Subject, ...]
     expressions: tuple[str, ...]
+    judged: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
-    intensities: tuple[float, ...]
-    strip: tuple[float, ...]
-    blends: tuple[Ask, ...]
-    steps: int
-    seed: int
-
-    @property
-    def blended(self) -> range:
-        """Indices of the people that the blends are asked of."""
-        return range(min(BLEND_SUBJECTS, len(self.subjects))) if self.blends else range(0)
-
-    def strip_rows(self) -> list[tuple[int, str]]:
-        """Person and expression of each row of the intensity strip."""
-        names = [name for name in STRIP_EXPRESSIONS if name in self.expressions] or list(self.expressions[:1])
-        return [(row % len(self.subjects), name) for row, name in enumerate(names)]
-
-    def transition_rows(self) -> list[tuple[int, str, str]]:
-        """Person and the two expressions of each row of the blend strip."""
-        known = [pair for pair in TRANSITIONS if set(pair) <= set(self.expressions)]
-        return [(row % len(self.subjects), a, b) for row, (a, b) in enumerate(known)]
-
-    def full_strength(self) -> list[Ask]:
-        """Neutral and each expression at intensity 1: what the base and the raw weights are asked for."""
-        return [NEUTRAL, *(single(name, 1.0) for name in self.expressions)]
-
-    def everything(self, index: int) -> list[Ask]:
-        """All that the adapter is asked for on one person, each request once."""
-        wanted = self.full_strength()
-        wanted += [single(name, x) for name in self.expressions for x in self.intensities]
-        wanted += self.blends if index in self.blended else ()
-        wanted += [
-            single(name, x) for row, name in self.strip_rows() if row == index for x in STRIP_INTENSITIES
-        ]
-        for row, a, b in self.transition_rows():
-            if row == index:
-                wanted += [mixed({a: 1 - w, b: w}) for w in TRANSITION_WEIGHTS]
-                wanted.append(mixed({a: BLEND_INTENSITY, b: BLEND_INTENSITY}))
-        return list(dict.fromkeys(wanted))
+    pictures: Pictures
 
     def describe(self) -> Suite:
         """What was asked, for the report."""
+        asks = list(dict.fromkeys(ask for subject in self.subjects for ask in subject.asks))
         return Suite(
-            name=SUITE,
+            name=self.suite.name,
             definitions=DEFINITIONS_VERSION,
-            identities=tuple(subject.name for subject in self.subjects),
+            subjects=tuple(subject.name for subject in self.subjects),
+            groups=tuple(dict.fromkeys(subject.group for subject in self.subjects)),
             expressions=self.expressions,
-            judged=EXPRESSIONS,
+            judged=self.judged,
             confusing_pairs=self.pairs,
-            intensities=self.intensities,
-            blends=tuple(dict(blend) for blend in self.blends),
-            blend_identities=len(self.blended),
-            steps=self.steps,
-            seed=self.seed,
+            intensities=self.suite.intensities,
+            blends=tuple(dict(ask) for ask in asks if len(ask) > 1),
+            pictures=sum(len(subject.asks) for subject in self.subjects),
+            steps=self.suite.steps,
+            seed=self.suite.seed,
         )
 
     def digest(self) -> Digest:
-        """Digest of what was asked, including the version of the metrics' definitions."""
-        return digest_bytes(canonical_json(self.describe().model_dump(mode="json")))
+        """Digest of who is asked for what, including the version of the metrics' definitions."""
+        asked = [[one.name, one.seed, str(one.content), one.asks] for one in self.subjects]
+        facts = {"suite": self.describe().model_dump(mode="json"), "asked": asked}
+        return digest_bytes(canonical_json(facts))
+
+
+def plan_of(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
+    """What a suite asks of an adapter.
+
+    Args:
+        suite: see `trainer.evaluation.suites`.
+        conditioning: what the adapter is signed for, of its card or recipe.
+
+    Raises:
+        RecipeError: the suite's intensities do not rise from 0 through 1, its judge does not know an expression of
+            the adapter, or its folder has a mistake.
+        DataError: a picture of its folder cannot be read.
+    """
+    levels = suite.intensities
+    if not levels or levels[0] != 0 or 1.0 not in levels or list(levels) != sorted(set(levels)):
+        raise RecipeError(
+            f"the intensities of {suite.name} are {list(levels)}",
+            "let them rise from 0 and contain 1, for example [0, 0.25, 0.5, 0.75, 1]",
+        )
+    unknown = sorted(set(conditioning.expressions) - set(EXPRESSIONS))
+    if unknown:
+        raise RecipeError(
+            f"the suite {suite.name} cannot judge: {', '.join(unknown)}",
+            f"conditioning.expressions can name: {', '.join(EXPRESSIONS)}",
+        )
+    strongest = conditioning.strength_max
+    if conditioning.strength_min > 0 or strongest < 1:
+        raise RecipeError(
+            f"the suite asks for 0 to 1, the adapter is made for {conditioning.strength_min:g} to {strongest:g}",
+            "widen conditioning.strength_min and strength_max",
+        )
+    # Beyond 1 a suite exaggerates, as far as the adapter is signed for.
+    suite = suite.model_copy(update={"intensities": tuple(level for level in levels if level <= strongest)})
+    if suite.source == "tasks":
+        from trainer.evaluation.tasks import plan as tasks_plan
+
+        return tasks_plan(suite, conditioning)
+    from trainer.evaluation.drawn import plan as drawn_plan
+
+    return drawn_plan(suite, conditioning)
 
 
 def single(expression: str, intensity: float) -> Ask:
@@ -137,72 +161,20 @@ def mixed(intensities: Mapping[str, float]) -> Ask:
     return tuple(sorted((name, round(x, 6)) for name, x in intensities.items() if x > 0))
 
 
-def vector(ask: Ask) -> np.ndarray:
-    """The renderer's 12 intensities [12] float32 of a request."""
+def basic_blends(expressions: Sequence[str]) -> list[Ask]:
+    """The blends of two basic expressions at `BLEND_INTENSITY`; 15 of the 6."""
+    names = [name for name in BASIC if name in expressions]
+    return [mixed({a: BLEND_INTENSITY, b: BLEND_INTENSITY}) for a, b in combinations(names, 2)]
+
+
+def vector(ask: Ask) -> NDArray[np.float32]:
+    """The 12 intensities [12] of a request, in the order of `EXPRESSIONS`."""
     values = np.zeros(len(EXPRESSIONS), np.float32)
     for name, intensity in ask:
         values[EXPRESSIONS.index(name)] = intensity
     return values
 
 
-def plan_of(recipe: Recipe) -> Plan:
-    """What the recipe's evaluation asks for.
-
-    Raises:
-        RecipeError: an expression that the portrait world does not know, intensities that do not rise from 0
-            through 1, or a threshold that means nothing.
-    """
-    section = recipe.evaluation
-    unknown = sorted(set(recipe.conditioning.expressions) - set(EXPRESSIONS))
-    if unknown:
-        raise RecipeError(
-            f"the portraits suite cannot judge: {', '.join(unknown)}",
-            f"conditioning.expressions can name: {', '.join(EXPRESSIONS)}",
-        )
-    levels = tuple(section.intensities)
-    if not levels or levels[0] != 0 or 1.0 not in levels or list(levels) != sorted(set(levels)):
-        raise RecipeError(
-            f"evaluation.intensities are {list(levels)}",
-            "let them rise from 0 and contain 1, for example [0, 0.25, 0.5, 0.75, 1]",
-        )
-    strongest = recipe.conditioning.strength_max
-    if recipe.conditioning.strength_min > 0 or strongest < levels[-1]:
-        raise RecipeError(
-            f"evaluation.intensities reach from 0 to {levels[-1]:g}, the adapter is made for "
-            f"{recipe.conditioning.strength_min:g} to {strongest:g}",
-            "widen conditioning.strength_min and strength_max, or lower the intensities",
-        )
-    for name, threshold in section.thresholds.items():
-        try:
-            gate(name, threshold)
-        except ValueError as error:
-            raise RecipeError(f"evaluation.thresholds: {error}", "correct or remove that threshold") from None
-    expressions = tuple(name for name in EXPRESSIONS if name in recipe.conditioning.expressions)
-    return Plan(
-        subjects=_subjects(section.identities, section.first_identity, section.seed),
-        expressions=expressions,
-        pairs=tuple(pair for pair in CONFUSING_PAIRS if set(pair) <= set(expressions)),
-        intensities=levels,
-        strip=tuple(x for x in STRIP_INTENSITIES if x <= strongest),
-        blends=tuple(
-            mixed({a: BLEND_INTENSITY, b: BLEND_INTENSITY})
-            for a, b in combinations([name for name in BASIC if name in expressions], 2)
-        ),
-        steps=section.steps,
-        seed=section.seed,
-    )
-
-
-def _subjects(counts: Mapping[Domain, int], first: int, seed: int) -> tuple[Subject, ...]:
-    """People with consecutive seeds, domain after domain, then ordered so that domains alternate."""
-    groups: list[Sequence[Subject]] = []
-    for domain, count in sorted(counts.items(), reverse=True):
-        groups.append([_subject(first + offset, domain, seed) for offset in range(count)])
-        first += count
-    longest = max(map(len, groups))
-    return tuple(group[place] for place in range(longest) for group in groups if place < len(group))
-
-
-def _subject(number: int, domain: Domain, seed: int) -> Subject:
-    name = f"{domain} {number}"
-    return Subject(name=name, person=identity(number, domain), place=pose(number), seed=seed + number)
+def asked_pairs(expressions: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """The declared confusing pairs among some expressions."""
+    return tuple(pair for pair in CONFUSING_PAIRS if set(pair) <= set(expressions))

@@ -1,15 +1,14 @@
-"""The evaluation report: metrics with intervals and thresholds, a verdict, and what was judged by what."""
+"""The evaluation report: metrics with intervals, differences and rules, a verdict, and what was judged by what."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.digest import Digest
-from trainer.evaluation.gates import METRICS, gate, show
-from trainer.evaluation.metrics import Estimate
+from trainer.evaluation import statistics
+from trainer.evaluation.catalogue import show
 
 
 class _Frozen(BaseModel):
@@ -17,10 +16,10 @@ class _Frozen(BaseModel):
 
 
 class Value(_Frozen):
-    """A mean over subjects with its 95 % bootstrap interval.
+    """A metric with its 95 % bootstrap interval over subjects.
 
     Attributes:
-        value: mean over subjects.
+        value: over all subjects.
         low: lower end of the interval.
         high: upper end of the interval.
         n: number of subjects.
@@ -34,20 +33,53 @@ class Value(_Frozen):
     samples: int = Field(ge=1)
 
     @classmethod
-    def of(cls, estimate: Estimate, samples: int) -> Value:
-        """The report's form of an estimate from `samples` images."""
-        return cls(value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, samples=samples)
+    def of(cls, estimate: statistics.Estimate) -> Value:
+        """The report's form of an estimate."""
+        return cls(
+            value=estimate.value, low=estimate.low, high=estimate.high, n=estimate.n, samples=estimate.samples
+        )
+
+
+class Gap(_Frozen):
+    """What a metric is above that of another adapter on the same subjects; see `statistics.Difference`.
+
+    Attributes:
+        p: two-sided, of this metric alone.
+        p_holm: corrected for all metrics of the report.
+        detectable: the smallest true difference that these subjects would show in 80 % of all cases.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    n: int
+    detectable: float
+
+
+class Case(_Frozen):
+    """One edit, named so that it can be made again."""
+
+    subject: str
+    asked: dict[str, float]
+    judged_as: str
+    judged_intensity: float
+    identity: float | None
+    psnr: float | None
 
 
 class Metric(_Frozen):
-    """One row of the report: the adapter's value, its gate, and the same measure on what it is compared with.
+    """One row of the report: the adapter's value, its rules, and the same measure on what it is compared with.
 
     Attributes:
-        threshold: the value that still passes, or None where nothing is required.
-        bound: "min" or "max" of the threshold.
+        minimum, maximum: the values that still pass; None where nothing is required.
+        max_regression: how much worse than the adapter in `difference` the whole interval may reach.
         passed: None where nothing is required.
-        references: the same measure for "raw" (weights without EMA), "base" (no adapter), "renders" (true
-            renders, the judge's own ceiling), as far as it was measured.
+        difference: to the adapter that the report is against, if there is one.
+        references: the same measure for "raw" (weights without EMA), "base" (no adapter), "against" (the adapter
+            that it is compared with), "renders" (true answers: the judges' own error), as far as it was measured.
+        examples: the edits that speak most against the adapter here, where a rule failed.
     """
 
     name: str
@@ -56,26 +88,33 @@ class Metric(_Frozen):
     direction: Literal["higher", "lower", "context"]
     unit: str
     value: Value
-    threshold: float | None = None
-    bound: Literal["min", "max"] | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    max_regression: float | None = None
     passed: bool | None = None
+    difference: Gap | None = None
     references: dict[str, Value] = Field(default_factory=dict)
+    examples: tuple[Case, ...] = ()
 
-    def sentence(self) -> str:
-        """The metric against its threshold, in words."""
+    def shown(self) -> str:
+        """Value and interval, in words."""
         mean, low, high = (show(x, self.unit) for x in (self.value.value, self.value.low, self.value.high))
-        if self.threshold is None:
-            return f"{self.name} {mean} (95 % interval {low} to {high})"
-        required = f"at {'least' if self.bound == 'min' else 'most'} {show(self.threshold, self.unit)}"
-        return f"{self.name} is {mean} (95 % interval {low} to {high}), required {required}"
+        return f"{mean} (95 % interval {low} to {high})"
 
 
 class Verdict(_Frozen):
-    """Whether every gate passed; `failed` names the metrics that did not and `reasons` says why."""
+    """Whether every rule holds; `failed` names the metrics that do not and `reasons` says why."""
 
     passed: bool
     failed: tuple[str, ...]
     reasons: tuple[str, ...]
+
+
+class Against(_Frozen):
+    """The adapter that the candidate is compared with: its reference, and the digest of its weights file."""
+
+    reference: str
+    weights: Digest
 
 
 class Digests(_Frozen):
@@ -89,17 +128,18 @@ class Digests(_Frozen):
 
 
 class Suite(_Frozen):
-    """What was asked: enough to ask it again. `judged` names the classes of the expression judge."""
+    """What was asked. `judged` names the classes of the expression judge, `pictures` counts the requests."""
 
     name: str
     definitions: str
-    identities: tuple[str, ...]
+    subjects: tuple[str, ...]
+    groups: tuple[str, ...]
     expressions: tuple[str, ...]
     judged: tuple[str, ...]
     confusing_pairs: tuple[tuple[str, str], ...]
     intensities: tuple[float, ...]
     blends: tuple[dict[str, float], ...]
-    blend_identities: int
+    pictures: int
     steps: int
     seed: int
 
@@ -112,34 +152,53 @@ class Curve(_Frozen):
     judged: tuple[Value, ...]
 
 
-class Case(_Frozen):
-    """One edit at intensity 1, named so that it can be made again."""
+class Blend(_Frozen):
+    """How often both expressions of a blend were judged present, and how strong each was judged, of its half."""
 
-    identity: str
-    expression: str
-    judged_as: str
-    judged_intensity: float
-    identity_similarity: float
-    paired_psnr: float
+    expressions: tuple[str, str]
+    success: float
+    judged: tuple[float, float]
+    n: int
+
+
+class Probe(_Frozen):
+    """One question that is not about quality: memorisation, neutral and empty prompts, strength 0.
+
+    Attributes:
+        outcome: "skipped" says in `found` why it could not be asked.
+        found: the answer in words, with its figures.
+    """
+
+    name: str
+    title: str
+    outcome: Literal["pass", "fail", "skipped"]
+    found: str
+    figures: dict[str, float] = Field(default_factory=dict)
 
 
 class EvaluationReport(_Frozen):
     """The outcome of an evaluation, as evaluation.json holds it and as the registry signs it.
 
     Attributes:
+        judges: name of the judge of expressions, and of the encoder that tells people apart.
         confusion: rows are asked expressions, columns judged ones, rates at intensity 1.
         curves: response of each expression to its intensity.
-        worst: the worst edits first, wrong expression before low PSNR.
+        blends: of two expressions.
+        worst: the worst edits first.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     code_version: str
     digests: Digests
+    judges: dict[str, str]
     suite: Suite
+    against: Against | None = None
     metrics: tuple[Metric, ...]
     verdict: Verdict
     confusion: tuple[tuple[float, ...], ...]
     curves: tuple[Curve, ...]
+    blends: tuple[Blend, ...] = ()
+    probes: tuple[Probe, ...] = ()
     worst: tuple[Case, ...]
 
     def metric(self, name: str) -> Metric:
@@ -164,60 +223,9 @@ class EvaluationReport(_Frozen):
         }
 
     def scalars(self) -> dict[str, float]:
-        """Flat names and means, for experiment trackers: `top1_accuracy`, `top1_accuracy.raw`, …"""
+        """Flat names and values, for experiment trackers: `top1_accuracy`, `top1_accuracy.raw`, …"""
         flat: dict[str, float] = {}
         for metric in self.metrics:
             flat[metric.name] = metric.value.value
             flat |= {f"{metric.name}.{which}": value.value for which, value in metric.references.items()}
         return flat
-
-
-def build_metrics(
-    values: Mapping[str, Value],
-    references: Mapping[str, Mapping[str, Value]],
-    thresholds: Mapping[str, float],
-) -> tuple[Metric, ...]:
-    """Rows in the catalogue's order, gated by the thresholds.
-
-    Args:
-        values: the adapter's values by metric name.
-        references: by metric name, then by what it is compared with.
-        thresholds: by metric name; the metric's direction says whether it is a minimum or a maximum.
-
-    Raises:
-        ValueError: a threshold on an unknown metric, or on one that was not measured.
-    """
-    gates = {name: gate(name, threshold) for name, threshold in thresholds.items()}
-    missing = sorted(gates.keys() - values.keys())
-    if missing:
-        raise ValueError(f"thresholds on metrics that this evaluation did not measure: {', '.join(missing)}")
-    rows = []
-    for name, facts in METRICS.items():
-        if name not in values:
-            continue
-        rule = gates.get(name)
-        rows.append(
-            Metric(
-                name=name,
-                title=facts.title,
-                definition=facts.definition,
-                direction=facts.direction,
-                unit=facts.unit,
-                value=values[name],
-                threshold=rule.threshold if rule else None,
-                bound=rule.bound if rule else None,
-                passed=rule.passes(values[name].value) if rule else None,
-                references=dict(references.get(name, {})),
-            )
-        )
-    return tuple(rows)
-
-
-def judge(metrics: tuple[Metric, ...]) -> Verdict:
-    """The verdict over gated metrics: passed only if none failed. Without any gate nothing can fail."""
-    failed = [metric for metric in metrics if metric.passed is False]
-    return Verdict(
-        passed=not failed,
-        failed=tuple(metric.name for metric in failed),
-        reasons=tuple(metric.sentence() for metric in failed),
-    )

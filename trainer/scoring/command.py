@@ -202,8 +202,10 @@ def _values(given: tuple[str, ...]) -> dict[str, float]:
 
 def _unused(plan: Plan, recipe: Recipe) -> None:
     """Refuse people that the recipe trains on or is judged by."""
+    from trainer.evaluation.suites import of_recipe
+
     shown = {seed for _, seed in plan.seeds}
-    data, judged = recipe.data, recipe.evaluation
+    data, judged = recipe.data, of_recipe(recipe)
     trained = sum(data.identities.values()) + sum(data.validation.values())
     used = set(range(data.first_identity, data.first_identity + trained))
     used |= set(range(judged.first_identity, judged.first_identity + sum(judged.identities.values())))

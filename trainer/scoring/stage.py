@@ -22,6 +22,7 @@ from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.scoring.decisions import Decision, Decisions, digest_of
 from trainer.scoring.scorer import Picture, Scorer
+from trainer.sections import ApiSection, ScoringSection
 from trainer.scoring.table import agreement, digest, joined, pictures_of, table_of
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
@@ -135,14 +136,17 @@ def scorer_of(recipe: Recipe, data_folder: Path) -> Scorer:
     """Return who looks for a recipe; the same one in a process, so that its sessions are made once."""
     from trainer.apis import run_of
 
-    settings = recipe.scoring.model_dump_json(), recipe.running.api.model_dump_json()
-    return _scorer(*settings, str(data_folder), run_of(recipe))
+    return scorer_for(recipe.scoring, recipe.running.api, data_folder, run=run_of(recipe))
+
+
+def scorer_for(scoring: ScoringSection, api: ApiSection, data_folder: Path, *, run: str) -> Scorer:
+    """Return who looks by a scoring section; ``run`` names who pays in the ledger."""
+    return _scorer(scoring.model_dump_json(), api.model_dump_json(), str(data_folder), run)
 
 
 @lru_cache(maxsize=8)
 def _scorer(scoring: str, api: str, data_folder: str, run: str) -> Scorer:
     from trainer.scoring.local import LocalScorer
-    from trainer.sections import ApiSection, ScoringSection
 
     settings = ScoringSection.model_validate_json(scoring)
     if settings.scorer == "judge":
