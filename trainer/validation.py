@@ -106,7 +106,7 @@ class Validation:
             pictures += to_images(self.pipeline.decode(edited, size))
         cells = iter(np.asarray(picture) for picture in pictures)
         strips = [(name, [next(cells) for _ in levels]) for name in spec.expressions]
-        return intensity_strip(strips, levels, title=title, subtitle=subtitle)
+        return intensity_strip(strips, levels, title=title, subtitle=subtitle).image()
 
 
 @contextmanager

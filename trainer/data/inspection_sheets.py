@@ -76,13 +76,16 @@ class Lot:
     def _sheet(
         self, title: str, lead: str, heads: Sequence[str], rows: Iterable[tuple[str, Sequence[int | None]]]
     ) -> Image.Image | None:
-        from trainer.evaluation.sheets import Row, sheet
+        from trainer.evaluation.sheets import Row, Sheet
 
         made = [
             Row(label=_label(label), cells=[None if row is None else self._small(row) for row in cells])
             for label, cells in rows
         ]
-        return sheet(title, lead, [_short(head) for head in heads], made, tile=SIDE) if made else None
+        if not made:
+            return None
+        columns = [_short(head) for head in heads]
+        return Sheet(title=title, subtitle=lead, columns=columns, rows=made, tile=SIDE).image()
 
     def _small(self, row: int) -> np.ndarray:
         return small(self._data.pictures([row])[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 Portrait = NDArray[np.uint8]
 
-_PAPER = (250, 250, 248)
-_INK = (38, 40, 48)
-_FAINT = (122, 126, 138)
+PAPER = (250, 250, 248)
+INK = (38, 40, 48)
+FAINT = (122, 126, 138)
 _MARGIN = 36
 _GAP = 8
 _WIDE_GAP = 28
@@ -36,79 +38,68 @@ class Row:
     captions: Sequence[str] = ()
 
 
-def sheet(
-    title: str,
-    subtitle: str,
-    columns: Sequence[str],
-    rows: Sequence[Row],
-    *,
-    tile: int = 128,
-    gaps_after: Sequence[int] = (0,),
-) -> Image.Image:
-    """A grid of portraits with a title, column heads and row labels.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sheet:
+    """A grid of portraits, as pixels here and as a table of a page in `trainer.evaluation.html.faces`.
 
-    Args:
+    Attributes:
         title: first line.
         subtitle: second, fainter line.
         columns: a head for each column.
         rows: each with as many cells as there are columns.
         tile: side of a cell in pixels; portraits are scaled to it by Lanczos.
         gaps_after: columns that a wider gap follows, which sets them apart.
-
-    Raises:
-        ValueError: a row with another number of cells or captions.
     """
-    for row in rows:
-        if len(row.cells) != len(columns) or (row.captions and len(row.captions) != len(columns)):
-            raise ValueError(f"row {row.label!r} needs {len(columns)} cells and as many captions or none")
-    label_font, small = _font(15), _font(13)
-    label_width = max((_width(line, label_font) for row in rows for line in row.label.split("\n")), default=0)
-    lefts = _lefts(len(columns), tile, _MARGIN + label_width + 18, gaps_after)
-    head = _MARGIN + 74
-    heights = [tile + (22 if row.captions else 0) + _GAP for row in rows]
-    width = max(lefts[-1] + tile, _MARGIN + _width(title, _font(24)), _MARGIN + _width(subtitle, label_font))
-    canvas = Image.new("RGB", (width + _MARGIN, head + 30 + sum(heights) - _GAP + _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(canvas)
-    draw.text((_MARGIN, _MARGIN - 6), title, fill=_INK, font=_font(24))
-    draw.text((_MARGIN, _MARGIN + 28), subtitle, fill=_FAINT, font=label_font)
-    for left, name in zip(lefts, columns, strict=True):
-        draw.text((left + tile / 2, head + 12), name, fill=_INK, font=_fitting(name, tile, 15), anchor="mm")
-    mask, top = _rounded(tile), head + 30
-    for row, height in zip(rows, heights, strict=True):
+
+    title: str
+    subtitle: str
+    columns: Sequence[str]
+    rows: Sequence[Row]
+    tile: int = 128
+    gaps_after: Sequence[int] = (0,)
+
+    def __post_init__(self) -> None:
+        count = len(self.columns)
+        for row in self.rows:
+            if len(row.cells) != count or (row.captions and len(row.captions) != count):
+                raise ValueError(f"row {row.label!r} needs {count} cells and as many captions or none")
+
+    def image(self) -> Image.Image:
+        """The sheet as pixels on paper, with title, column heads and row labels."""
+        tile, label_font = self.tile, font(15)
+        label_width = max(
+            (_width(line, label_font) for row in self.rows for line in row.label.split("\n")), default=0
+        )
+        lefts = _lefts(len(self.columns), tile, _MARGIN + label_width + 18, self.gaps_after)
+        top = _MARGIN + 104
+        heights = [tile + (22 if row.captions else 0) + _GAP for row in self.rows]
+        width = max(
+            lefts[-1] + tile,
+            _MARGIN + _width(self.title, font(24)),
+            _MARGIN + _width(self.subtitle, label_font),
+        )
+        canvas = Image.new("RGB", (width + _MARGIN, top + sum(heights) - _GAP + _MARGIN), PAPER)
+        draw = ImageDraw.Draw(canvas)
+        draw.text((_MARGIN, _MARGIN - 6), self.title, fill=INK, font=font(24))
+        draw.text((_MARGIN, _MARGIN + 28), self.subtitle, fill=FAINT, font=label_font)
+        for left, name in zip(lefts, self.columns, strict=True):
+            at = (left + tile / 2, top - 18)
+            draw.text(at, name, fill=INK, font=_fitting(name, tile, 15), anchor="mm")
+        mask = _rounded(tile)
+        for row, height in zip(self.rows, heights, strict=True):
+            self._row(canvas, row, lefts, top, mask)
+            top += height
+        return canvas
+
+    def _row(self, canvas: Image.Image, row: Row, lefts: Sequence[int], top: int, mask: Image.Image) -> None:
+        draw, tile = ImageDraw.Draw(canvas), self.tile
         _row_label(draw, row.label, _MARGIN, top + tile // 2)
         for index, (left, cell) in enumerate(zip(lefts, row.cells, strict=True)):
             if cell is not None:
                 canvas.paste(enlarge(cell, tile), (left, top), mask)
             if row.captions:
-                text = row.captions[index]
-                draw.text(
-                    (left + tile / 2, top + tile + 10),
-                    text,
-                    fill=_FAINT,
-                    font=_fitting(text, tile, small.size),
-                    anchor="mm",
-                )
-        top += height
-    return canvas
-
-
-def contact_sheet(
-    people: Sequence[tuple[str, Portrait, Sequence[Portrait]]],
-    expressions: Sequence[str],
-    *,
-    title: str,
-    subtitle: str,
-) -> Image.Image:
-    """Held-out identities down, source and every expression at intensity 1 across.
-
-    Args:
-        people: name, source portrait and one edit for each expression.
-        expressions: column heads after "source".
-        title: of the sheet.
-        subtitle: of the sheet.
-    """
-    rows = [Row(label=name, cells=[source, *edits]) for name, source, edits in people]
-    return sheet(title, subtitle, ["source", *expressions], rows)
+                words, at = row.captions[index], (left + tile / 2, top + tile + 10)
+                draw.text(at, words, fill=FAINT, font=_fitting(words, tile, 13), anchor="mm")
 
 
 def intensity_strip(
@@ -117,39 +108,43 @@ def intensity_strip(
     *,
     title: str,
     subtitle: str,
-) -> Image.Image:
+) -> Sheet:
     """One expression of one person a row, rising intensity across; a wider gap before what lies above 1."""
     columns = [f"{value:g}" for value in intensities]
-    last_trained = max((index for index, value in enumerate(intensities) if value <= 1.0), default=0)
-    gaps = (last_trained,) if last_trained + 1 < len(columns) else ()
     rows = [Row(label=label, cells=images) for label, images in strips]
-    return sheet(title, subtitle, columns, rows, tile=160, gaps_after=gaps)
+    gaps = beyond(intensities)
+    return Sheet(title=title, subtitle=subtitle, columns=columns, rows=rows, tile=160, gaps_after=gaps)
 
 
-def blend_strip(
-    strips: Sequence[tuple[str, str, Sequence[Portrait], Portrait]],
-    weights: Sequence[float],
-    both: float,
-    *,
-    title: str,
-    subtitle: str,
-) -> Image.Image:
-    """From one expression to another across, and at the right both together at intensity `both`.
+def beyond(intensities: Sequence[float]) -> tuple[int, ...]:
+    """The column after which what lies above 1 begins; none where nothing does."""
+    last = max((index for index, value in enumerate(intensities) if value <= 1.0), default=0)
+    return (last,) if last + 1 < len(intensities) else ()
 
-    Args:
-        strips: first expression, second expression, one image a weight of the second, image of both.
-        weights: of the second expression; the first has 1 - weight.
-        both: intensity of each component in the last column.
-        title: of the sheet.
-        subtitle: of the sheet.
-    """
-    columns = [f"{1 - w:.0%} + {w:.0%}" for w in weights] + [f"both at {both:g}"]
-    columns[0], columns[len(weights) - 1] = "first", "second"
-    rows = []
-    for first, second, images, together in strips:
-        captions = [first, *[""] * (len(weights) - 2), second, f"{first} + {second}"]
-        rows.append(Row(label=f"{first}\nto {second}", cells=[*images, together], captions=captions))
-    return sheet(title, subtitle, columns, rows, tile=144, gaps_after=(len(weights) - 1,))
+
+def stacked(images: Sequence[Image.Image]) -> Image.Image:
+    """Pictures below each other on paper."""
+    canvas = Image.new("RGB", (max(one.width for one in images), sum(one.height for one in images)), PAPER)
+    top = 0
+    for one in images:
+        canvas.paste(one, (0, top))
+        top += one.height
+    return canvas
+
+
+def framed(images: Sequence[Image.Image], columns: int, *, title: str, subtitle: str) -> Image.Image:
+    """Charts of one size side by side on paper, ``columns`` in a row, below a title."""
+    wide, high = images[0].size
+    down = -(-len(images) // columns)
+    width = max(columns * (wide + 2 * _GAP), _width(title, font(30)), _width(subtitle, font(19)))
+    canvas = Image.new("RGB", (width + 2 * _MARGIN, 132 + down * (high + 2 * _GAP) + _MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN + _GAP, _MARGIN - 6), title, fill=INK, font=font(30))
+    draw.text((_MARGIN + _GAP, _MARGIN + 40), subtitle, fill=FAINT, font=font(19))
+    for index, one in enumerate(images):
+        left = _MARGIN + _GAP + index % columns * (wide + 2 * _GAP)
+        canvas.paste(one, (left, 120 + _GAP + index // columns * (high + 2 * _GAP)))
+    return canvas
 
 
 def enlarge(portrait: Portrait, side: int) -> Image.Image:
@@ -171,10 +166,17 @@ def webp(image: Image.Image, quality: int = 90) -> bytes:
     return buffer.getvalue()
 
 
-def _font(size: float) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "every build of Pillow we support has FreeType"
-    return font
+def address(image: Image.Image) -> str:
+    """The image as WebP in a data address, which a page carries inline."""
+    return f"data:image/webp;base64,{base64.b64encode(webp(image, 82)).decode('ascii')}"
+
+
+@lru_cache(maxsize=64)
+def font(size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font."""
+    found = ImageFont.load_default(size)
+    assert isinstance(found, ImageFont.FreeTypeFont), "every build of Pillow we support has FreeType"
+    return found
 
 
 def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
@@ -183,7 +185,7 @@ def _width(text: str, font: ImageFont.FreeTypeFont) -> int:
 
 def _fitting(text: str, room: int, size: float) -> ImageFont.FreeTypeFont:
     """The built-in font at `size`, or smaller where the text would leave its cell."""
-    return _font(max(9.0, min(size, size * room / max(1, _width(text, _font(size))))))
+    return font(max(9.0, min(size, size * room / max(1, _width(text, font(size))))))
 
 
 def _lefts(count: int, tile: int, start: int, gaps_after: Sequence[int]) -> list[int]:
@@ -198,7 +200,7 @@ def _row_label(draw: ImageDraw.ImageDraw, label: str, left: int, middle: int) ->
     lines = label.split("\n")
     for index, line in enumerate(lines):
         y = middle + (index - (len(lines) - 1) / 2) * 20
-        draw.text((left, y), line, fill=_FAINT if index else _INK, font=_font(15), anchor="lm")
+        draw.text((left, y), line, fill=FAINT if index else INK, font=font(15), anchor="lm")
 
 
 def _rounded(side: int) -> Image.Image:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from html import escape
 
 from registry.errors import shown
-from trainer.evaluation.charts import confusion_heat_map, response_curve
+from trainer.evaluation.charts import confusion, response
+from trainer.evaluation.html import document, picture, section
 from trainer.evaluation.sheets import enlarge
 from trainer.portraits.expressions import CONFUSING_PAIRS, EXPRESSIONS
 from trainer.scoring.calibration import CalibrationReport, Miss, draw
-from trainer.scoring.page import document, picture, section
 
-_STYLE = """.miss{fill:var(--out)}.dot{fill:var(--accent)}.cell.pair{stroke:var(--out);stroke-width:1.5;
-stroke-dasharray:3 2}svg.heat{max-width:740px}
-.curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
+_STYLE = """.curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
 _COLUMNS = (
     ("slope", "Slope", "rise of the score with the true intensity; ideal 1"),
     ("offset", "Offset", "score at intensity 0 on that line; ideal 0"),
@@ -90,11 +88,11 @@ def _table(report: CalibrationReport) -> str:
 
 
 def _curves(report: CalibrationReport) -> str:
-    return "".join(response_curve(one.curve) for one in report.sights)
+    return "".join(response(one.curve).svg() for one in report.sights)
 
 
 def _heat(report: CalibrationReport) -> str:
-    return confusion_heat_map(report.confusion, EXPRESSIONS, EXPRESSIONS, CONFUSING_PAIRS)
+    return confusion(report.confusion, EXPRESSIONS, EXPRESSIONS, CONFUSING_PAIRS).svg()
 
 
 def _gallery(report: CalibrationReport) -> str:

@@ -14,9 +14,9 @@ from registry.digest import Digest
 from registry.errors import shown
 from trainer.data.blobs import Blobs
 from trainer.errors import DataError
+from trainer.evaluation.html import document, picture, section
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.scoring.decisions import Decision, now
-from trainer.scoring.page import document, picture, section
 from trainer.scoring.stage import REVIEW_NAME, SCORES_NAME
 from trainer.stage import STAGE_NAME
 
