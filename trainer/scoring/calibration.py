@@ -17,8 +17,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from trainer.data.blobs import Blobs, encode_png
-from trainer.evaluation.metrics import estimate
 from trainer.evaluation.report import Curve, Value
+from trainer.evaluation.statistics import Sample, estimate
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.portraits.renderer import Domain, identity, one_hot, pose, render
 from trainer.progress import Progress, silent
@@ -263,9 +263,9 @@ def confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def _value(values: np.ndarray, people: np.ndarray) -> Value:
-    """Return a mean over people, whose pictures are not independent, with its interval."""
-    each = [values[people == person].mean() for person in np.unique(people)]
-    return Value.of(estimate(np.array(each)), len(values))
+    """Return a mean over pictures with its interval over people, whose pictures are not independent."""
+    _, whose = np.unique(people, return_inverse=True)
+    return Value.of(estimate(Sample.rows(values, whose, int(whose.max()) + 1)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
