@@ -351,13 +351,41 @@ class LossSection(Section):
     )
 
 
+class PriceSection(Section):
+    """What a model takes, in US dollars: for each image that it makes, and for a million tokens."""
+
+    image: Annotated[float, Field(ge=0)] = 0.0
+    input: Annotated[float, Field(ge=0)] = 0.0
+    output: Annotated[float, Field(ge=0)] = 0.0
+
+
+class ApiSection(Section):
+    """What paid APIs may be asked; it changes nothing in the answers.
+
+    Attributes:
+        requests: at most that many requests in a run, over all providers; None is no limit.
+        money: at most that much in a run, in US dollars; needs a price for every model that is used.
+        per_minute: at most that many requests a minute and process, beside what the flow's limits say.
+        parallel: requests under way at the same time in a process.
+        timeout: seconds for one request.
+        prices: model id -> what it takes, where the shipped table lacks it or is out of date.
+    """
+
+    requests: Count | None = None
+    money: Annotated[float, Field(ge=0)] | None = None
+    per_minute: Annotated[float, Field(gt=0)] = 60.0
+    parallel: Annotated[int, Field(ge=1, le=64)] = 4
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 180.0
+    prices: dict[Line, PriceSection] = {}
+
+
 class SuiteSection(Section):
     """What a suite asks of every adapter, and who judges; see `trainer.evaluation.suites`.
 
     Attributes:
         name: what reports call it.
-        source: "renderer" draws people, whose true expressions are known; "tasks" reads pictures and tasks from
-            the folder ``path``, laid out as FFE-Bench.
+        source: "renderer" draws people, whose true expressions are known; "tasks" reads pictures and tasks
+            from the folder ``path``, laid out as FFE-Bench.
         identities: people per domain, from the number ``first_identity`` on; for "renderer".
         intensities: of the sweep, rising from 0 with 1 among them.
         sweep_people: so many of the first people are asked for every intensity, the others for 0 and 1; None
@@ -367,6 +395,7 @@ class SuiteSection(Section):
         seed: of the starting noise and of the bootstrap.
         judge: who sees expressions; never who scored the training data.
         faces: who tells people apart.
+        api: what a judge over a network may cost; it changes nothing in its answers.
     """
 
     name: Line
@@ -381,6 +410,7 @@ class SuiteSection(Section):
     seed: Seed = 0
     judge: ScoringSection = ScoringSection()
     faces: Literal["portraits", "antelopev2", "buffalo_l"] = "portraits"
+    api: ApiSection = ApiSection()
 
 
 class EvaluationSection(Section):
@@ -389,8 +419,8 @@ class EvaluationSection(Section):
     Attributes:
         suite: a shipped suite, or the path of a suite's YAML file.
         thresholds: metric -> the value that still passes.
-        path, identities, first_identity, intensities, sweep_people, blend_people, steps, seed, judge, faces: as
-            in `SuiteSection`; None is the suite's own.
+        path, identities, first_identity, intensities, sweep_people, blend_people, steps, seed, judge, faces:
+            as in `SuiteSection`; None is the suite's own.
     """
 
     suite: Line = "portraits-v1"
@@ -419,34 +449,6 @@ class ReleaseSection(Section):
     alias: Annotated[str, Field(pattern=NAME_PATTERN)] = "prod"
     ingredients: tuple[Ingredient, ...] = ()
     description: Text = ""
-
-
-class PriceSection(Section):
-    """What a model takes, in US dollars: for each image that it makes, and for a million tokens."""
-
-    image: Annotated[float, Field(ge=0)] = 0.0
-    input: Annotated[float, Field(ge=0)] = 0.0
-    output: Annotated[float, Field(ge=0)] = 0.0
-
-
-class ApiSection(Section):
-    """What paid APIs may be asked; it changes nothing in the answers.
-
-    Attributes:
-        requests: at most that many requests in a run, over all providers; None is no limit.
-        money: at most that much in a run, in US dollars; needs a price for every model that is used.
-        per_minute: at most that many requests a minute and process, beside what the flow's limits say.
-        parallel: requests under way at the same time in a process.
-        timeout: seconds for one request.
-        prices: model id -> what it takes, where the shipped table lacks it or is out of date.
-    """
-
-    requests: Count | None = None
-    money: Annotated[float, Field(ge=0)] | None = None
-    per_minute: Annotated[float, Field(gt=0)] = 60.0
-    parallel: Annotated[int, Field(ge=1, le=64)] = 4
-    timeout: Annotated[float, Field(gt=0, le=3600)] = 180.0
-    prices: dict[Line, PriceSection] = {}
 
 
 class RunningSection(Section):

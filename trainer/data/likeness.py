@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
+    import torch
+
     from registry.manifest import Ingredient
     from trainer.recipe import Recipe
+
+_AT_ONCE: Final = 16  # faces in one pass: more of them do not fit into a core's cache and are slower
 
 
 def encoder_of(recipe: Recipe) -> str | None:
@@ -66,24 +71,48 @@ class Faces:
         Args:
             pixels: uint8 [H, W, 3] RGB.
         """
+        return self.vectors([pixels])[0]
+
+    def vectors(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        """Return what `vector` returns of each picture; the network looks at several at once.
+
+        Args:
+            pictures: each uint8 [H, W, 3] RGB, of any size.
+        """
+        import torch
+        import torch.nn.functional as F
+
+        found: list[np.ndarray | None] = [None] * len(pictures)
+        for start in range(0, len(pictures), _AT_ONCE):
+            rows, seen = list[int](), list[torch.Tensor]()
+            for row in range(start, min(start + _AT_ONCE, len(pictures))):
+                face = self._face(pictures[row])
+                if face is not None:
+                    rows.append(row)
+                    seen.append(face)
+            if not rows:
+                continue
+            with torch.inference_mode():
+                units = F.normalize(self._network(torch.cat(seen)), dim=-1, eps=1e-6).numpy()
+            for row, unit in zip(rows, units, strict=True):
+                found[row] = unit.copy()
+        return found
+
+    def _face(self, pixels: np.ndarray) -> torch.Tensor | None:
+        """Return what the network looks at, [1, 3, side, side] in [-1, 1]; None if there is no face."""
         import torch
         import torch.nn.functional as F
 
         whole = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
         if self._detector is None:
             side = (self._side, self._side)
-            seen = whole if whole.shape[-2:] == side else F.interpolate(
-                whole, size=side, mode="bilinear", antialias=True
-            )  # fmt: skip
-        else:
-            from trainer.faces import aligned, similarity, template
+            if whole.shape[-2:] == side:
+                return whole
+            return F.interpolate(whole, size=side, mode="bilinear", antialias=True)
+        from trainer.faces import aligned, similarity, template
 
-            landmarks = self._detector(pixels)
-            if landmarks is None:
-                return None
-            seen = aligned(whole, [similarity(landmarks, template())])
-        with torch.no_grad():
-            return F.normalize(self._network(seen), dim=-1, eps=1e-6)[0].numpy()
+        landmarks = self._detector(pixels)
+        return None if landmarks is None else aligned(whole, [similarity(landmarks, template())])
 
 
 @lru_cache(maxsize=1)

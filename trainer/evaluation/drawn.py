@@ -33,24 +33,29 @@ class DrawnPictures:
     people: tuple[tuple[Identity, Pose], ...]
 
     def source(self, index: int) -> Portrait:
-        found = self.truth(index, NEUTRAL)
-        return found
+        return self.truth(index, NEUTRAL)
 
     def truth(self, index: int, ask: Ask) -> Portrait:
-        person, place = self.people[index]
-        return render(person, vector(ask), place=place)
+        return _drawn(*self.people[index], ask)
 
     def outside(self, index: int) -> NDArray[np.bool_]:
         return _outside(*self.people[index])
 
 
+@lru_cache(maxsize=8192)  # of 12 KB: every editor of an evaluation is compared with the same answers
+def _drawn(person: Identity, place: Pose, ask: Ask) -> Portrait:
+    drawn = render(person, vector(ask), place=place)
+    drawn.flags.writeable = False
+    return drawn
+
+
 @lru_cache(maxsize=1024)
 def _outside(person: Identity, place: Pose) -> NDArray[np.bool_]:
     """What no expression at full intensity draws differently, with a margin of two pixels."""
-    neutral = render(person, vector(NEUTRAL), place=place).astype(int)
+    neutral = _drawn(person, place, NEUTRAL).astype(int)
     changed = np.zeros(neutral.shape[:2], bool)
     for name in EXPRESSIONS:
-        drawn = render(person, vector(single(name, 1.0)), place=place).astype(int)
+        drawn = _drawn(person, place, single(name, 1.0)).astype(int)
         changed |= np.abs(drawn - neutral).max(axis=2) > 2
     for _ in range(2):
         wide = np.pad(changed, 1)
@@ -67,7 +72,8 @@ def plan(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
     people = _people(suite.identities, suite.first_identity)
     if not people:
         raise RecipeError(
-            f"the suite {suite.name} has nobody to judge an adapter on", "say how many identities of each domain"
+            f"the suite {suite.name} has nobody to judge an adapter on",
+            "say how many identities of each domain",
         )
     expressions = tuple(name for name in EXPRESSIONS if name in conditioning.expressions)
     sweep = len(people) if suite.sweep_people is None else suite.sweep_people
@@ -81,7 +87,9 @@ def plan(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
         asks = list(dict.fromkeys(asks))
         seed = suite.seed + number
         subjects.append(Subject(name=f"{domain} {number}", group=domain, seed=seed, asks=tuple(asks)))
-    pictures = DrawnPictures(people=tuple((identity(number, domain), pose(number)) for number, domain in people))
+    pictures = DrawnPictures(
+        people=tuple((identity(number, domain), pose(number)) for number, domain in people)
+    )
     return Plan(
         suite=suite,
         subjects=tuple(subjects),

@@ -1,4 +1,4 @@
-"""Who is asked for what: decided before a model is loaded, by the suite and by what an adapter is signed for."""
+"""Who is asked for what: decided before a model is loaded, by the suite and by an adapter's conditioning."""
 
 from __future__ import annotations
 
@@ -118,9 +118,9 @@ def plan_of(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
         conditioning: what the adapter is signed for, of its card or recipe.
 
     Raises:
-        RecipeError: the suite's intensities do not rise from 0 through 1, its judge does not know an expression of
-            the adapter, or its folder has a mistake.
-        DataError: a picture of its folder cannot be read.
+        RecipeError: the suite's intensities do not rise from 0 through 1, its judge does not know an
+            expression of the adapter, or it asks for nothing.
+        DataError: its folder of tasks has a mistake, or a picture there cannot be read.
     """
     levels = suite.intensities
     if not levels or levels[0] != 0 or 1.0 not in levels or list(levels) != sorted(set(levels)):
@@ -137,7 +137,7 @@ def plan_of(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
     strongest = conditioning.strength_max
     if conditioning.strength_min > 0 or strongest < 1:
         raise RecipeError(
-            f"the suite asks for 0 to 1, the adapter is made for {conditioning.strength_min:g} to {strongest:g}",
+            f"the suite asks for 0 to 1, the adapter is for {conditioning.strength_min:g} to {strongest:g}",
             "widen conditioning.strength_min and strength_max",
         )
     # Beyond 1 a suite exaggerates, as far as the adapter is signed for.

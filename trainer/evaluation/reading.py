@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from registry.digest import Digest
 from trainer.data.blobs import Blobs
 from trainer.evaluation import metrics
+from trainer.evaluation.background import background_ssim
 from trainer.evaluation.editing import Edited
 from trainer.evaluation.judges import Judges
 from trainer.evaluation.plan import Ask, Plan, Portrait
 from trainer.evaluation.readings import VALUES, Readings
 from trainer.progress import Progress
 
+Array = NDArray[np.float64]
+
 _AT_ONCE = 256
+"""Pictures that the judge of expressions is shown together: one over a network is asked in parallel."""
+_PIXELS = 1 << 24
+"""Pixels that are open together."""
 
 
 def read(plan: Plan, judges: Judges, edited: Edited, blobs: Blobs, progress: Progress) -> Readings:
@@ -44,46 +51,111 @@ def _read_some(
     empty = (np.nan,) * len(judges.expression.expressions)
     judged = np.array([one.scores or empty for one in seen], np.float64)
     columns = [judges.expression.expressions.index(name) for name in plan.judged]
-    values: dict[str, list[float]] = {name: [] for name in VALUES}
-    sources: dict[int, _Source] = {}
-    for (index, ask), digest in zip(keys, digests, strict=True):
-        if index not in sources:
-            sources[index] = _Source.of(plan, judges, index)
-        found = _values(plan, judges, sources[index], index, ask, blobs.pixels(digest))
-        for name in VALUES:
-            values[name].append(found[name])
+    values: dict[str, list[Array]] = {name: [] for name in VALUES}
+    for rows in _alike([index for index, _ in keys]):
+        index, pictures = keys[rows[0]][0], [blobs.pixels(digests[row]) for row in rows]
+        asks = [keys[row][1] for row in rows]
+        for found in _of_subject(plan, judges, index, asks, pictures):
+            for name in VALUES:
+                values[name].append(found[name])
     return Readings(
         subjects=np.array([index for index, _ in keys], np.int64),
         asks=tuple(ask for _, ask in keys),
         judged=judged[:, columns],
-        values={name: np.array(found, np.float64) for name, found in values.items()},
+        values={name: np.concatenate(found) for name, found in values.items()},
     )
 
 
-@dataclass(frozen=True, slots=True)
+def _alike(subjects: Sequence[int]) -> Iterator[list[int]]:
+    """Cut rows into runs of one subject."""
+    start = 0
+    for row in range(1, len(subjects) + 1):
+        if row == len(subjects) or subjects[row] != subjects[start]:
+            yield list(range(start, row))
+            start = row
+
+
+def _of_subject(
+    plan: Plan, judges: Judges, index: int, asks: Sequence[Ask], pictures: Sequence[Portrait]
+) -> Iterator[Mapping[str, Array]]:
+    """The values of a subject's pictures, some of them at a time."""
+    source = _Source.of(plan, judges, index, (pictures[0].shape[0], pictures[0].shape[1]))
+    size = max(1, _PIXELS // (source.pixels.shape[0] * source.pixels.shape[1]))
+    for start in range(0, len(pictures), size):
+        edits = np.stack(pictures[start : start + size])
+        yield _values(plan, judges, source, index, asks[start : start + size], edits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
-    """A subject's source picture, whose face that is, and what lies outside of the face."""
+    """A subject's source picture in the size of its edits.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        outside: [H, W], True outside of the face.
+        face: whose face that is; None if there is none.
+    """
 
     pixels: Portrait
-    face: np.ndarray | None
-    outside: np.ndarray
+    outside: NDArray[np.bool_]
+    face: NDArray[np.float32] | None
 
     @classmethod
-    def of(cls, plan: Plan, judges: Judges, index: int) -> _Source:
-        pixels = plan.pictures.source(index)
-        return cls(pixels, judges.faces.vector(pixels), plan.pictures.outside(index))
+    def of(cls, plan: Plan, judges: Judges, index: int, size: tuple[int, int]) -> _Source:
+        pixels = resized(plan.pictures.source(index), size)
+        outside = resized(plan.pictures.outside(index).astype(np.uint8) * 255, size) > 127
+        (face,) = _faces(judges, pixels[None], outside)
+        return cls(pixels=pixels, outside=outside, face=face)
 
 
 def _values(
-    plan: Plan, judges: Judges, source: _Source, index: int, ask: Ask, picture: Portrait
-) -> Mapping[str, float]:
-    face = None if source.face is None else judges.faces.vector(picture)
-    truth = plan.pictures.truth(index, ask)
-    return {
-        "identity": float("nan") if face is None else float(metrics.cosine(source.face, face)),
-        "psnr": float("nan") if truth is None else float(metrics.psnr(picture, truth)),
-        "seam": float(metrics.seam_energy(picture)),
-        "seam_truth": float("nan") if truth is None else float(metrics.seam_energy(truth)),
-        "background_ssim": float("nan"),
-        "background_lpips": float("nan"),
+    plan: Plan,
+    judges: Judges,
+    source: _Source,
+    index: int,
+    asks: Sequence[Ask],
+    edits: NDArray[np.uint8],
+) -> Mapping[str, Array]:
+    """The values [N] of some edits [N, H, W, 3] of one subject."""
+    nothing = np.full(len(edits), np.nan)
+    found: dict[str, Array] = {
+        "source_face": np.full(len(edits), float(source.face is not None)),
+        "identity": nothing,
+        "psnr": nothing,
+        "seam": metrics.seam_energy(edits),
+        "seam_truth": nothing,
+        "background_ssim": background_ssim(source.pixels, edits, source.outside),
+        "background_lpips": nothing,
     }
+    if source.face is not None:
+        faces = [np.full_like(source.face, np.nan) if one is None else one
+                 for one in _faces(judges, edits, source.outside)]  # fmt: skip
+        found["identity"] = metrics.cosine(source.face[None], np.stack(faces))
+    truths = [plan.pictures.truth(index, ask) for ask in asks]
+    known = [resized(one, edits.shape[1:3]) for one in truths if one is not None]
+    if len(known) == len(edits):
+        truth = np.stack(known)
+        found["psnr"], found["seam_truth"] = metrics.psnr(edits, truth), metrics.seam_energy(truth)
+    if judges.background is not None:
+        found["background_lpips"] = judges.background.distance(source.pixels, edits, source.outside)
+    return found
+
+
+def _faces(
+    judges: Judges, pictures: NDArray[np.uint8], outside: NDArray[np.bool_]
+) -> list[NDArray[np.float32] | None]:
+    """Whose faces pictures [N, H, W, 3] show; an encoder that looks for one looks where the subject's is."""
+    if judges.faces.finds and not outside.all():
+        down, across = ((~outside).any(axis=axis).nonzero()[0] for axis in (1, 0))
+        pictures = pictures[:, down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+    return judges.faces.vectors(list(pictures))
+
+
+def resized(pixels: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:
+    """A picture or mask, uint8 [H, W] or [H, W, 3], in another size (height, width); Lanczos."""
+    if pixels.shape[:2] == tuple(size):
+        return pixels
+    from PIL import Image
+
+    wide = Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.LANCZOS)
+    return np.asarray(wide, np.uint8)

@@ -1,7 +1,7 @@
 """What judges say of edited pictures: one row for each picture, from which all metrics are computed.
 
-Pixels end here. A reading is small and depends on nothing but the picture, its source and the judges, so that it
-can be kept, compared with that of another adapter years later, and opened by anything that reads Parquet.
+Pixels end here. A reading is small and depends on nothing but the picture, its source and the judges, so that
+it can be kept, compared with that of another adapter years later, and opened by anything that reads Parquet.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from trainer.errors import DataError
 from trainer.evaluation.plan import Ask
 
 VALUES: Mapping[str, str] = {
-    "identity": "cosine of the identity embeddings, source against edit; -1 to 1, NaN where no face was found",
+    "source_face": "1 where a face was found in the source, else 0",
+    "identity": "cosine of the identity embeddings, source against edit; -1 to 1, NaN where there is no face",
     "psnr": "dB, edit against the true answer; NaN where there is none",
     "seam": "gradient energy across token borders over that inside tokens",
     "seam_truth": "the same of the true answer; NaN where there is none",
     "background_ssim": "SSIM of edit and source outside of the face; -1 to 1, 1 is unchanged",
-    "background_lpips": "learned perceptual distance of edit and source outside of the face; 0 is unchanged; NaN "
-    "where its network is not on this machine",
+    "background_lpips": "learned perceptual distance of edit and source outside of the face; 0 is unchanged; "
+    "NaN where its network is not on this machine",
 }
 """Name -> what a value of a picture is; see `trainer.evaluation.reading`."""
 
@@ -81,14 +82,16 @@ class Readings:
         )
 
     def write(self, file: Path, judged: Sequence[str]) -> None:
-        """Write a Parquet file: subject, ask (JSON), ``judged_<expression>`` and the values, a row a picture."""
+        """Write a Parquet file, a row a picture: subject, ask (JSON), ``judged_<expression>`` and values."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {
             "subject": pa.array(self.subjects, pa.int32()),
             "ask": pa.array([json.dumps(dict(ask)) for ask in self.asks], pa.string()),
-            **{f"judged_{name}": pa.array(self.judged[:, at], pa.float64()) for at, name in enumerate(judged)},
+            **{
+                f"judged_{name}": pa.array(self.judged[:, at], pa.float64()) for at, name in enumerate(judged)
+            },
             **{name: pa.array(self.values[name], pa.float64()) for name in VALUES},
         }
         pq.write_table(pa.table(columns), file)

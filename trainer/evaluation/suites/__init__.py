@@ -1,7 +1,7 @@
 """Suites: what every adapter is asked for, so that its figures can be compared with those of another.
 
-``portraits-v1`` ships with its people; ``ffe-bench`` needs a folder of tasks. A suite of one's own is a YAML file
-like the shipped ones.
+``portraits-v1`` ships with its people; ``ffe-bench`` needs a folder of tasks. A suite of one's own is a YAML
+file like the shipped ones.
 """
 
 from __future__ import annotations
@@ -44,13 +44,15 @@ def load(name: str) -> SuiteSection:
 
 
 def of_recipe(recipe: Recipe) -> SuiteSection:
-    """Return the suite of a recipe's evaluation, with what the recipe changes; a changed one says so in its name.
+    """Return the suite of a recipe's evaluation, with what the recipe changes.
+
+    A changed one says so in its name. A judge over a network may cost what the recipe's ``running.api`` says.
 
     Raises:
         RecipeError: as `load`, or what the recipe changes does not fit.
     """
     section = recipe.evaluation
-    suite = load(section.suite)
+    suite = load(section.suite).model_copy(update={"api": recipe.running.api})
     wanted = section.model_dump(exclude={"suite", "thresholds"}, exclude_none=True)
     if not wanted:
         return suite
