@@ -17,6 +17,7 @@ from registry.command import run
 from trainer.apis.command import apis
 from trainer.data.command import data
 from trainer.doctor.command import doctor
+from trainer.evaluation.command import compare, evaluate
 from trainer.plan.command import plan
 from trainer.scoring.command import scores
 from trainer.zoo.cli import zoo
@@ -36,8 +37,8 @@ def cli() -> None:
     """Make adapters: data, scores, training, and what they cost."""
 
 
-for group in (apis, data, doctor, plan, scores, zoo):
-    cli.add_command(group)
+for command in (apis, compare, data, doctor, evaluate, plan, scores, zoo):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

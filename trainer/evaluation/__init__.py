@@ -1,6 +1,7 @@
 """Evaluation: edits of people that training has never seen, judged by judges that did not label the data."""
 
-from trainer.evaluation.evaluating import REPORT_NAME, Bench, Wanted, evaluate, evaluate_recipe
+from trainer.evaluation.bench import Bench
+from trainer.evaluation.evaluating import REPORT_NAME, Wanted, evaluate, evaluate_recipe
 from trainer.evaluation.judges import Judges
 from trainer.evaluation.report import EvaluationReport
 

@@ -23,6 +23,7 @@ from trainer.evaluation.plan import Ask, Plan, Portrait, plan_of
 from trainer.parts import MOST, Mapper, in_parts
 from trainer.progress import Progress
 from trainer.sections import SuiteSection
+from trainer.stage import stage_key
 
 if TYPE_CHECKING:
     from registry.admission import VerifiedAdapter
@@ -53,6 +54,11 @@ class Editor:
     strength: float = 1.0
     scope: Scope = "all"
     reference: str | None = None
+
+    @property
+    def called(self) -> str:
+        """How people call it."""
+        return self.reference or self.folder.name
 
     def asks(self, plan: Plan, index: int) -> tuple[Ask, ...]:
         """What it is asked for on a subject."""
@@ -125,7 +131,7 @@ def edit(
         base: which base that is.
         base_path: folder of the base model.
         out: folder of the result; parts lie beside it until `trainer.parts.forget`.
-        key: of these edits.
+        key: of these edits; the parts also depend on ``least``.
         mapper: does the parts.
         progress: takes notice of the parts that are done.
         least: pictures in a part.
@@ -147,8 +153,10 @@ def edit(
         "base": base.model_dump(mode="json"),
         "base_path": str(base_path.resolve()),
     }
-    parts = [{**told, "people": people} for people in _portions(plan, editor, least)]
-    folder, answers = in_parts(f"edit by {editor.name}", out, key, edit_part, parts, mapper, progress)
+    portions = _portions(plan, editor, least)
+    cut = stage_key("parts", key=str(key), portions=portions)
+    parts = [{**told, "people": people} for people in portions]
+    folder, answers = in_parts(f"edit by {editor.name}", out, cut, edit_part, parts, mapper, progress)
     found: Edited = {}
     for answer in answers:
         for index, ask, digest in answer["edits"]:
@@ -180,8 +188,9 @@ def edit_part(
     plan = _plan(json.dumps(suite, sort_keys=True), json.dumps(conditioning, sort_keys=True))
     engine, verified = _loaded(json.dumps(base, sort_keys=True), base_path, adapter, weights)
     who = Editor(
-        name="", folder=Path(adapter), weights=Digest(weights), card=verified.card, strength=strength, scope=scope
-    )
+        name="", folder=Path(adapter), weights=Digest(weights), card=verified.card, strength=strength,
+        scope=scope,
+    )  # fmt: skip
     blobs, edits = Blobs(folder / BLOBS_NAME), list[list[Any]]()
     for index in people:
         asks = who.asks(plan, index)

@@ -119,7 +119,7 @@ def load(path: Path) -> Factors:
         RegistryError: the scan blocks it.
     """
     from trainer.evaluation.probe.deltas import deltas_of
-    from trainer.evaluation.suite import candidate
+    from trainer.evaluation.editing import candidate
 
     adapter, _ = candidate(path, allow_review=True)
     found = deltas_of(adapter, adapter.card.base.family)

@@ -58,7 +58,7 @@ class Candidate:
             DataError: a file is missing.
             RegistryError: the scan or the licence policy refuses it.
         """
-        from trainer.evaluation.suite import candidate
+        from trainer.evaluation.editing import candidate
 
         adapter, weights = candidate(folder, allow_review=True)
         return cls(adapter=adapter, weights=weights)
