@@ -1,13 +1,16 @@
 """Honest figures: an interval over subjects for every value, and what two editors differ by on the same ones.
 
-Subjects are the unit of resampling because edits of one picture are not independent. A `Sample` keeps what each
-subject adds to a metric, so that one estimator serves means, rates and means of rates, whoever was asked for what.
+Subjects are the unit of resampling because edits of one picture are not independent. A `Sample` keeps what
+each subject adds to a metric, so that one estimator serves means, rates and means of rates, whoever was asked
+for what.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil
 from statistics import NormalDist
 
 import numpy as np
@@ -18,14 +21,15 @@ Array = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sample:
     """What S subjects add to a metric in G strata: ``value = mean over strata of sum(sums) / sum(counts)``.
 
-    A plain mean over subjects has one stratum and counts of 1. A rate over edits counts the edits of each subject. A
-    mean of rates, such as that over confusing pairs, has a stratum for each rate.
+    A plain mean over subjects has one stratum and counts of 1. A rate over edits counts the edits of each
+    subject. A mean of rates, such as that over confusing pairs, has a stratum for each rate.
 
     Attributes:
         sums: [S, G] finite.
@@ -71,6 +75,11 @@ class Sample:
         """How many subjects add something."""
         return int((self.counts.sum(axis=1) > 0).sum())
 
+    def told(self) -> Sample:
+        """The same without the subjects that add nothing: nobody draws them."""
+        there = self.counts.sum(axis=1) > 0
+        return Sample(sums=self.sums[there], counts=self.counts[there])
+
     @property
     def samples(self) -> int:
         """How many values it rests on."""
@@ -82,13 +91,7 @@ class Sample:
         NaN where nothing is there.
         """
         drawn = np.ones((1, len(self.sums))) if weights is None else weights
-        sums, counts = drawn @ self.sums, drawn @ self.counts
-        with np.errstate(invalid="ignore", divide="ignore"):
-            rates = np.where(counts > 0, sums / counts, np.nan)
-        known = np.isfinite(rates)
-        total = np.where(known, rates, 0.0).sum(axis=1)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.where(known.any(axis=1), total / known.sum(axis=1), np.nan)
+        return _mean_of_rates(drawn @ self.sums, drawn @ self.counts)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +123,7 @@ class Difference:
         high: upper end of it.
         p: two-sided p-value of a sign-flip permutation test: how often chance alone gives as much.
         n: number of subjects.
+        spread: standard deviation of one subject's part in the difference, as the bootstrap sees it.
         detectable: the smallest true difference that these subjects would show in `POWER` of all cases.
     """
 
@@ -128,30 +132,35 @@ class Difference:
     high: float
     p: float
     n: int
+    spread: float
     detectable: float
 
 
+@lru_cache(maxsize=4)
 def weights(subjects: int, *, seed: int, resamples: int = RESAMPLES) -> Array:
-    """How often each subject is drawn [R, S]; the same seed gives the same draws for every metric and editor."""
+    """How often each subject is drawn [R, S], read-only; the same for all metrics and editors of a seed."""
     draws = np.random.default_rng(seed).integers(0, subjects, size=(resamples, subjects))
     found = np.zeros((resamples, subjects))
     np.add.at(found, (np.arange(resamples)[:, None], draws), 1.0)
+    found.flags.writeable = False
     return found
 
 
 def estimate(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Estimate:
     """The metric over all subjects with a percentile-bootstrap interval.
 
-    Formula: draw S subjects with replacement ``resamples`` times; the (1-level)/2 and (1+level)/2 quantiles of the
-    draws' values. Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    Formula: draw as many of the subjects that have a value, with replacement, ``resamples`` times; the
+    (1-level)/2 and (1+level)/2 quantiles of the draws' values. Where all subjects agree that is a point: so
+    many subjects say no more. Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
 
     Raises:
         ValueError: nothing was measured.
     """
     if sample.subjects == 0:
         raise ValueError("nothing was measured: no subject has a value")
+    sample = sample.told()
     value = float(sample.value()[0])
-    low, high = _interval(sample.value(weights(len(sample.sums), seed=seed, resamples=resamples)), level)
+    low, high = _interval(sample.value(weights(sample.subjects, seed=seed, resamples=resamples)), level)
     # The value itself can leave the quantiles by a rounding error when all subjects agree.
     return Estimate(
         value=value, low=min(low, value), high=max(high, value), n=sample.subjects, samples=sample.samples
@@ -165,29 +174,52 @@ def difference(
 
     The interval draws the same subjects for both. The test exchanges both editors of randomly chosen subjects
     (Fisher's randomisation test); p = (1 + draws at least as far from 0) / (1 + draws).
+    detectable = (z((1 + level) / 2) + z(POWER)) * standard deviation of the bootstrap's differences.
 
     Raises:
-        ValueError: they are not of the same subjects, or nothing was measured.
+        ValueError: they are not of the same subjects and edits, or nothing was measured.
     """
     if first.sums.shape != second.sums.shape:
         raise ValueError("a paired difference needs both editors on the same subjects")
-    if not np.array_equal(first.counts > 0, second.counts > 0) or first.subjects == 0:
+    if not np.array_equal(first.counts, second.counts):
         raise ValueError("a paired difference needs both editors asked for the same")
-    value = float(first.value()[0] - second.value()[0])
-    drawn = weights(len(first.sums), seed=seed, resamples=resamples)
+    if first.subjects == 0:
+        raise ValueError("nothing was measured: no subject has a value")
+    first, second = first.told(), second.told()
+    count, value = first.subjects, float(first.value()[0] - second.value()[0])
+    drawn = weights(count, seed=seed, resamples=resamples)
     found = first.value(drawn) - second.value(drawn)
     low, high = _interval(found, level)
-    spread = float(np.nanstd(found, ddof=1))
-    normal = NormalDist()
-    reach = normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)
+    error = float(np.nanstd(found, ddof=1))
     return Difference(
         value=value,
         low=min(low, value),
         high=max(high, value),
         p=_exchanged(first, second, value, seed, resamples),
-        n=first.subjects,
-        detectable=reach * spread,
+        n=count,
+        # Draws with replacement spread by (n - 1) / n less than subjects do.
+        spread=error * count / max(1, count - 1) ** 0.5,
+        detectable=_reach(level) * error,
     )
+
+
+def needed(spread: float, margin: float, *, level: float = LEVEL) -> int:
+    """How many subjects tell a true difference from 0 in `POWER` of all cases.
+
+    Formula: ((z((1 + level) / 2) + z(POWER)) * spread / margin)^2, rounded up: the usual sample size of a
+    paired test.
+
+    Args:
+        spread: standard deviation of one subject's difference; see `Difference.spread`.
+        margin: the true difference.
+        level: of the interval that must not contain 0.
+
+    Raises:
+        ValueError: a margin that is not positive.
+    """
+    if margin <= 0:
+        raise ValueError("no number of subjects tells a difference of 0 from 0")
+    return max(2, ceil((_reach(level) * spread / margin) ** 2))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -203,18 +235,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def _reach(level: float) -> float:
+    """How many standard errors a true difference must measure to be seen in `POWER` of all cases."""
+    normal = NormalDist()
+    return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)
+
+
 def _interval(found: Array, level: float) -> tuple[float, float]:
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def _exchanged(first: Sample, second: Sample, value: float, seed: int, resamples: int) -> float:
-    signs = np.random.default_rng([seed, 1]).integers(0, 2, size=(resamples, len(first.sums))).astype(np.float64)
-    mixed = []
-    for here, there in ((first, second), (second, first)):
-        sums = signs @ here.sums + (1 - signs) @ there.sums
-        counts = signs @ here.counts + (1 - signs) @ there.counts
-        with np.errstate(invalid="ignore", divide="ignore"):
-            mixed.append(np.nanmean(np.where(counts > 0, sums / counts, np.nan), axis=1))
-    further = np.abs(mixed[0] - mixed[1]) >= abs(value) - 1e-12
+    """The p-value of the randomisation test; both samples count the same edits."""
+    drawn = np.random.default_rng([seed, 1]).integers(0, 2, size=(resamples, len(first.sums)))
+    moved = drawn.astype(np.float64) @ (second.sums - first.sums)
+    counts = first.counts.sum(axis=0, keepdims=True)
+    here, there = first.sums.sum(axis=0) + moved, second.sums.sum(axis=0) - moved
+    found = _mean_of_rates(here, counts) - _mean_of_rates(there, counts)
+    further = np.abs(found) >= abs(value) - _ROUNDING
     return float((1 + further.sum()) / (1 + resamples))
+
+
+def _mean_of_rates(sums: Array, counts: Array) -> Array:
+    """The mean [R] over strata of sums [R, G] / counts; strata without a count have no part in it."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = np.where(counts > 0, sums / counts, 0.0)
+        return np.asarray(rates.sum(axis=1) / (counts > 0).sum(axis=1))
