@@ -16,12 +16,13 @@ from dataclasses import InitVar, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NoReturn, Protocol
 
-from registry import behaviour, families, licenses, reproduction, waivers
+from registry import behaviour, evaluation, families, licenses, reproduction, waivers
 from registry.attestation import (
     DEMANDED,
     ROLE_OF,
     Kind,
     Statement,
+    judged_another,
     materials_match,
     parse_statement,
     probed_another,
@@ -505,6 +506,10 @@ def _check_subjects(statements: Sequence[Statement], manifest: AdapterManifest, 
                 f"the {found.kind} statement is about {about}, not about {name}{lacking}",
                 "a statement of another adapter was put here; report it to who runs the registry",
             )
+        if found.kind == "evaluation":
+            problem = judged_another(evaluation.parse(found.predicate), manifest)
+            if problem is not None:
+                raise BadSignature(problem, "evaluate the very adapter that was pushed")
         if found.kind == "behaviour":
             problem = probed_another(behaviour.parse(found.predicate), manifest)
             if problem is not None:

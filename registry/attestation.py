@@ -27,7 +27,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from registry import behaviour, reproduction, waivers
+from registry import behaviour, evaluation, reproduction, waivers
 from registry.digest import Digest
 from registry.errors import InvalidDocument, UsageError, shown
 from registry.manifest import WEIGHTS_NAME, canonical_json, strict_json
@@ -78,7 +78,12 @@ ROLE_OF: Final[Mapping[Kind, Role]] = MappingProxyType(
 )
 # Predicates that decide something by more than one word: what cannot be read is refused, never ignored.
 _READERS: Final[Mapping[Kind, Callable[[Mapping[str, Any]], object]]] = MappingProxyType(
-    {"behaviour": behaviour.parse, "waiver": waivers.parse, "reproduction": reproduction.parse}
+    {
+        "evaluation": evaluation.parse,
+        "behaviour": behaviour.parse,
+        "waiver": waivers.parse,
+        "reproduction": reproduction.parse,
+    }
 )
 _TEST_RESULTS: Final[Mapping[str, Outcome]] = MappingProxyType(
     {"PASSED": "pass", "WARNED": "review", "FAILED": "fail"}
@@ -277,8 +282,8 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
     """Refuse to sign what could never be believed about a manifest, and would keep it from being pulled.
 
     Raises:
-        UsageError: the provenance names other materials than the manifest, or the probe ran over other bytes
-            or on another base, or it is no such predicate.
+        UsageError: the provenance names other materials than the manifest, or another adapter was evaluated,
+            or the probe ran over other bytes or on another base, or it is no such predicate.
     """
     found = Statement(kind=kind, subject_name="", digest=manifest.digest, predicate=predicate)
     if kind == "training" and not materials_match(found, manifest):
@@ -286,6 +291,13 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
             f"this provenance does not name the materials of {manifest.name}:{manifest.version}",
             "`registry push` writes it from the adapter card; push the adapter with a corrected card",
         )
+    if kind == "evaluation":
+        try:
+            problem = judged_another(evaluation.parse(predicate), manifest)
+        except InvalidDocument as error:
+            raise UsageError(error.message, error.mend) from None
+        if problem is not None:
+            raise UsageError(problem, "`trainer evaluate` the very adapter that was pushed")
     if kind == "behaviour":
         problem = probed_another(behaviour.parse(behaviour.behaviour_predicate(predicate)), manifest)
         if problem is not None:
@@ -294,6 +306,14 @@ def check_about(kind: Kind, predicate: Mapping[str, Any], manifest: AdapterManif
         problem = reproduced_another(reproduction.parse(predicate), manifest)
         if problem is not None:
             raise UsageError(problem, "reproduce the very adapter that was pushed")
+
+
+def judged_another(found: evaluation.Evaluation, manifest: AdapterManifest) -> str | None:
+    """Return how an evaluation is about something else than an adapter, or None; it need not name weights."""
+    name, weights = f"{manifest.name}:{manifest.version}", manifest.file(WEIGHTS_NAME).sha256
+    if found.weights not in (None, weights):
+        return f"the evaluation statement of {name} is about the weights {found.weights}, not {weights}"
+    return None
 
 
 def reproduced_another(found: reproduction.Reproduction, manifest: AdapterManifest) -> str | None:
@@ -385,8 +405,8 @@ def scanned_with(found: Statement, weights: Digest) -> Mapping[str, str] | None:
 def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the predicate of an evaluation: the report as it is, which must hold a verdict.
 
-    The trainer's evaluation.json keeps its verdict in an object, ``{"passed", "failed", "reasons"}``; that is
-    written out.
+    The trainer's evaluation.json keeps its verdict in an object, ``{"passed", "failed", "reasons",
+    "notes"}``, which is written out.
 
     Raises:
         UsageError: ``report["verdict"]`` is neither "pass" nor "fail".
@@ -394,6 +414,7 @@ def evaluation_predicate(report: Mapping[str, Any]) -> dict[str, Any]:
     verdict = report.get("verdict")
     if isinstance(verdict, Mapping) and isinstance(verdict.get("passed"), bool):
         lists = {name: list(verdict.get(name, ())) for name in ("failed", "reasons")}
+        lists |= {"notes": list(verdict["notes"])} if "notes" in verdict else {}
         return {**report, "verdict": "pass" if verdict["passed"] else "fail", **lists}
     if verdict not in ("pass", "fail"):
         raise UsageError('the evaluation has no "verdict"', 'set it to "pass" or "fail" by its thresholds')

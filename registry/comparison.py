@@ -165,7 +165,7 @@ def _flat(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Value]]:
 
 
 def _metrics(shown: Shown) -> dict[str, Value]:
-    """The figures of the believed evaluations; of several statements the last one counts, as for gates."""
+    """The figures of the believed evaluations; of several statements that have a figure, the last one's."""
     found: dict[str, Value] = {}
     for view in shown.statements:
         if view.signed and view.kind == "evaluation":

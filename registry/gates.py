@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
-from registry import admission, attestation, behaviour, policy, waivers
+from registry import admission, attestation, behaviour, evaluation, waivers
 from registry.attestation import ROLE_OF, Kind
 from registry.digest import Digest
 from registry.errors import (
@@ -45,11 +45,13 @@ class GateCheck:
         name: what is demanded.
         outcome: "pass", "fail" or "missing" (nobody has said anything yet).
         detail: what was found.
+        metric: the rule and the figure, where it is about a metric.
     """
 
     name: str
     outcome: Outcome
     detail: str
+    metric: evaluation.MetricCheck | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,8 +77,14 @@ class GateReport:
     refusal: RegistryError | None
 
 
-def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
+def gates(registry: Registry, reference: Reference, alias: str, *, back: bool = False) -> GateReport:
     """Look at every gate between a version and an alias; nothing is changed.
+
+    Args:
+        registry: the registry.
+        reference: the version.
+        alias: the alias.
+        back: it is a rollback: the alias meant this version before, so no-regression rules are not asked.
 
     Raises:
         NotFound: there is no such version.
@@ -97,7 +105,8 @@ def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
     bench.look("not revoked", lambda: admission.check_revocation(manifest, state))
     bench.look("not yanked", lambda: _not_yanked(state, manifest))
     _look_at_statements(bench)
-    _look_at_metrics(bench)
+    before = state.aliases().get(path)
+    _look_at_metrics(bench, before, back=back)
     beside = _partners(state, registry.policy.scan.partners(path))
     for partner, found in beside.items():
         bench.look(f"together with {partner}", partial(_probed_together, bench, partner, found))
@@ -107,7 +116,7 @@ def gates(registry: Registry, reference: Reference, alias: str) -> GateReport:
         reference=f"{manifest.name}:{manifest.version}",
         alias=path,
         manifest=manifest,
-        before=state.aliases().get(path),
+        before=before,
         beside=beside,
         checks=tuple(bench.checks),
         refusal=bench.refusal,
@@ -139,9 +148,16 @@ class _Bench:
         else:
             self.note(name, "pass", detail if isinstance(detail, str) else "")
 
-    def note(self, name: str, outcome: Outcome, detail: str, error: RegistryError | None = None) -> None:
+    def note(
+        self,
+        name: str,
+        outcome: Outcome,
+        detail: str,
+        error: RegistryError | None = None,
+        metric: evaluation.MetricCheck | None = None,
+    ) -> None:
         """Note a result; the first error is what a refused promotion raises."""
-        self.checks.append(GateCheck(name=name, outcome=outcome, detail=detail))
+        self.checks.append(GateCheck(name=name, outcome=outcome, detail=detail, metric=metric))
         self.refusal = self.refusal or error
 
 
@@ -250,19 +266,41 @@ def _probed_together(bench: _Bench, partner: str, digest: Digest | None) -> str:
     )
 
 
-def _look_at_metrics(bench: _Bench) -> None:
-    """One gate for each threshold; a figure that the signed evaluation lacks is missing."""
-    evaluations = bench.statements.get("evaluation", [])
-    predicate: Mapping[str, Any] = evaluations[-1].predicate if evaluations else {}
-    for check in policy.check_metrics(bench.registry.policy.gate(bench.alias), predicate):
+def _look_at_metrics(bench: _Bench, before: Target | None, *, back: bool) -> None:
+    """One gate for each rule on a metric; a figure that the signed evaluations lack is missing."""
+    gate = bench.registry.policy.gate(bench.alias)
+    baseline = None
+    if any(rule.max_regression is not None for rule in gate.metrics.values()):
+        try:
+            baseline = _baseline(bench, before, back=back)
+        except NetworkError:
+            raise
+        except RegistryError as error:
+            bench.note("what the alias means", "fail", error.message, error)
+    found = [evaluation.parse(one.predicate) for one in bench.statements.get("evaluation", [])]
+    for check in evaluation.check_metrics(gate, found, baseline):
         refusal = None
         if check.outcome != "pass":
             kind = Unsigned if check.outcome == "missing" else PolicyRefused
-            refusal = kind(
-                f"{check.name} is {check.found}, wanted is {check.wanted}",
-                "evaluate and push a better version, or change the threshold in the policy file",
-            )
-        bench.note(check.name, check.outcome, f"{check.found} ({check.wanted})", refusal)
+            refusal = kind(f"{check.name}: {check.detail}", check.mend)
+        name = check.name if check.kind == "range" else f"{check.name}, no regression"
+        bench.note(name, check.outcome, check.detail, refusal, check)
+
+
+def _baseline(bench: _Bench, before: Target | None, *, back: bool) -> evaluation.Baseline:
+    """What an alias means now, that a version must not be worse than."""
+    alias, mine = f"{bench.manifest.name}@{bench.alias}", bench.manifest.file(WEIGHTS_NAME).sha256
+    if before is None:
+        return evaluation.Baseline(weights=None, words=f"the first version: {alias} means nothing yet")
+    now = shelf.read_manifest(bench.registry.store, before.digest)
+    weights, name = now.file(WEIGHTS_NAME).sha256, f"{now.name}:{now.version}"
+    if weights == mine:
+        return evaluation.Baseline(weights=None, words=f"{alias} means these very weights")
+    if back:
+        return evaluation.Baseline(weights=None, words=f"a rollback: {alias} meant it before")
+    if any(bench.trust.is_revoked(digest) is not None for digest in (before.digest, weights)):
+        return evaluation.Baseline(weights=None, words=f"{name}, which {alias} means, is revoked")
+    return evaluation.Baseline(weights=weights, words=f"{name}, which {alias} means", reference=alias)
 
 
 def _look_at_files(bench: _Bench) -> str:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from registry.digest import Digest
 from registry.errors import shown
+from registry.evaluation import required
 from registry.manifest import AdapterManifest
 from registry.results import StatementView
 from registry.storage.base import manifest_key, statements_prefix
@@ -129,7 +130,7 @@ def signed_tags(
 
 
 def headlines(predicate: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags of an evaluation's figures, those with a threshold first."""
+    """Return the tags of an evaluation's figures, those of which something was required first."""
     found = sorted(figures(predicate.get("metrics")), key=lambda figure: not figure[2])
     return {
         _METRIC + re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:100]: f"{value:.4g}"
@@ -144,14 +145,14 @@ def _verdict(view: StatementView) -> str:
 
 
 def figures(metrics: Any, path: str = "") -> Iterator[tuple[str, float, bool]]:
-    """Yield name, value and whether there is a threshold, from rows of a report or from nested names."""
+    """Yield name, value and whether something was required, from rows of a report or from nested names."""
     if isinstance(metrics, int | float) and not isinstance(metrics, bool):
         yield path or "value", float(metrics), False
     elif isinstance(metrics, list):
         for row in metrics:
             if isinstance(row, dict) and isinstance(row.get("value"), dict):
                 for _, value, _ in figures(row["value"].get("value")):
-                    yield str(row.get("name")), value, row.get("threshold") is not None
+                    yield str(row.get("name")), value, bool(required(row))
     elif isinstance(metrics, dict) and path.count(".") < 4:
         for name, found in metrics.items():
             yield from figures(found, f"{path}.{name}" if path else str(name))

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -110,20 +107,43 @@ class ScanRules(_Model):
 
 
 class Threshold(_Model):
-    """The range that a metric must lie in, both ends included; at least one end is given."""
+    """What is required of a metric: a range, both ends included, or that it does not get worse, or both.
+
+    Attributes:
+        min: lower end of the range.
+        max: upper end of the range.
+        max_regression: how much worse than what the alias means now the metric may be: the whole 95 %
+            interval of the paired difference must be within this margin.
+        direction: which end is better; needed for `max_regression` where the range does not tell. It is never
+            taken from an evaluation, which could say that less accuracy is better.
+    """
 
     min: float | None = None
     max: float | None = None
+    max_regression: Annotated[float | None, Field(ge=0)] = None
+    direction: Literal["higher", "lower"] | None = None
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if self.min is None and self.max is None:
-            raise ValueError("a threshold needs min or max")
+        if self.min is None and self.max is None and self.max_regression is None:
+            raise ValueError("a threshold needs min, max or max_regression")
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError("min is above max: nothing could pass")
+        if self.max_regression is None and self.direction is not None:
+            raise ValueError("direction only belongs to max_regression")
+        open_ = self.direction is None and (self.min is None) == (self.max is None)
+        if self.max_regression is not None and open_:
+            raise ValueError('max_regression needs direction = "higher" or "lower": which end is better')
         return self
 
-    def __str__(self) -> str:
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Which end is better: what `direction` says, or else the one that the range leaves open."""
+        return self.direction or ("lower" if self.min is None else "higher")
+
+    @property
+    def range(self) -> str:
+        """Min and max in words."""
         low = [] if self.min is None else [f">= {self.min:g}"]
         return " and ".join(low + ([] if self.max is None else [f"<= {self.max:g}"]))
 
@@ -134,7 +154,7 @@ class Gate(_Model):
     Attributes:
         require: kinds of signed statements.
         approvals: how many different approver keys must have signed, 0 to 16.
-        metrics: dotted path into the signed evaluation -> its range.
+        metrics: a metric of the signed evaluation, or a dotted path to a number in it -> what is required.
     """
 
     require: Annotated[tuple[Kind, ...], Field(max_length=len(KINDS))] = DEMANDED
@@ -248,56 +268,6 @@ class RegistryPolicy(_Model):
     def digest(self) -> Digest:
         """sha256 of the policy as canonical JSON; comments and layout of the file do not count."""
         return digest_bytes(canonical_json(self.model_dump(mode="json")))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MetricCheck:
-    """One metric against its range.
-
-    Attributes:
-        name: the dotted path.
-        wanted: the range in words.
-        found: the value, or None when the evaluation has no such number.
-        outcome: "missing" is no pass: what was not measured was not shown.
-    """
-
-    name: str
-    wanted: str
-    found: float | None
-    outcome: Literal["pass", "fail", "missing"]
-
-
-def check_metrics(gate: Gate, predicate: Mapping[str, Any] | None) -> tuple[MetricCheck, ...]:
-    """Compare a signed evaluation with the metrics of a gate.
-
-    Args:
-        gate: whose metrics.
-        predicate: what the evaluation statement says; None when there is no such statement.
-    """
-    checks = []
-    for name, wanted in gate.metrics.items():
-        found = _number(predicate, name)
-        outcome: Literal["pass", "fail", "missing"] = "missing"
-        if found is not None:
-            low = wanted.min is None or found >= wanted.min
-            outcome = "pass" if low and (wanted.max is None or found <= wanted.max) else "fail"
-        checks.append(MetricCheck(name=name, wanted=str(wanted), found=found, outcome=outcome))
-    return tuple(checks)
-
-
-def _number(value: Any, path: str) -> float | None:
-    """Return the number at a dotted path; a key may itself have dots, the longest one that exists counts."""
-    if not isinstance(value, Mapping):
-        return None
-    if path in value:
-        found = value[path]
-        # True is an int to Python, and NaN compares false with everything: neither is a measurement.
-        number = type(found) in (int, float) and math.isfinite(found)
-        return float(found) if number else None
-    for cut in sorted((index for index, letter in enumerate(path) if letter == "."), reverse=True):
-        if path[:cut] in value:
-            return _number(value[path[:cut]], path[cut + 1 :])
-    return None
 
 
 def _explained(error: ValidationError) -> list[str]:

@@ -69,6 +69,8 @@ def _history(before: Target | None, version: int) -> list[int]:
 def rollback(registry: Registry, name: str, alias: str, to: int | None = None) -> Promotion:
     """Point an alias back to a version that it meant before; that version has to pass today's gates.
 
+    All but the no-regression rules: whoever goes back does so because what the alias means now is bad.
+
     Args:
         registry: the registry.
         name: the adapter.
@@ -90,7 +92,8 @@ def rollback(registry: Registry, name: str, alias: str, to: int | None = None) -
             f"{path} has not meant {'another version' if to is None else f'version {to}'} before",
             f"versions that it meant: {known}; `registry promote` moves it to any other",
         )
-    report = gates(registry, Reference(name=name, version=history[0] if to is None else to), alias)
+    version = history[0] if to is None else to
+    report = gates(registry, Reference(name=name, version=version), alias, back=True)
     return promote(registry, report, "rollback")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import shown
+from registry.evaluation import required
 
 if TYPE_CHECKING:
     from registry.results import StatementView
@@ -77,8 +78,13 @@ def _evaluation(predicate: Mapping[str, Any]) -> Iterator[str]:
     suite = predicate.get("suite")
     name = f" in {shown(suite['name'])}" if isinstance(suite, Mapping) and "name" in suite else ""
     yield f"verdict   {shown(predicate['verdict'])}{name}"
+    against = predicate.get("against")
+    if isinstance(against, Mapping):
+        yield f"against   {shown(against['reference'])}, weights {shown(against['weights'])}"
     for reason in predicate.get("reasons", ()):
         yield f"because   {shown(reason, 300)}"
+    for note in predicate.get("notes", ()):
+        yield f"note      {shown(note, 300)}"
     metrics = predicate.get("metrics", ())
     rows = [(key, value) for key, value in metrics.items()] if isinstance(metrics, Mapping) else metrics
     cells = [_metric(row) for row in rows]
@@ -95,11 +101,11 @@ def _metric(row: Any) -> tuple[str, str]:
     text = _number(estimate["value"])
     if "low" in estimate and "high" in estimate:
         text += f" ({_number(estimate['low'])} to {_number(estimate['high'])})"
-    if row.get("threshold") is not None:
-        bound = "at least" if row.get("bound") == "min" else "at most"
-        text += (
-            f", required {bound} {_number(row['threshold'])}: {'passed' if row.get('passed') else 'MISSED'}"
-        )
+    gap = row.get("difference")
+    if isinstance(gap, Mapping):
+        text += f", difference {_number(gap['value'])} ({_number(gap['low'])} to {_number(gap['high'])})"
+    if required(row):
+        text += f", required {required(row)}: {'passed' if row.get('passed') else 'MISSED'}"
     return shown(row["name"], 60), text
 
 

@@ -13,7 +13,7 @@ from registry.commands.using import listed
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from registry.gates import GateReport
+    from registry.gates import GateCheck, GateReport
     from registry.results import Promotion
     from registry.transfer import Progress
 
@@ -162,9 +162,7 @@ def promote(reference: str, alias: str, dry_run: bool) -> Answer:
         "reference": report.alias,
         "version": report.manifest.version,
         "digest": str(report.manifest.digest),
-        "checks": [
-            {"name": check.name, "outcome": check.outcome, "detail": check.detail} for check in report.checks
-        ],
+        "checks": [_check(check) for check in report.checks],
     }
     if report.refusal is not None:
         error = report.refusal
@@ -236,6 +234,18 @@ def yank(reference: str, reason: str | None, undo: bool) -> Answer:
     row = Registry.open().yank(reference, reason)
     said = "Shown again." if undo else f"Yanked: {reason}"
     return Answer(listed(row), f"{row.reference}  {row.digest}\n{said}")
+
+
+def _check(check: GateCheck) -> dict[str, Any]:
+    """One gate as JSON; one about a metric with the rule and the figure."""
+    told: dict[str, Any] = {"name": check.name, "outcome": check.outcome, "detail": check.detail}
+    if check.metric is None:
+        return told
+    from dataclasses import asdict
+
+    figure = None if check.metric.figure is None else asdict(check.metric.figure)
+    rule = check.metric.rule.model_dump(mode="json", exclude_none=True)
+    return told | {"metric": {"name": check.metric.name, "rule": rule, "figure": figure}}
 
 
 def _gates(report: GateReport) -> str:

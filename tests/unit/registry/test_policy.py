@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ import registry
 from registry import admission
 from registry.attestation import DEMANDED, KINDS
 from registry.errors import UsageError
-from registry.policy import DEFAULT_GATE, Gate, RegistryPolicy, Threshold, check_metrics
+from registry.policy import DEFAULT_GATE, Gate, RegistryPolicy, Threshold
 
 SHIPPED = Path(registry.__file__).parent / "data" / "policy.toml"
 
@@ -48,10 +47,14 @@ def test_the_shipped_file_names_every_key_with_a_comment() -> None:
 def test_the_examples_in_the_shipped_file_are_valid() -> None:
     text = SHIPPED.read_text("utf-8")
     examples = text[text.index("# [gates.prod]") :].splitlines()
-    code = [line[2:] for line in examples if line.startswith(("# [", "# min", "# approvals", "# require"))]
+    keys = ("# [", "# min", "# max", "# direction", "# approvals", "# require")
+    code = [line[2:] for line in examples if line.startswith(keys)]
     found = RegistryPolicy.parse((text + "\n" + "\n".join(code)).encode())
     assert found.gate("prod").approvals == 2
-    assert found.gate("prod").metrics["expression.top1"] == Threshold(min=0.9)
+    assert found.gate("prod").metrics == {
+        "top1_accuracy": Threshold(min=0.85, max_regression=0.02),
+        "structural_confusion": Threshold(max_regression=0.02, direction="lower"),
+    }
     assert found.gate("staging").require == ("training", "scan", "licence")
 
 
@@ -138,7 +141,28 @@ WRONG: dict[str, tuple[str, str]] = {
         '[gates.prod]\nrequire = ["scan", "approval"]\n[gates.prod.metrics.psnr]\nmin = 1',
         "does not name evaluation",
     ),
-    "threshold without an end": ("[gates.prod.metrics.psnr]", "min or max"),
+    "threshold without an end": ("[gates.prod.metrics.psnr]", "needs min, max or max_regression"),
+    "negative margin": ("[gates.prod.metrics.psnr]\nmin = 2\nmax_regression = -0.1", "psnr.max_regression"),
+    "margin that is no number": (
+        "[gates.prod.metrics.psnr]\nmin = 2\nmax_regression = nan",
+        "max_regression",
+    ),
+    "margin without an end": ("[gates.prod.metrics.psnr]\nmax_regression = inf\nmin = 1", "max_regression"),
+    "margin as text": ('[gates.prod.metrics.psnr]\nmin = 2\nmax_regression = "0.1"', "max_regression"),
+    "margin as truth": ("[gates.prod.metrics.psnr]\nmin = 2\nmax_regression = true", "max_regression"),
+    "margin in an unknown direction": (
+        "[gates.prod.metrics.psnr]\nmax_regression = 0.1",
+        "which end is better",
+    ),
+    "margin in either direction": (
+        "[gates.prod.metrics.psnr]\nmin = 1\nmax = 2\nmax_regression = 0.1",
+        "which end is better",
+    ),
+    "another direction": (
+        '[gates.prod.metrics.psnr]\nmax_regression = 0.1\ndirection = "up"',
+        "gates.prod.metrics.psnr.direction",
+    ),
+    "direction of a range": ('[gates.prod.metrics.psnr]\nmin = 1\ndirection = "higher"', "max_regression"),
     "threshold that nothing passes": ("[gates.prod.metrics.psnr]\nmin = 2\nmax = 1", "nothing could pass"),
     "threshold that is no number": ("[gates.prod.metrics.psnr]\nmin = nan", "gates.prod.metrics.psnr.min"),
     "no alias": ('[gates."Prod!"]\napprovals = 2', "gates.Prod!"),
@@ -166,41 +190,21 @@ def test_what_cannot_be_read_is_explained(tmp_path: Path) -> None:
         RegistryPolicy.parse(b"#" * (2 << 20))
 
 
-PREDICATE: dict[str, Any] = {
-    "verdict": "pass",
-    "metrics": {"top1": 0.9, "psnr": 30, "not.nested": 4.0, "nan": float("nan"), "yes": True, "text": "0.99"},
-    "expression.top1": 0.5,
-    "expression": {"top1": 0.8},
-}
-
-
 @pytest.mark.parametrize(
-    ("path", "threshold", "found", "outcome"),
+    ("text", "better"),
     [
-        ("metrics.top1", {"min": 0.9}, 0.9, "pass"),
-        ("metrics.top1", {"min": 0.91}, 0.9, "fail"),
-        ("metrics.top1", {"max": 0.9}, 0.9, "pass"),
-        ("metrics.psnr", {"max": 29}, 30.0, "fail"),
-        ("metrics.psnr", {"min": 20, "max": 40}, 30.0, "pass"),
-        ("metrics.not.nested", {"min": 1}, 4.0, "pass"),
-        ("expression.top1", {"min": 0.6}, 0.5, "fail"),
-        ("metrics.nan", {"max": 1}, None, "missing"),
-        ("metrics.yes", {"min": 0}, None, "missing"),
-        ("metrics.text", {"min": 0}, None, "missing"),
-        ("metrics", {"min": 0}, None, "missing"),
-        ("metrics.top1.more", {"min": 0}, None, "missing"),
-        ("nothing.at.all", {"min": 0}, None, "missing"),
-        (".", {"min": 0}, None, "missing"),
+        ("min = 0.9\nmax_regression = 0.02", "higher"),
+        ("max = 0.1\nmax_regression = 0.02", "lower"),
+        ('max_regression = 0\ndirection = "lower"', "lower"),
+        ('min = 0\nmax = 1\nmax_regression = 0.02\ndirection = "higher"', "higher"),
+        ('min = -1\nmax_regression = 0.02\ndirection = "lower"', "lower"),
     ],
 )
-def test_metrics(path: str, threshold: dict[str, float], found: float | None, outcome: str) -> None:
-    gate = Gate(metrics={path: Threshold(**threshold)})
-    (check,) = check_metrics(gate, PREDICATE)
-    assert (check.name, check.found, check.outcome) == (path, found, outcome)
-    assert any(sign in check.wanted for sign in (">=", "<="))
+def test_the_policy_says_which_end_is_better(text: str, better: str) -> None:
+    found = RegistryPolicy.parse(f"[gates.prod.metrics.a]\n{text}\n".encode()).gate("prod").metrics["a"]
+    assert found.better == better
 
 
-def test_no_evaluation_is_missing_not_passed() -> None:
-    gate = Gate(metrics={"a": Threshold(min=0), "b": Threshold(max=0)})
-    assert [check.outcome for check in check_metrics(gate, None)] == ["missing", "missing"]
-    assert check_metrics(Gate(), None) == ()
+def test_a_rule_in_words() -> None:
+    assert Threshold(min=0.5, max=1).range == ">= 0.5 and <= 1"
+    assert Threshold(max=0.25).range == "<= 0.25"

@@ -106,9 +106,37 @@ def test_metrics_of_the_trainer_with_their_bounds() -> None:
     assert text.splitlines()[1:] == [
         "  verdict   fail in portraits-v1",
         "  because   confusion is 0.2",
-        "  top1_accuracy  0.9896 (0.9739 to 1), required at least 0.85: passed",
-        "  confusion      0.2, required at most 0.1: MISSED",
+        "  top1_accuracy  0.9896 (0.9739 to 1), required >= 0.85: passed",
+        "  confusion      0.2, required <= 0.1: MISSED",
         "  steps          4",
+    ]
+
+
+def test_rows_of_schema_2_with_their_differences_and_rules() -> None:
+    weights = str(digest_bytes(b"prod"))
+    rows = [
+        {
+            "name": "top1_accuracy",
+            "value": {"value": 0.98, "low": 0.97, "high": 1.0},
+            "minimum": 0.85,
+            "maximum": None,
+            "max_regression": 0.02,
+            "difference": {"value": -0.01, "low": -0.03, "high": 0.01, "p": 0.5, "n": 96},
+            "passed": False,
+        },
+        {"name": "confusion", "value": {"value": 0.2}, "minimum": None, "maximum": 0.5, "passed": True},
+        {"name": "seams", "value": {"value": 1.5}, "minimum": None, "maximum": None, "difference": None},
+    ]
+    against = {"reference": "pixelsmile@prod", "weights": weights}
+    predicate = {"verdict": "fail", "metrics": rows, "against": against, "notes": ["not judged"]}
+    assert told(view("evaluation", predicate)).splitlines()[1:] == [
+        "  verdict   fail",
+        f"  against   pixelsmile@prod, weights {weights}",
+        "  note      not judged",
+        "  top1_accuracy  0.98 (0.97 to 1), difference -0.01 (-0.03 to 0.01), "
+        "required >= 0.85 and at most 0.02 worse: MISSED",
+        "  confusion      0.2, required <= 0.5: passed",
+        "  seams          1.5",
     ]
 
 
