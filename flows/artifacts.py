@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry.index import figures
-from trainer.stage import StageResult
 
 if TYPE_CHECKING:
     from registry.client import Registry
+    from registry.digest import Digest
     from registry.gates import GateReport
     from registry.results import Shown
+    from trainer.evaluation import EvaluationReport
 
 MAX_PICTURE_BYTES = 300_000
 """Prefect keeps a picture in its database, as text in the artifact's row."""
@@ -24,13 +25,33 @@ _WIDEST = 1600
 _QUALITIES = (88, 75, 60, 45, 30)
 
 
-def show_evaluation(evaluated: StageResult) -> None:
-    """Put the figures of an evaluation and the way to its report into Prefect's user interface."""
-    from prefect.artifacts import create_link_artifact, create_table_artifact
+def show_evaluation(folder: Path, report: EvaluationReport) -> None:
+    """Put an evaluation into Prefect's user interface: figures, pictures, probes, the way to its page.
 
-    rows = [{"metric": name, "value": value} for name, value in evaluated.facts.items()]
-    create_table_artifact(rows, key="evaluation", description="Held-out people, edited and judged.")
-    create_link_artifact((evaluated.folder / "report.html").as_uri(), key="evaluation-report")
+    Args:
+        folder: of the evaluation.
+        report: that lies there.
+    """
+    from prefect.artifacts import create_link_artifact
+
+    against = report.against
+    now = "compared with nothing" if against is None else f"compared with {against.reference}"
+    rows = compared(report.predicate(), {}, None if against is None else against.weights)
+    show_table(rows, "evaluation", f"Held-out people, edited and judged; {now}.")
+    if report.probes:
+        probes = [{"probe": one.title, "outcome": one.outcome, "found": one.found} for one in report.probes]
+        show_table(probes, "probes", "Questions that are not about quality.")
+    show_pictures(folder)
+    create_link_artifact((folder / "report.html").as_uri(), key="evaluation-report")
+
+
+def show_pictures(folder: Path) -> None:
+    """Put the pictures of an evaluation into Prefect's user interface, those that there are."""
+    from trainer.evaluation.pictures import FILES
+
+    for name, title in FILES:
+        if (folder / name).is_file():
+            show_picture(folder / name, Path(name).stem.replace("_", "-"), f"{title}.")
 
 
 def show_summary(summary: dict[str, Any], key: str, title: str) -> None:
@@ -64,13 +85,16 @@ def show_for_approval(registry: Registry, reference: str, report: GateReport, pi
     """
     from prefect.artifacts import create_link_artifact, create_markdown_artifact
 
+    from registry.manifest import WEIGHTS_NAME
     from trainer.evaluation.pictures import CONTACT_SHEET
 
     found = registry.show(reference)
     before = None if report.before is None else registry.show(report.alias)
+    weights = None if before is None else before.manifest.file(WEIGHTS_NAME).sha256
     now = f"{report.alias} means nothing" if before is None else f"{report.alias}, {before.listed.reference}"
     show_picture(pictures / CONTACT_SHEET, "contact-sheet", f"Edits of held-out people with {reference}.")
-    rows = compared(said(found, "evaluation"), {} if before is None else said(before, "evaluation"))
+    theirs = {} if before is None else said(before, "evaluation")
+    rows = compared(evaluation_beside(found, weights), theirs, weights)
     show_table(rows, "metrics", f"Signed evaluation of {reference}; now: {now}.")
     show_table(scan_rows(said(found, "scan")), "scan", "The signed scan.")
     show_table(licence_rows(said(found, "licence")), "licences", "The signed licence decision.")
@@ -123,38 +147,84 @@ def said(found: Shown, kind: str) -> Mapping[str, Any]:
     return predicates[-1] if predicates else {}
 
 
-def compared(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the metrics of one signed evaluation beside those of another, as the rows of a table.
+def evaluation_beside(found: Shown, weights: Digest | None) -> Mapping[str, Any]:
+    """Return the believed evaluation that compares with some weights, or else the last one; empty if none."""
+    predicates = [one.predicate for one in found.statements if one.kind == "evaluation" and one.signed]
+    beside = [one for one in predicates if _compares_with(one, weights)]
+    return (beside or predicates or [{}])[-1]
+
+
+def _compares_with(evaluation: Mapping[str, Any], weights: Digest | None) -> bool:
+    against = evaluation.get("against")
+    return weights is not None and isinstance(against, Mapping) and against.get("weights") == str(weights)
+
+
+def compared(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], weights: Digest | None
+) -> list[dict[str, str]]:
+    """Return the metrics of a signed evaluation as the rows of a table, beside what the alias means now.
+
+    Where the evaluation itself has compared with that, the difference is the paired one with its 95 %
+    interval and its p; else it is the plain one of two signed figures, and nobody knows how sure it is.
 
     Args:
         ours: an evaluation's predicate.
         theirs: that of what the alias means now; empty if it means nothing.
+        weights: digest of the weights that the alias means now.
     """
     others = {name: value for name, value, _ in figures(theirs.get("metrics"))}
-    gated = _thresholds(ours.get("metrics"))
-    return [
-        {
-            "metric": name,
-            "value": f"{value:.4g}",
-            "now": f"{others[name]:.4g}" if name in others else "-",
-            "difference": f"{value - others[name]:+.4g}" if name in others else "-",
-            **gated.get(name, {"threshold": "-", "passed": "-"}),
-        }
-        for name, value, _ in figures(ours.get("metrics"))
-    ]
+    paired = _compares_with(ours, weights)
+    found = ours.get("metrics")
+    known = (
+        {str(row.get("name")): row for row in found if isinstance(row, Mapping)}
+        if isinstance(found, list)
+        else {}
+    )
+    rows = []
+    for name, value, _ in figures(found):
+        row = known.get(name, {})
+        now, difference = ("-", "-")
+        if paired and isinstance(row.get("difference"), Mapping):
+            now, difference = _number(row, "references", "against", "value"), _gap(row["difference"])
+        elif not paired and name in others:
+            now, difference = f"{others[name]:.4g}", f"{value - others[name]:+.4g}"
+        rows.append(
+            {
+                "metric": name,
+                "value": f"{value:.4g}{_interval(row.get('value'))}",
+                "now": now,
+                "difference": difference,
+                "required": _required(row),
+                "passed": {True: "yes", False: "NO"}.get(row.get("passed"), "-"),
+            }
+        )
+    return rows
 
 
-def _thresholds(metrics: Any) -> dict[str, dict[str, str]]:
-    """Return the threshold of each metric that has one, and whether it passed, from a report's rows."""
-    rows = [row for row in metrics if isinstance(row, Mapping)] if isinstance(metrics, list) else []
-    return {
-        str(row.get("name")): {
-            "threshold": f"{'<=' if row.get('bound') == 'max' else '>='} {row['threshold']}",
-            "passed": "yes" if row.get("passed") is True else "NO",
-        }
-        for row in rows
-        if row.get("threshold") is not None
-    }
+def _number(row: Any, *path: str, sign: str = "") -> str:
+    for name in path:
+        row = row.get(name) if isinstance(row, Mapping) else None
+    return f"{row:{sign}.4g}" if isinstance(row, int | float) else "-"
+
+
+def _interval(value: Any, sign: str = "") -> str:
+    low, high = (_number(value, end, sign=sign) for end in ("low", "high"))
+    return "" if "-" in (low, high) else f" ({low} to {high})"
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    return f"{_number(gap, 'value', sign='+')}{_interval(gap, '+')}, p {_number(gap, 'p_holm')}"
+
+
+def _required(row: Mapping[str, Any]) -> str:
+    """The rules on a metric; reports before schema 2 have one threshold and say which end it is."""
+    ends = {">=": row.get("minimum"), "<=": row.get("maximum")}
+    if row.get("threshold") is not None:
+        ends["<=" if row.get("bound") == "max" else ">="] = row["threshold"]
+    words = [f"{sign} {end:g}" for sign, end in ends.items() if isinstance(end, int | float)]
+    if isinstance(row.get("max_regression"), int | float):
+        words.append(f"at most {row['max_regression']:g} worse")
+    return " and ".join(words) or "-"
 
 
 def scan_rows(predicate: Mapping[str, Any]) -> list[dict[str, str]]:

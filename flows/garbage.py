@@ -2,6 +2,7 @@
 
 Folders of stages, with their pictures, latents and checkpoints, and answers of paid APIs are kept for ever
 unless an age is given: they are hours and money. One that is in use is young, because its files are.
+What editors did for evaluations costs minutes: it is there so that what production runs is measured once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import TypedDict
 
 from registry.client import Registry
+from trainer.evaluation.evaluating import FOLDER as EVALUATIONS
 
 #: Folders of stages and what they leave while they work, below ``runs/<recipe>``.
 _STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
+
+#: What an editor did, the judges' own error, and what is left of either, below ``evaluations/measured``.
+_MEASURED = re.compile(r"\.?(truth-)?[0-9a-f]{32}([.-].+)?", re.ASCII)
 
 
 class Removed(TypedDict):
@@ -34,6 +39,7 @@ def collect(
     adapters: bool,
     grace: timedelta,
     run_folders: timedelta | None,
+    evaluations: timedelta | None,
     paid_answers: timedelta | None,
     dry_run: bool,
 ) -> list[Removed]:
@@ -44,6 +50,7 @@ def collect(
         adapters: cached adapters that were revoked or that no name means any more.
         grace: for both of them.
         run_folders: stage folders in which nothing was touched for so long; None leaves all.
+        evaluations: what editors did for evaluations that nobody has used for so long; None leaves all.
         paid_answers: answers that were not touched for so long; None leaves all.
         dry_run: only tell.
 
@@ -61,9 +68,12 @@ def collect(
         pruned = upkeep.prune(registry, None, grace, dry_run=dry_run)
         rows += [_row("cached adapters", name, size) for name, size in pruned.removed.items()]
     home = registry.place.home
-    if run_folders is not None:
-        for folder in _old(_stages(home / "runs"), run_folders):
-            rows.append(_row("run folders", str(folder.relative_to(home)), _bytes(folder)))
+    for where, folders, age in (
+        ("run folders", _stages(home / "runs"), run_folders),
+        ("evaluations", _folders(home / EVALUATIONS / "measured", _MEASURED), evaluations),
+    ):
+        for folder in _old(folders, age) if age is not None else ():
+            rows.append(_row(where, str(folder.relative_to(home)), _bytes(folder)))
             if not dry_run:
                 shutil.rmtree(folder)
     if paid_answers is not None:
@@ -81,9 +91,13 @@ def _row(where: str, name: str, size: int) -> Removed:
 
 def _stages(runs: Path) -> Iterator[Path]:
     for recipe in sorted(runs.glob("*")):
-        for folder in sorted(recipe.iterdir()) if recipe.is_dir() and not recipe.is_symlink() else ():
-            if _STAGE.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-                yield folder
+        yield from _folders(recipe, _STAGE)
+
+
+def _folders(place: Path, names: re.Pattern[str]) -> Iterator[Path]:
+    for folder in sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else ():
+        if names.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            yield folder
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -23,12 +23,13 @@ from flows.release import publish
 from flows.server import wait_until_recorded
 from flows.settings import FlowSettings
 from flows.stages import Job
-from flows.training import judge, make_adapter
+from flows.training import judge_for_release, make_adapter
 from registry.settings import home
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
     from registry.manifest import BaseModelRef
+    from trainer.stage import StageResult
 
 #: How many stages a flow announces; a recipe with pictures of one's own has two fewer.
 STAGES = {"dataset": 3, "training": 5, "release": 13, "pipeline": 13, "reproduce": 7}
@@ -95,9 +96,10 @@ def release(
     with running("release", wanted, runner) as job:
         job.reuse_only = True
         base = base_folder(wanted.base, job.home)
-        trained = make_adapter(job, wanted, base, make_dataset(job, wanted))
+        data = make_dataset(job, wanted)
+        trained = make_adapter(job, wanted, base, data)
         job.reuse_only = False
-        return _released(job, wanted, base, trained, approval)
+        return _released(job, wanted, base, trained, data, approval)
 
 
 @flow(name="pipeline", description="recipe -> data -> adapter -> evaluation -> signed release -> edits")
@@ -120,12 +122,15 @@ def pipeline(
     wanted = recipe.load()
     with running("pipeline", wanted, runner) as job:
         base = base_folder(wanted.base, job.home)
-        trained = make_adapter(job, wanted, base, make_dataset(job, wanted))
-        return _released(job, wanted, base, trained, approval)
+        data = make_dataset(job, wanted)
+        trained = make_adapter(job, wanted, base, data)
+        return _released(job, wanted, base, trained, data, approval)
 
 
-def _released(job: Job, recipe: Recipe, base: Path, trained: Any, approval: Approval) -> dict[str, Any]:
-    evaluated = judge(job, recipe, base, trained)
+def _released(
+    job: Job, recipe: Recipe, base: Path, trained: StageResult, data: StageResult, approval: Approval
+) -> dict[str, Any]:
+    evaluated = judge_for_release(job, recipe, base, trained, data)
     summary = publish(job, recipe, trained, evaluated, approval)
     show_summary(summary, "release", f"{summary['adapter']}, `{summary['digest']}` as {summary['version']}")
     return summary

@@ -172,11 +172,13 @@ def collect_garbage(
         bool, Field(title="Cached adapters", description="Those that were revoked or have no name any more.")
     ] = True,
     run_folders: Annotated[Days, Field(title="Run folders (days)")] = None,
+    evaluations: Annotated[Days, Field(title="Edits of evaluations (days)")] = 30,
     paid_answers: Annotated[Days, Field(title="Answers of paid APIs (days)")] = None,
 ) -> dict[str, Any]:
     """Remove what nobody needs from the store and from this machine.
 
-    Pictures, latents, checkpoints and paid answers are work and money: they go only if days are given.
+    Pictures, latents, checkpoints and paid answers are work and money: they go only if days are given. What
+    evaluations keep beside their reports is made again in minutes.
 
     Args:
         dry_run: tell what would be removed, and remove nothing.
@@ -184,6 +186,8 @@ def collect_garbage(
         store: objects that nothing signed refers to.
         adapters: cached ones that were revoked or have no name any more.
         run_folders: remove those that nobody has touched for so many days; without a number none.
+        evaluations: remove the edits of evaluations that none has used for so many days; an evaluation that
+            needs them makes them again.
         paid_answers: remove those of paid APIs that nobody has used for so many days; without a number none.
 
     Raises:
@@ -197,6 +201,7 @@ def collect_garbage(
         adapters=adapters,
         grace=timedelta(hours=grace_hours),
         run_folders=None if run_folders is None else timedelta(days=run_folders),
+        evaluations=None if evaluations is None else timedelta(days=evaluations),
         paid_answers=None if paid_answers is None else timedelta(days=paid_answers),
         dry_run=dry_run,
     )

@@ -43,16 +43,17 @@ def edit_portraits(
     from PIL import Image
 
     from serving.engine import EditEngine
-    from trainer.evaluation.plan import NEUTRAL, plan_of, vector
-    from trainer.portraits.renderer import render
+    from trainer.evaluation.plan import plan_of
+    from trainer.evaluation.suites import of_recipe
 
     engine = EditEngine.load(recipe.base, home=home)
-    people, wishes, made = plan_of(recipe).subjects[:PEOPLE], wishes_of(recipe), []
+    plan, wishes, made = plan_of(of_recipe(recipe), recipe.conditioning), wishes_of(recipe), []
+    people = plan.subjects[:PEOPLE]
     for number, subject in enumerate(people):
         stem = subject.name.replace(" ", "-")
-        portrait = Image.fromarray(render(subject.person, vector(NEUTRAL), place=subject.place))
+        portrait = Image.fromarray(plan.pictures.source(number))
         portrait.save(folder / f"{stem}.png")
-        results = engine.sweep(portrait, adapter, wishes, seed=number, steps=recipe.evaluation.steps)
+        results = engine.sweep(portrait, adapter, wishes, seed=number, steps=plan.suite.steps)
         for wish, result in zip(wishes, results, strict=True):
             name = (
                 "_".join([stem, *(f"{expression}-{value:g}" for expression, value in wish.items())]) + ".png"

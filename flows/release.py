@@ -130,6 +130,8 @@ def move_alias(job: Job, pushed: StageResult, alias: str) -> str:
 
 def use(job: Job, recipe: Recipe, alias: str, pushed: StageResult) -> None:
     """Pull what was promoted as anybody would, and edit portraits with it."""
+    from trainer.evaluation.suites import of_recipe
+
     pulled = job.root / "pulled"
     job.always(pull, home=job.home, reference=alias, out=pulled)
     job.cached(
@@ -137,6 +139,7 @@ def use(job: Job, recipe: Recipe, alias: str, pushed: StageResult) -> None:
         key={
             "code": code_digest(),
             "adapter": pushed.digest,
+            "suite": of_recipe(recipe).model_dump(mode="json"),
             **recipe.section("evaluation", "conditioning", "base"),
         },
         recipe=recipe,

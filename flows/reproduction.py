@@ -64,10 +64,10 @@ def reproduce(
         shutil.rmtree(root)
     recipe = known.recipe if pay or not known.asks_apis else change(known.recipe, {"running.api.requests": 0})
     with running("reproduce", recipe, runner, root) as job:
-        trained, reused = _rebuilt(job, known, recipe, reuse_dataset)
+        data, trained, reused = _rebuilt(job, known, recipe, reuse_dataset)
         evaluated = None
         if not identical(known, trained.folder / "adapter"):
-            evaluated = judge(job, recipe, base_folder(recipe.base, place), trained).folder
+            evaluated = judge(job, recipe, base_folder(recipe.base, place), trained, data).folder
         compared = job.always(
             compare,
             home=place,
@@ -88,8 +88,8 @@ def reproduce(
         return {**job.summary(**about, digest=str(compared.digest)), "reproduction": outcome}
 
 
-def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[StageResult, bool]:
-    """Return the training's result, and whether the first dataset was taken."""
+def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[StageResult, StageResult, bool]:
+    """Return the results of dataset and training, and whether the first dataset was taken."""
     from serving.bases import fingerprint
 
     base = base_folder(recipe.base, job.home)
@@ -108,7 +108,7 @@ def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[St
     finally:
         job.root = old
     take_threads(known)
-    return make_adapter(job, recipe, base, data), reused
+    return data, make_adapter(job, recipe, base, data), reused
 
 
 @task(name="compare", description="dataset, weights and figures of both, bit by bit or within tolerances")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 
 from flows.artifacts import show_evaluation
+from flows.production import NOTHING, Standing, standing
 from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest, made
+from registry.client import Registry
 from trainer.parts import Mapper
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult
+from trainer.tracking import log_evaluation
+
+if TYPE_CHECKING:
+    from registry.policy import Threshold as Rule
 
 
 def make_adapter(job: Job, recipe: Recipe, base: Path, triplets: StageResult) -> StageResult:
@@ -45,29 +53,81 @@ def make_adapter(job: Job, recipe: Recipe, base: Path, triplets: StageResult) ->
     )
 
 
-def judge(job: Job, recipe: Recipe, base: Path, trained: StageResult) -> StageResult:
-    """Evaluate, and show the figures to everybody who looks at the flow."""
+def judge(
+    job: Job,
+    recipe: Recipe,
+    base: Path,
+    trained: StageResult,
+    data: StageResult,
+    against: Standing = NOTHING,
+    rules: Mapping[str, Rule] = MappingProxyType({}),
+) -> StageResult:
+    """Evaluate, and show the figures to everybody who looks at the flow and at the training's MLflow run.
+
+    Args:
+        job: the run.
+        recipe: names the suite, and has thresholds of its own.
+        base: folder of the base model.
+        trained: what `train` made.
+        data: the dataset that it was trained on, for the probe of memorisation.
+        against: what it is compared with.
+        rules: what the policy asks for beside the recipe's thresholds, by metric.
+    """
     from serving.bases import fingerprint
     from trainer.evaluation import REPORT_NAME, EvaluationReport
+    from trainer.evaluation.plan import plan_of
+    from trainer.evaluation.suites import of_recipe
 
+    suite = of_recipe(recipe)
+    # Only a rule against getting worse asks whether there was anything before.
+    relative = any(rule.max_regression is not None for rule in rules.values())
+    lacking = relative and against.taken and against.weights is None
     evaluated = job.cached(
         evaluate,
         key={
             "code": code_digest(),
             "adapter": trained.digest,
             "base": fingerprint(base),
+            "suite": suite.model_dump(mode="json"),
+            "plan": str(plan_of(suite, recipe.conditioning).digest()),
+            "against": "lacking" if lacking else str(against.weights),
+            "rules": {name: rule.model_dump(mode="json") for name, rule in sorted(rules.items())},
             **recipe.section("evaluation", "conditioning", "release"),
         },
         recipe=recipe,
         trained=trained.folder,
+        data=data.folder,
         base=base,
+        home=job.home,
+        against=against,
+        rules=dict(rules),
         mapper=job.spread(),
     )
     report = EvaluationReport.model_validate_json((evaluated.folder / REPORT_NAME).read_bytes())
     for reason in report.verdict.reasons:
         job.display.say(f"      GATE MISSED: {reason}; the adapter will not be approved")
-    show_evaluation(evaluated)
+    show_evaluation(evaluated.folder, report)
+    problem = log_evaluation(trained.folder, evaluated)
+    if problem is not None:
+        job.display.say(f"      MLflow does not show this evaluation: {problem}")
     return evaluated
+
+
+def judge_for_release(
+    job: Job, recipe: Recipe, base: Path, trained: StageResult, data: StageResult
+) -> StageResult:
+    """Evaluate beside what the recipe's alias means now, by the policy's rules for it.
+
+    Raises:
+        RegistryError: what the alias means cannot be believed, or the store does not answer.
+    """
+    from trainer.evaluation.gates import rules_of
+
+    registry = Registry.open(job.home)
+    against = standing(registry, recipe, trained.folder / "adapter")
+    job.display.say(f"      {against.why}")
+    rules = rules_of(registry.policy, recipe.release.alias)
+    return judge(job, recipe, base, trained, data, against, rules)
 
 
 @task(name="train", description="LoRA and its moving average, resumed where it was stopped")
@@ -87,11 +147,32 @@ def train(
 
 @task(name="evaluate", description="edits of people that training has never seen, judged by another judge")
 def evaluate(
-    recipe: Recipe, trained: Path, base: Path, out: Path, progress: Progress, mapper: Mapper
+    recipe: Recipe,
+    trained: Path,
+    data: Path,
+    base: Path,
+    home: Path,
+    against: Standing,
+    rules: Mapping[str, Rule],
+    out: Path,
+    progress: Progress,
+    mapper: Mapper,
 ) -> dict[str, Any]:
-    """See `trainer.evaluation.evaluate`."""
-    from trainer.evaluation import evaluate as work
+    """Fetch and verify what it is compared with, then see `trainer.evaluation.evaluate_recipe`."""
+    from trainer.evaluation import evaluate_recipe
 
-    raw = trained / "adapter-raw"
-    work(recipe, trained / "adapter", base, out, raw_dir=raw, progress=progress, mapper=mapper)
+    evaluate_recipe(
+        recipe,
+        trained / "adapter",
+        base,
+        out,
+        raw_dir=trained / "adapter-raw",
+        progress=progress,
+        against=against.pull(Registry.open(home)),
+        rules=rules,
+        taken=against.taken,
+        training_data=data,
+        mapper=mapper,
+        place=home,
+    )
     return made(out).as_json()

@@ -49,12 +49,14 @@ class Recorded:
         recipe: of its training.
         made: by which code, on which machine.
         metrics: figures of its signed evaluation: name -> value, low and high end of the interval.
+        definitions: versions of the definitions that these figures follow.
     """
 
     manifest: AdapterManifest
     recipe: Recipe
     made: Provenance
     metrics: Mapping[str, tuple[float, float, float]]
+    definitions: frozenset[str] = frozenset()
 
     @property
     def reference(self) -> str:
@@ -104,14 +106,17 @@ def recorded(registry: Registry, reference: str) -> Recorded:
             "adapters that were trained and pushed by this version or a newer one can be reproduced",
         )
     figures: dict[str, tuple[float, float, float]] = {}
+    definitions = set[str]()
     for view in found.statements:
         if view.signed and view.kind == "evaluation":
             figures |= _figures(view.predicate)
+            definitions |= _definitions(view.predicate)
     return Recorded(
         manifest=manifest,
         recipe=heard(made.recipe, manifest.training.recipe),
         made=made,
         metrics=figures,
+        definitions=frozenset(definitions),
     )
 
 
@@ -141,6 +146,12 @@ def _figures(predicate: Mapping[str, Any]) -> dict[str, tuple[float, float, floa
         except (KeyError, TypeError, ValueError):
             continue
     return found
+
+
+def _definitions(predicate: Mapping[str, Any]) -> set[str]:
+    suite = predicate.get("suite")
+    said = suite.get("definitions") if isinstance(suite, Mapping) else None
+    return {shown(said, 20)} if said else set()
 
 
 def identical(known: Recorded, rebuilt: Path) -> bool:
@@ -183,6 +194,9 @@ def compare(
     metrics = () if digest == released or report is None else _metrics(known.metrics, report)
     if digest != released and not metrics:
         notes.append("there is no signed evaluation to compare figures with")
+    elif metrics and report is not None and known.definitions - {report.suite.definitions}:
+        theirs, ours = ", ".join(sorted(known.definitions)), report.suite.definitions
+        notes.append(f"the released figures follow the definitions {theirs}, the rebuilt ones {ours}")
     if made.code != known.made.code:
         notes.append("the code is not the recorded one: another version, or it was changed")
     if dataset != manifest.training.dataset:

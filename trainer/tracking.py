@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.errors import TrainerError
-from trainer.stage import write_atomically
+from trainer.stage import STAGE_NAME, StageResult, write_atomically
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _EXPERIMENT = "adapter-foundry"
 _RUN_NAME = "mlflow-run.txt"
+_EVALUATION_TAG = "adapter_foundry.evaluation"
+_SHOWN = (".png", ".html", ".json")
 
 
 class Sink(Protocol):
@@ -174,6 +176,48 @@ class _EventFiles:
 
     def close(self, status: str) -> None:
         self._writer.close()
+
+
+def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
+    """Add an evaluation to the MLflow run of its training: every figure, the pictures, the page, the JSON.
+
+    Nothing is written twice; the run's tag says which evaluation it has.
+
+    Args:
+        training: folder of the training, which remembers its run.
+        evaluated: the evaluation; its facts are the figures, its PNG, HTML and JSON files become artifacts.
+
+    Returns:
+        why MLflow does not have it, or None: a page that cannot be written is no reason to judge again.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.exceptions import MlflowException
+
+    from registry.settings import layout
+
+    try:
+        run = (training / _RUN_NAME).read_text("utf-8").strip()
+    except OSError:
+        return "this training was not tracked"
+    client, now = MlflowClient(layout().tracking_uri), int(time.time() * 1000)
+    try:
+        if client.get_run(run).data.tags.get(_EVALUATION_TAG) == str(evaluated.digest):
+            return None
+        figures = [
+            Metric(f"evaluation/{name}", float(value), now, 0)
+            for name, value in evaluated.facts.items()
+            if isinstance(value, int | float) and math.isfinite(value)
+        ]
+        for start in range(0, len(figures), 1000):
+            client.log_batch(run, metrics=figures[start : start + 1000])
+        for path in sorted(evaluated.folder.iterdir()):
+            if path.suffix in _SHOWN and path.name != STAGE_NAME:
+                client.log_artifact(run, str(path), "evaluation")
+        client.set_tag(run, _EVALUATION_TAG, str(evaluated.digest))
+    except MlflowException as error:
+        return str(error)
+    return None
 
 
 def parameters(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,22 +16,17 @@ import numpy as np
 from PIL import Image
 from prefect import flow, task
 
-from fakes.registries import NAME, adapter_folder
+from fakes.registries import NAME, adapter_files, adapter_folder
 from flows.display import Display
 from flows.parameters import Approval
 from flows.release import move_alias, push, wait_for_approvers
 from flows.stages import Job
-from registry.digest import digest_bytes
+from registry.digest import Digest, digest_bytes
+from registry.manifest import WEIGHTS_NAME
+from registry.policy import Threshold
 from registry.settings import home
-from trainer.evaluation.report import (
-    Curve,
-    Digests,
-    EvaluationReport,
-    Suite,
-    Value,
-    build_metrics,
-    judge,
-)
+from trainer.evaluation.gates import judge, rows
+from trainer.evaluation.report import Against, Curve, Digests, EvaluationReport, Gap, Suite, Value
 from trainer.progress import Progress
 from trainer.stage import StageResult, new_folder, stage_key, write_result
 
@@ -39,24 +34,43 @@ COUNTED = "evaluated.txt"
 """A file in the data folder that gets a line whenever the evaluation is done, not reused."""
 
 
-def report(top1: float = 0.9) -> EvaluationReport:
-    """A small report; 0.85 is what top1 needs."""
+def report(
+    top1: float = 0.9, *, seed: int = 1, against: tuple[str, Digest] | None = None, gap: float = 0.0
+) -> EvaluationReport:
+    """A small report on the adapter of `fakes.registries.adapter_folder` with that seed.
+
+    Args:
+        top1: 0.85 is what it needs.
+        seed: of the adapter.
+        against: reference and weights of what it says that it compares with.
+        gap: how much better it says that it is.
+    """
 
     def value(mean: float) -> Value:
         return Value(value=mean, low=mean - 0.05, high=mean + 0.05, n=16, samples=192)
 
-    metrics = build_metrics(
-        {"top1_accuracy": value(top1), "paired_psnr": value(23.0)}, {}, {"top1_accuracy": 0.85}
+    gaps, references = {}, {}
+    if against is not None:
+        shape = {"p": 0.04, "p_holm": 0.08, "n": 16, "detectable": 0.02}
+        gaps["top1_accuracy"] = Gap(value=gap, low=gap - 0.01, high=gap + 0.01, **shape)
+        references["top1_accuracy"] = {"against": value(top1 - gap)}
+    metrics = rows(
+        {"top1_accuracy": value(top1), "paired_psnr": value(23.0)},
+        references,
+        gaps,
+        {"top1_accuracy": Threshold(min=0.85)},
     )
-    digest = digest_bytes(b"weights")
+    base, weights = digest_bytes(b"base"), digest_bytes(adapter_files(seed)[WEIGHTS_NAME])
     return EvaluationReport(
         code_version="1.0",
-        digests=Digests(adapter=digest, raw=None, base=digest, judges={"expression": digest}, suite=digest),
+        digests=Digests(adapter=weights, raw=None, base=base, judges={"expression": base}, suite=base, code=base),
+        judges={"expression": "a judge", "identity": "another"},
         suite=Suite(
-            name="portraits-v1", definitions="1", identities=("human 1",), expressions=("happy", "sad"),
-            judged=("happy", "sad"), confusing_pairs=(("happy", "sad"),), intensities=(0.0, 1.0), blends=(),
-            blend_identities=0, steps=4, seed=0,
+            name="portraits-v1", definitions="1", subjects=("human 1",), groups=("human",),
+            expressions=("happy", "sad"), judged=("happy", "sad"), confusing_pairs=(("happy", "sad"),),
+            intensities=(0.0, 1.0), blends=(), pictures=3, steps=4, seed=0,
         ),
+        against=None if against is None else Against(reference=against[0], weights=against[1]),
         metrics=metrics,
         verdict=judge(metrics),
         confusion=((0.75, 0.25), (0.0, 1.0)),
@@ -78,7 +92,7 @@ def evaluate(seed: int, top1: float, out: Path, progress: Progress) -> dict[str,
         facts={},
     )
     with new_folder(out) as folder:
-        (folder / "evaluation.json").write_text(report(top1).model_dump_json())
+        (folder / "evaluation.json").write_text(report(top1, seed=seed).model_dump_json())
         noise = np.random.default_rng(seed).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "contact_sheet.png")
         (folder / "report.html").write_text("<p>report</p>")

@@ -46,13 +46,18 @@ def ends_in(**time: float) -> Callable[[Any], None]:
 
 
 def clean(
-    *, dry_run: bool = False, run_folders: int | None = None, paid_answers: int | None = None
+    *,
+    dry_run: bool = False,
+    run_folders: int | None = None,
+    evaluations: int | None = None,
+    paid_answers: int | None = None,
 ) -> list[str]:
     rows = collect(
         store=True,
         adapters=True,
         grace=timedelta(hours=1),
         run_folders=None if run_folders is None else timedelta(days=run_folders),
+        evaluations=None if evaluations is None else timedelta(days=evaluations),
         paid_answers=None if paid_answers is None else timedelta(days=paid_answers),
         dry_run=dry_run,
     )
@@ -81,6 +86,23 @@ def test_what_somebody_uses_or_looks_at_stays(registry: Registry, home: Path) ->
     (home / "runs" / "pixelsmile" / "train-ffffffffffffffff").symlink_to(outside.parent)
     assert clean(run_folders=30, paid_answers=30) == []
     assert all(path.exists() for path in (*kept, outside))
+
+
+def test_what_evaluations_keep_goes_when_none_has_used_it_for_long(registry: Registry, home: Path) -> None:
+    place = home / "evaluations" / "measured"
+    measured, truth = "evaluations/measured/" + "0" * 32, "evaluations/measured/truth-" + "1" * 32
+    left = f"evaluations/measured/.{'2' * 32}-{'3' * 16}.parts"
+    for name in (measured, truth, left):
+        old(home / name / "readings.parquet")
+    young, mine = place / ("4" * 32), old(place / "mine" / "a.txt")
+    report = old(home / "evaluations" / "pixelsmile-3" / "evaluation.json")
+    old(young / "readings.parquet")
+    os.utime(young)
+    assert clean() == []
+    assert sorted(clean(evaluations=30)) == sorted([measured, truth, left])
+    assert sorted(path.name for path in place.iterdir()) == ["4" * 32, "mine"]
+    assert mine.exists()
+    assert report.exists()
 
 
 def test_an_object_that_nothing_signed_names_goes_after_its_time(registry: Registry, home: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
 from trainer.errors import NotReproducible, RecipeError
-from trainer.evaluation.report import EvaluationReport, Value, build_metrics
+from trainer.evaluation.gates import rows
+from trainer.evaluation.report import EvaluationReport, Suite, Value
 from trainer.provenance import heard, provenance, said
 from trainer.recipe import Recipe, change
 from trainer.recipe import load as load_recipe
@@ -56,11 +56,32 @@ def stronger(place: Path, factor: float) -> Path:
 
 def metrics(top1: float) -> Any:
     value = Value(value=top1, low=top1 - 0.05, high=top1 + 0.05, n=16, samples=192)
-    return build_metrics({"top1_accuracy": value}, {}, {})
+    return rows({"top1_accuracy": value}, {}, {}, {})
 
 
-def evaluation(top1: float) -> Mapping[str, Any]:
-    return {"verdict": "pass", "metrics": [row.model_dump(mode="json") for row in metrics(top1)]}
+def evaluation(top1: float) -> dict[str, Any]:
+    return {
+        "schema_version": 2,
+        "verdict": "pass",
+        "suite": {"definitions": "2"},
+        "metrics": [row.model_dump(mode="json") for row in metrics(top1)],
+    }
+
+
+def first_schema(top1: float) -> dict[str, Any]:
+    """An evaluation as the versions before this one have signed them."""
+    value = {"value": top1, "low": top1 - 0.05, "high": top1 + 0.05, "n": 16, "samples": 192}
+    row = {
+        "name": "top1_accuracy", "title": "Expression accuracy", "definition": "share", "direction": "higher",
+        "unit": "", "value": value, "threshold": 0.85, "bound": "min", "passed": True, "references": {},
+    }  # fmt: skip
+    return {"schema_version": 1, "verdict": "pass", "suite": {"definitions": "1"}, "metrics": [row]}
+
+
+def again_report(top1: float) -> EvaluationReport:
+    return EvaluationReport.model_construct(
+        metrics=metrics(top1), suite=Suite.model_construct(definitions="2")
+    )
 
 
 @pytest.fixture
@@ -109,15 +130,27 @@ def test_other_bytes_are_judged_by_distance_and_figures(
 ) -> None:
     known = recorded(registry, "pixelsmile:1")
     again = stronger(folder(tmp_path / "again", recipe), factor)
-    report = EvaluationReport.model_construct(metrics=metrics(top1))
     assert not identical(known, again)
-    found = compare(registry, known, again, report=report)
+    found = compare(registry, known, again, report=again_report(top1))
     assert found.outcome == outcome
     assert found.difference is not None
     assert found.difference.relative == pytest.approx(abs(factor - 1), rel=0.02)
     assert found.difference.tolerance == TOLERANCE
     (row,) = found.metrics
     assert (row.released, row.rebuilt, row.within) == (0.9, top1, abs(top1 - 0.9) < 0.05)
+
+
+@pytest.mark.parametrize(("top1", "outcome"), [(0.91, "equivalent"), (0.7, "different")])
+def test_figures_of_the_first_schema_are_still_compared_and_their_definitions_named(
+    home: Path, tmp_path: Path, recipe: Recipe, top1: float, outcome: str
+) -> None:
+    registry = Registry.init(home)
+    registry.push(folder(tmp_path / "released", recipe), "pixelsmile", evaluation=first_schema(0.9))
+    again = stronger(folder(tmp_path / "again", recipe), 1.05)
+    found = compare(registry, recorded(registry, "pixelsmile:1"), again, report=again_report(top1))
+    assert found.outcome == outcome
+    assert [row.name for row in found.metrics] == ["top1_accuracy"]
+    assert "the released figures follow the definitions 1, the rebuilt ones 2" in found.notes
 
 
 def test_what_differs_around_the_weights_is_noted(registry: Registry, recipe: Recipe, tmp_path: Path) -> None:
