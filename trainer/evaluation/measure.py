@@ -170,14 +170,14 @@ def blends(plan: Plan, readings: Readings) -> tuple[Blend, ...]:
         names = sorted((name for name, _ in readings.asks[row]), key=plan.judged.index)
         groups.setdefault(tuple(names), []).append(place)
     found = []
-    for names, places in sorted(
+    for pair, places in sorted(
         groups.items(), key=lambda item: [plan.judged.index(name) for name in item[0]]
     ):
-        if len(names) != 2:
+        if len(pair) != 2:
             continue
-        a, b = (float(judged[edits.rows[places], plan.judged.index(name)].mean()) for name in names)
+        a, b = (float(judged[edits.rows[places], plan.judged.index(name)].mean()) for name in pair)
         rate = float(edits.values[places].mean())
-        found.append(Blend(expressions=(names[0], names[1]), success=rate, judged=(a, b), n=len(places)))
+        found.append(Blend(expressions=(pair[0], pair[1]), success=rate, judged=(a, b), n=len(places)))
     return tuple(found)
 
 

@@ -169,8 +169,7 @@ def _drift(seen: Seen) -> Edits:
 
 
 def _unjudged(seen: Seen) -> Edits:
-    empty = ~np.isfinite(seen.own.judged[seen.full]).all(axis=1)
-    return Edits(values=empty.astype(np.float64), rows=seen.full)
+    return Edits(values=metrics.unjudged(seen.own.judged[seen.full]), rows=seen.full)
 
 
 def blends(seen: Seen) -> Edits:
@@ -261,8 +260,7 @@ def _harmonic(seen: Seen) -> Edits:
 
 
 def _face_lost(seen: Seen) -> Edits:
-    lost = ~np.isfinite(seen.own.values["identity"][seen.full])
-    return _with_source(seen, lost.astype(np.float64))
+    return _with_source(seen, metrics.face_lost(seen.own.values["identity"][seen.full]))
 
 
 def _lazy(seen: Seen) -> Edits:

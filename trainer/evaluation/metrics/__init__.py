@@ -21,6 +21,7 @@ from trainer.evaluation.metrics.expression import (
     leakage,
     neutral_drift,
     seen,
+    unjudged,
     winners,
 )
 from trainer.evaluation.metrics.identity import (
@@ -29,6 +30,7 @@ from trainer.evaluation.metrics.identity import (
     LOST,
     LOST_SHARE,
     cosine,
+    face_lost,
     harmonic_score,
     identity_kept,
     identity_ratio,
@@ -54,6 +56,7 @@ __all__ = [
     "control_range",
     "cosine",
     "expression_score",
+    "face_lost",
     "harmonic_score",
     "hits",
     "identity_kept",
@@ -67,5 +70,6 @@ __all__ = [
     "seam_energy",
     "seam_excess",
     "seen",
+    "unjudged",
     "winners",
 ]

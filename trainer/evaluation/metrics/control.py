@@ -50,7 +50,7 @@ def monotonicity(judged: Floats) -> Array:
     Args:
         judged: [C, I], intensities in rising order, I >= 2.
     """
-    return (np.diff(seen(judged), axis=1) > 0).mean(axis=1).astype(np.float64)
+    return np.asarray((np.diff(seen(judged), axis=1) > 0).mean(axis=1))
 
 
 def control_range(at_full: Floats, at_zero: Floats) -> Array:

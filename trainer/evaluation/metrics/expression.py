@@ -21,6 +21,19 @@ def seen(judged: Floats) -> Array:
     return np.where(np.isfinite(found), found, 0.0)
 
 
+def unjudged(judged: Floats) -> Array:
+    """Whether the judge of expressions saw nothing in an edit.
+
+    Formula: [a score of judged[n] is missing]. Range: 0 or 1, lower is better. Source: ours; such an edit
+    counts as showing no expression, and the rate says how many figures rest on that.
+
+    Args:
+        judged: [N, K].
+    """
+    missing = ~np.isfinite(np.asarray(judged, np.float64))
+    return np.asarray(missing.any(axis=1), np.float64)
+
+
 def winners(judged: Floats, among: Sequence[int] | None = None) -> NDArray[np.int64]:
     """The strongest judged expression of each edit.
 
@@ -56,7 +69,7 @@ def hits(judged: Floats, asked: Indices, among: Sequence[int] | None = None) -> 
         asked: [N] indices into K.
         among: see `winners`.
     """
-    return (winners(judged, among) == np.asarray(asked)).astype(np.float64)
+    return np.asarray(winners(judged, among) == np.asarray(asked), np.float64)
 
 
 def confused(judged: Floats, partner: Indices) -> Array:
@@ -100,7 +113,7 @@ def leakage(judged: Floats, asked: Indices, expected: Floats | None = None) -> A
     """
     above = np.maximum(seen(judged) - (0.0 if expected is None else np.maximum(seen(expected), 0.0)), 0.0)
     above[np.arange(len(above)), np.asarray(asked)] = 0.0
-    return above.sum(axis=1) / max(1, above.shape[1] - 1)
+    return np.asarray(above.sum(axis=1) / max(1, above.shape[1] - 1))
 
 
 def neutral_drift(judged: Floats, expected: Floats | None = None) -> Array:
@@ -114,7 +127,7 @@ def neutral_drift(judged: Floats, expected: Floats | None = None) -> Array:
         expected: [N, K] the judge on the true answers; None counts them as 0.
     """
     above = seen(judged) - (0.0 if expected is None else np.maximum(seen(expected), 0.0))
-    return np.maximum(above.max(axis=1), 0.0)
+    return np.asarray(np.maximum(above.max(axis=1), 0.0))
 
 
 def blend_success(judged: Floats, asked: Floats, *, present: float = PRESENT) -> Array:
@@ -137,4 +150,4 @@ def blend_success(judged: Floats, asked: Floats, *, present: float = PRESENT) ->
     if not components.any(axis=1).all():
         raise ValueError("a blend must ask for at least one expression")
     there = (seen(judged) >= present * wanted) | ~components
-    return there.all(axis=1).astype(np.float64)
+    return np.asarray(there.all(axis=1), np.float64)

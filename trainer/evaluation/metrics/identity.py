@@ -37,6 +37,17 @@ def identity_kept(similarity: Floats) -> Array:
     return np.where(np.isfinite(found), found, 0.0)
 
 
+def face_lost(similarity: Floats) -> Array:
+    """Whether no face was found in an edit.
+
+    Formula: [similarity[n] is missing]. Range: 0 or 1, lower is better. Source: ours.
+
+    Args:
+        similarity: [N].
+    """
+    return np.asarray(~np.isfinite(np.asarray(similarity, np.float64)), np.float64)
+
+
 def identity_ratio(similarity: Floats, ceiling: Floats) -> Array:
     """Identity similarity as a share of the same-person ceiling.
 
