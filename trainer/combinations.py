@@ -180,11 +180,10 @@ def _sizes(recipe: Recipe) -> str | None:
 def _held_out(recipe: Recipe) -> str | None:
     from trainer.evaluation.suites import of_recipe
 
-    evaluation, data = of_recipe(recipe), recipe.data
-    judged = range(evaluation.first_identity, evaluation.first_identity + sum(evaluation.identities.values()))
+    judged, data = of_recipe(recipe).people, recipe.data
     used = sum(data.identities.values()) + sum(data.validation.values())
     seen = range(data.first_identity, data.first_identity + used)
-    if seen.start < judged.stop and judged.start < seen.stop:
+    if judged and seen and seen.start < judged.stop and judged.start < seen.stop:
         return (
             f"evaluation.first_identity: the people of the evaluation ({judged.start} to {judged.stop - 1}) "
             f"overlap with those of the data ({seen.start} to {seen.stop - 1}); begin at {seen.stop} or later"

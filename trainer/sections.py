@@ -412,6 +412,19 @@ class SuiteSection(Section):
     faces: Literal["portraits", "antelopev2", "buffalo_l"] = "portraits"
     api: ApiSection = ApiSection()
 
+    @model_validator(mode="after")
+    def _of_its_source(self) -> Self:
+        if self.source == "tasks" and self.identities:
+            raise ValueError("identities: are drawn by the renderer; the source tasks has a path")
+        if self.source == "renderer" and self.path is not None:
+            raise ValueError("path: is for the source tasks; the renderer draws identities")
+        return self
+
+    @property
+    def people(self) -> range:
+        """Numbers of the people that are drawn; nobody else may be drawn for training."""
+        return range(self.first_identity, self.first_identity + sum(self.identities.values()))
+
 
 class EvaluationSection(Section):
     """How the result is judged: by a suite, of which a recipe may change what it names here.

@@ -71,10 +71,22 @@ class Listing:
 
 
 class Problems:
-    """What is wrong with a folder, told all at once."""
+    """What is wrong with a folder, told all at once.
 
-    def __init__(self, path: Path) -> None:
-        self._path, self._found = path, dict[str, int]()
+    Args:
+        path: its list.
+        what: what an entry of the list is called.
+        mend: what to do.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        what: str = "line",
+        mend: str = "correct these lines; docs/trainer.md describes the format",
+    ) -> None:
+        self.what = what
+        self._path, self._mend, self._found = path, mend, dict[str, int]()
 
     def add(self, line: int, text: str) -> None:
         """Remember a problem of a line; the same text is told for the first line only."""
@@ -83,10 +95,10 @@ class Problems:
     def refuse(self) -> None:
         """Raise `DataError` if there was anything."""
         if self._found:
-            shown = [f"  line {line}: {text}" for text, line in list(self._found.items())[:_SHOWN]]
+            shown = [f"  {self.what} {line}: {text}" for text, line in list(self._found.items())[:_SHOWN]]
             more = len(self._found) - len(shown)
             lines = [f"{self._path} is not right:", *shown, *([f"  and {more} more"] if more else [])]
-            raise DataError("\n".join(lines), "correct these lines; docs/trainer.md describes the format")
+            raise DataError("\n".join(lines), self._mend)
 
 
 def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> Listing:
@@ -102,7 +114,7 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
     path = folder / PAIRS_NAME
     problems, pairs, files = Problems(path), list[tuple[int, Pair]](), dict[str, Path]()
     split_of: dict[str, str] = {}
-    for number, text in enumerate(_lines(path), 1):
+    for number, text in enumerate(lines_of(path), 1):
         try:
             pair = Pair.model_validate(json_object(text))
         except ValidationError as error:
@@ -118,7 +130,7 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
             problems.add(number, f"{pair.identity!r} is in both splits; a person belongs to one of them")
         for name in pair.pictures:
             try:
-                files[name] = files.get(name) or _inside(folder, name)
+                files[name] = files.get(name) or inside(folder, name)
             except ValueError as error:
                 problems.add(number, str(error))
         pairs.append((number, pair))
@@ -126,20 +138,24 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
     return Listing(folder=folder, pairs=tuple(pairs), files=files)
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Return the lines of the list."""
-    mend = f"list the pictures in a plain file {PAIRS_NAME}, one JSON object a line"
+def lines_of(path: Path, most: int = _MAX_LIST_BYTES) -> list[str]:
+    """Return the lines of a list of at most that many bytes.
+
+    Raises:
+        DataError: it is no plain file, too large, empty, or no UTF-8.
+    """
+    mend = f"list the pictures in a plain file {path.name}, one JSON object for each entry"
     if path.is_symlink() or not path.is_file():
         raise DataError(f"there is no file {path}", mend)
-    if path.stat().st_size > _MAX_LIST_BYTES:
-        raise DataError(f"{path} is larger than {_MAX_LIST_BYTES} bytes", mend)
+    if path.stat().st_size > most:
+        raise DataError(f"{path} is larger than {most} bytes", mend)
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}", mend) from None
     if not lines:
         raise DataError(f"{path} is empty", mend)
-    return iter(lines)
+    return lines
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -148,18 +164,23 @@ def json_object(text: str) -> dict[str, Any]:
     Raises:
         ValueError: it is too long, no JSON object, or has a key twice.
     """
-
-    def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({key for key, _ in items}) != len(items):
-            raise ValueError("a key is there twice")
-        return dict(items)
-
     if len(text) > _MAX_LINE:
         raise ValueError(f"the line is longer than {_MAX_LINE} characters")
     value = json.loads(text, object_pairs_hook=once)
     if not isinstance(value, dict):
         raise ValueError("it is something else")
     return value
+
+
+def once(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; a hook of `json.loads`.
+
+    Raises:
+        ValueError: it has a key twice.
+    """
+    if len({key for key, _ in items}) != len(items):
+        raise ValueError("a key is there twice")
+    return dict(items)
 
 
 def _explained(error: ValidationError) -> Iterator[str]:
@@ -193,7 +214,7 @@ def _wrong(pair: Pair, expressions: Sequence[str] | None) -> Iterator[str]:
         yield f"both members are the picture {pair.a.image!r}"
 
 
-def _inside(folder: Path, name: str) -> Path:
+def inside(folder: Path, name: str) -> Path:
     """Return the path of a picture in the folder.
 
     Raises:

@@ -234,9 +234,8 @@ def judged(data: Material, recipe: Recipe) -> Findings:
     """Yield the people of the evaluation whom the training sees; drawn people are called "human-90000"."""
     from trainer.evaluation.suites import of_recipe
 
-    section = of_recipe(recipe)
-    first, count = section.first_identity, sum(section.identities.values())
-    names = {f"{domain}-{number}" for domain in section.identities for number in range(first, first + count)}
+    suite = of_recipe(recipe)
+    names = {f"{domain}-{number}" for domain in suite.identities for number in suite.people}
     met = sorted({one.identity for one in data.triplets} & names)
     if met:
         yield Advice(

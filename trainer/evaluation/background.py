@@ -122,8 +122,8 @@ class Perceptual:
 def perceptual(drawn: bool) -> Perceptual | None:
     """Return the network for drawn portraits, or for photographs; None where it is not on this machine.
 
-    Drawn portraits are compared by the convolutions of the evaluation's judge, all channels alike: no
-    loss looks through them, as losses do through those of the labelling judge. Photographs are compared by LPIPS
+    Drawn portraits are compared by the convolutions of the evaluation's judge, all channels alike: no loss
+    looks through them, as losses do through those of the labelling judge. Photographs are compared by LPIPS
     with AlexNet, as its authors advise.
 
     Raises:

@@ -20,6 +20,8 @@ from trainer.sections import SuiteSection
 
 Portrait = NDArray[np.uint8]
 """A picture, uint8 [H, W, 3]."""
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
 Ask = tuple[tuple[str, float], ...]
 """What one edit asks for: expressions with intensities, sorted by name; empty asks for neutral."""
 
@@ -51,6 +53,8 @@ class Subject:
         seed: of the starting noise.
         asks: all that is asked of an adapter, each request once, neutral first.
         content: sha256 of the source picture where it comes from outside; drawn people are their numbers.
+        face: where the face is in that picture.
+        prompts: expression and prompt of its tasks, as whoever made them says it.
     """
 
     name: str
@@ -58,6 +62,8 @@ class Subject:
     seed: int
     asks: tuple[Ask, ...]
     content: Digest | None = None
+    face: Box | None = None
+    prompts: tuple[tuple[str, str], ...] = ()
 
     @property
     def full_strength(self) -> tuple[Ask, ...]:
@@ -76,6 +82,7 @@ class Plan:
         judged: the classes that the judge tells apart.
         pairs: declared confusing pairs among `expressions`.
         pictures: of the subjects.
+        notes: what a reader of the report must know, in sentences.
     """
 
     suite: SuiteSection
@@ -84,6 +91,7 @@ class Plan:
     judged: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     pictures: Pictures
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> Suite:
         """What was asked, for the report."""
@@ -101,12 +109,18 @@ class Plan:
             pictures=sum(len(subject.asks) for subject in self.subjects),
             steps=self.suite.steps,
             seed=self.suite.seed,
+            notes=self.notes,
         )
 
     def digest(self) -> Digest:
         """Digest of who is asked for what, including the version of the metrics' definitions."""
-        asked = [[one.name, one.seed, str(one.content), one.asks] for one in self.subjects]
-        facts = {"suite": self.describe().model_dump(mode="json"), "asked": asked}
+        asked = [
+            [one.name, one.group, one.seed, one.asks, None if one.content is None else str(one.content),
+             one.face, one.prompts]
+            for one in self.subjects
+        ]  # fmt: skip
+        # Notes speak of an adapter's words too, and the version in production is asked the very same.
+        facts = {"suite": self.describe().model_dump(mode="json", exclude={"notes"}), "asked": asked}
         return digest_bytes(canonical_json(facts))
 
 

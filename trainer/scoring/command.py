@@ -208,7 +208,7 @@ def _unused(plan: Plan, recipe: Recipe) -> None:
     data, judged = recipe.data, of_recipe(recipe)
     trained = sum(data.identities.values()) + sum(data.validation.values())
     used = set(range(data.first_identity, data.first_identity + trained))
-    used |= set(range(judged.first_identity, judged.first_identity + sum(judged.identities.values())))
+    used |= set(judged.people)
     if shown & used:
         raise click.UsageError(
             f"{len(shown & used)} of these people belong to {recipe.name}; give another --first-identity"

@@ -80,7 +80,6 @@ BAD: dict[str, tuple[str, dict[str, Any], str]] = {
         "nothing to contrast",
     ),
     "_sizes": (OWN, {"data.sizes": [512, 784]}, "needs multiples of 32; instead of 784 write"),
-    "_judged_people": (DRAWN, {"evaluation": {}}, "say how many of each domain"),
     "_held_out": (DRAWN, {"evaluation.first_identity": 102}, "begin at 103 or later"),
     "_pairs_for_all": (DRAWN, {"running": {"count": 4}}, "give each of them one"),
 }
@@ -92,6 +91,8 @@ ALSO = [
     (DRAWN, {"lora.text_encoder": ["self_attn.q_proj"]}, "no text encoder of qwen-image-edit"),
     (DRAWN, {"losses.flow_matching": {"weight": 1.0, "encoder": "antelopev2"}}, "looks through none"),
     (DRAWN, {"losses": {"denoising": {"weight": 1.0}}}, "predicts velocity; name the loss flow_matching"),
+    (DRAWN, {"evaluation": {}, "data.first_identity": 89_999}, "of the evaluation (90000 to 90095) overlap"),
+    (DRAWN, {"evaluation": {"first_identity": 100}}, "of the evaluation (100 to 195) overlap"),
 ]
 FINE: list[tuple[str, dict[str, Any]]] = [
     (DRAWN, {}),
@@ -102,6 +103,8 @@ FINE: list[tuple[str, dict[str, Any]]] = [
     (DRAWN, {"losses.identity": {"weight": 0.1}, "losses.contrastive": {"weight": 0.1}}),
     (DRAWN, {"lora.rank": 128, "lora.dora": True}),
     (DRAWN, {"losses.denoising": {"weight": 0}}),
+    (DRAWN, {"evaluation": {"first_identity": 103}}),
+    (DRAWN, {"evaluation": {"suite": "ffe-bench", "path": "tasks"}}),
 ]
 
 

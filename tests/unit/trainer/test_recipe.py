@@ -40,7 +40,7 @@ def test_the_shipped_recipe_is_found_by_name_and_by_path(tmp_path: Path) -> None
         ("batch_pairs: 16", "batch_pairs: many", "optimiser.batch_pairs"),
         ("warmup_steps: 30", "warmup_steps: 30000", "warmup_steps must be below steps"),
         ("[0.33, 0.67, 1.0]", "[1.0, 0.33]", "intensities must rise"),
-        ("first_identity: 90000", "first_identity: 40010", "overlap"),
+        ("first_identity: 40000", "first_identity: 90010", "overlap"),
         ("template: show a {} expression", "template: show it", "exactly one {}"),
         ("dtype: F16", "dtype: F8", "lora.dtype"),
         ("adapter: pixelsmile", "adapter: ../up", "release.adapter"),

@@ -61,14 +61,18 @@ def of_recipe(recipe: Recipe) -> SuiteSection:
     except ValidationError as error:
         lines = "\n".join(explained(error, SuiteSection))
         raise RecipeError(f"evaluation does not fit the suite {suite.name}:\n{lines}", "correct it") from None
-    if changed == suite:
-        return suite
+    if changed.path is not None:
+        changed = changed.model_copy(update={"path": str(Path(changed.path).expanduser().resolve())})
+    # A suite that comes without folder and judge is not another one when they are named.
+    asked = {"path", "judge"} if suite.path is None else set()
+    if changed.model_dump(exclude=asked) == suite.model_dump(exclude=asked):
+        return changed
     return changed.model_copy(update={"name": f"{suite.name}, changed"})
 
 
 @lru_cache(maxsize=32)
 def _read(file: Path) -> SuiteSection:
-    mend = f"{_HERE.name}/portraits-v1.yaml shows every key"
+    mend = f"{_HERE / 'portraits-v1.yaml'} is one that works"
     try:
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
