@@ -34,9 +34,20 @@ from trainer.stage import StageResult, finished, new_folder, stage_key, write_re
 READINGS_NAME = "readings.parquet"
 EDITS_NAME = "edits.json"
 _LOOKS = (
-    *("bench", "catalogue", "charts", "command", "comparison", "drawing", "evaluating", "gates", "html"),
+    *(
+        "bench",
+        "catalogue",
+        "charts",
+        "command",
+        "comparison",
+        "copies",
+        "drawing",
+        "evaluating",
+        "gates",
+        "html",
+    ),
     *("measure", "memorisation", "page", "paper", "pictures", "report", "safety", "sheets", "statistics"),
-    *("targets",),
+    *("tables", "targets", "terminal"),
 )
 NOT_MEASURING = (
     *(f"trainer/evaluation/{name}" for name in _LOOKS),
@@ -139,14 +150,22 @@ class Bench:
 
     def key(self, who: Editor) -> Digest:
         """The digest of all that decides what an editor does here and what the judges say."""
+        # Without strength an editor is the base, whatever its weights: all candidates share what it did.
+        weights = None if who.strength == 0 else str(who.weights)
         return stage_key(
             "measure",
-            editor=[str(who.weights), who.card.conditioning.model_dump(mode="json"), who.strength, who.scope],
+            editor=[weights, who.card.conditioning.model_dump(mode="json"), who.strength, who.scope],
             base=str(self.base_digest),
             plan=str(self.plan.digest()),
             judges=self.judges.digests,
             code=str(_code()),
         )
+
+    @property
+    def answers(self) -> int:
+        """How many true answers there are, 0 where none are known."""
+        plan = self.plan
+        return 0 if plan.pictures.truth(0, ()) is None else sum(len(one.asks) for one in plan.subjects)
 
     def pictures(self, who: Editor) -> int:
         """How many edits the plan asks of an editor."""
@@ -200,7 +219,7 @@ class Bench:
     def truth(self) -> Readings | None:
         """What the judges say of the true answers, their own error; None where there are none."""
         plan = self.plan
-        if plan.pictures.truth(0, ()) is None:
+        if not self.answers:
             return None
         key = stage_key("truth", plan=str(plan.digest()), judges=self.judges.digests, code=str(_code()))
         out = self.place / f"truth-{key.hex[:32]}"

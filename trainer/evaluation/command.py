@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from registry.manifest import AdapterCard
     from registry.policy import RegistryPolicy
     from trainer.evaluation.evaluating import Bench
-    from trainer.evaluation.report import EvaluationReport, Gap, Metric
     from trainer.evaluation.targets import Target
     from trainer.progress import Progress
     from trainer.sections import SuiteSection
@@ -60,8 +58,8 @@ def evaluate(
     """Judge ADAPTER on people whom no training has seen, and say whether the gate lets it pass.
 
     ADAPTER is an adapter's folder, or name@alias, name:version or name@sha256:… of the registry. The base
-    without any adapter is measured beside it. Exit code 0: every rule of the gate holds; 14: refused. What was
-    measured is kept, so the next candidate against the same adapter takes half the time.
+    without any adapter is measured beside it. Exit code 0: every rule of the gate holds; 14: refused. What
+    was measured is kept, so the next candidate against the same adapter takes half the time.
     """
     from registry.client import Registry
     from registry.settings import home
@@ -69,6 +67,7 @@ def evaluate(
     from trainer.evaluation.editing import candidate
     from trainer.evaluation.evaluating import FOLDER, Wanted
     from trainer.evaluation.evaluating import evaluate as judge
+    from trainer.evaluation.terminal import facts, told
     from trainer.progress import ConsoleProgress
 
     registry, progress = Registry.open(), ConsoleProgress()
@@ -86,7 +85,7 @@ def evaluate(
     )  # fmt: skip
     place = out or home() / FOLDER / _safe(f"{who.label} on {bench.plan.suite.name}")
     report = judge(bench, wanted, place)
-    click.echo(json.dumps(_facts(report, place)) if as_json else _told(report, place, who))
+    click.echo(json.dumps(facts(report, place)) if as_json else told(report, place, who))
     if not report.verdict.passed:
         raise click.exceptions.Exit(REFUSED)
 
@@ -183,99 +182,6 @@ def _say(text: str) -> None:
 def _safe(name: str) -> str:
     """A name as part of a folder's name."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
-
-
-def _facts(report: EvaluationReport, place: Path) -> dict[str, Any]:
-    """What a program wants to know: the verdict, the figures, and where the rest lies."""
-    return {
-        "folder": str(place),
-        "report": str(place / "report.html"),
-        "evaluation": str(place / "evaluation.json"),
-        "suite": report.suite.name,
-        "against": None if report.against is None else report.against.reference,
-        **report.verdict.model_dump(mode="json"),
-        "metrics": {metric.name: _row_facts(metric) for metric in report.metrics},
-        "probes": {probe.name: probe.outcome for probe in report.probes},
-    }
-
-
-def _row_facts(metric: Metric) -> dict[str, Any]:
-    value, base = metric.value, metric.references.get("base")
-    found: dict[str, Any] = {"value": value.value, "low": value.low, "high": value.high, "n": value.n}
-    if base is not None:
-        found["base"] = base.value
-    if metric.difference is not None:
-        found["difference"] = metric.difference.model_dump(mode="json")
-    if metric.passed is not None:
-        found |= {"passed": metric.passed, "min": metric.minimum, "max": metric.maximum}
-        found["max_regression"] = metric.max_regression
-    return found
-
-
-def _told(report: EvaluationReport, place: Path, who: Target) -> str:
-    """The report for a terminal."""
-    from trainer.evaluation.tables import table
-
-    beside = [] if report.against is None else [f"difference to {report.against.reference}"]
-    rows = [["metric", "value, 95 % interval", "required", *beside, "base"]]
-    for metric in report.metrics:
-        rows.append(_row(metric, bool(beside)))
-    suite = report.suite
-    lines = [
-        f"{who.label} on {suite.name}: {len(suite.subjects)} people, {suite.pictures} pictures",
-        "",
-        table(rows),
-        "",
-        *(f"{probe.title}: {probe.outcome} ({probe.found})" for probe in report.probes),
-        *_verdict(report),
-        "",
-        f"report    {place / 'report.html'}",
-        f"figures   {place / 'evaluation.json'}",
-    ]
-    figures = place / "evaluation.json"
-    if who.reference is None:
-        lines.append(f"sign it   registry push {who.folder} --name NAME --evaluation {figures}")
-    else:
-        lines.append(f"sign it   registry attest {who.reference} --kind evaluation --predicate {figures}")
-    return "\n".join(lines)
-
-
-def _row(metric: Metric, beside: bool) -> list[str]:
-    from trainer.evaluation.catalogue import show
-
-    value, base, unit = metric.value, metric.references.get("base"), metric.unit
-    required = []
-    if metric.minimum is not None:
-        required.append(f">= {metric.minimum:g}")
-    if metric.maximum is not None:
-        required.append(f"<= {metric.maximum:g}")
-    if metric.max_regression is not None:
-        required.append(f"at most {metric.max_regression:g} worse")
-    if metric.passed is not None:
-        required.append("holds" if metric.passed else "FAILS")
-    cells = [
-        metric.name,
-        f"{show(value.value, unit)} [{show(value.low)}, {show(value.high)}]",
-        " ".join(required),
-    ]
-    if beside:
-        cells.append("" if metric.difference is None else _gap(metric.difference))
-    return [*cells, "" if base is None else show(base.value, unit)]
-
-
-def _gap(gap: Gap) -> str:
-    """A difference in one cell; a star where its interval excludes 0 after all comparisons are counted."""
-    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] p {gap.p_holm:.3f}"
-
-
-def _verdict(report: EvaluationReport) -> list[str]:
-    verdict = report.verdict
-    asked = sum(metric.passed is not None for metric in report.metrics)
-    if verdict.passed:
-        return [
-            f"PASSED: all {asked} rules hold" if asked else "PASSED: no rule is set, so nothing could fail"
-        ]
-    return [f"REFUSED: {', '.join(verdict.failed)}", *(f"  {reason}" for reason in verdict.reasons)]
 
 
 @click.command()

@@ -13,8 +13,8 @@ from trainer.errors import RecipeError
 from trainer.evaluation import measure, pictures
 from trainer.evaluation.bench import Bench, Measured
 from trainer.evaluation.editing import Editor, editor
-from trainer.evaluation.gates import judge, rows, thresholds
-from trainer.evaluation.judges import Judges, judges_of
+from trainer.evaluation.gates import judge, merged, rows, thresholds
+from trainer.evaluation.judges import Judges, judges_of, require_able
 from trainer.evaluation.plan import plan_of
 from trainer.evaluation.readings import Readings
 from trainer.evaluation.report import Against, Digests, EvaluationReport, Gap, Probe, Value
@@ -90,7 +90,7 @@ def evaluate_recipe(
     except ValueError as error:
         raise RecipeError(f"evaluation.thresholds: {error}", "correct or remove that threshold") from None
     wanted = Wanted(
-        adapter=adapter_dir, raw=raw_dir, against=against, rules={**own, **(rules or {})}, taken=taken,
+        adapter=adapter_dir, raw=raw_dir, against=against, rules=merged(own, rules or {}), taken=taken,
         training_data=training_data, subject=recipe.release.adapter,
     )  # fmt: skip
     data_folder = place or home()
@@ -125,6 +125,9 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         RegistryError: the scan blocks an adapter, or the licence check does.
         ServingError: an adapter does not fit the base.
     """
+    from trainer.evaluation import memorisation
+
+    require_able(bench.plan.suite, bench.base)
     editors = _editors(wanted)
     adapter, against = editors["adapter"], editors.get("against")
     digests = Digests(
@@ -133,8 +136,8 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         base=bench.base_digest,
         judges=bench.judges.digests,
         suite=bench.plan.digest(),
+        code=code_digest(),
     )
-    code = code_version()
     key = stage_key(
         "evaluate",
         digests=digests.model_dump(mode="json"),
@@ -143,19 +146,18 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         taken=wanted.taken,
         training_data=None if wanted.training_data is None else str(_dataset(wanted.training_data)),
         subject=wanted.subject,
-        code=str(code_digest()),
     )
     if finished(out, key):
         bench.say(f"this very evaluation was made before: {out}")
         return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
-    measured = measured_by(bench, editors)
-    truth = bench.truth()
-    probes = ()
-    report = build_report(bench, measured, truth, wanted, digests, code, probes)
+    measured, truth = measured_by(bench, editors)
+    found = memorisation.probe(bench, measured["adapter"], wanted.training_data)
+    probes = (found.probe,)
+    report = build_report(bench, measured, truth, wanted, digests, probes)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
         (folder / REPORT_NAME).write_bytes(data)
-        pictures.write(folder, report, bench.plan, measured, subject=wanted.subject)
+        pictures.write(folder, report, bench.plan, measured, subject=wanted.subject, pairs=found.pairs())
         facts = {"verdict": "passed" if report.verdict.passed else "refused", **report.scalars()}
         write_result(
             folder, StageResult(stage="evaluate", folder=out, key=key, digest=digest_bytes(data), facts=facts)
@@ -163,25 +165,29 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
     return report
 
 
-def measured_by(bench: Bench, editors: Mapping[str, Editor]) -> dict[str, Measured]:
-    """Measure editors one after the other, under one measure of progress over all of them."""
-    sizes = {name: bench.pictures(one) for name, one in editors.items()}
-    total, begun, measured = sum(sizes.values()), 0, dict[str, Measured]()
-    for name, one in editors.items():
-        part = _share(bench.progress, name, begun, sizes[name], total)
-        measured[name] = replace(bench, progress=part).measure(one)
-        begun += sizes[name]
-        bench.progress(STAGE, begun, total, name)
-    return measured
+def measured_by(bench: Bench, editors: Mapping[str, Editor]) -> tuple[dict[str, Measured], Readings | None]:
+    """Measure editors one after the other and look at the true answers, under one measure of progress."""
+    sizes = [(name, bench.pictures(one)) for name, one in editors.items()]
+    # An edit is made and judged, a true answer is only judged.
+    whole = sum(2 * size for _, size in sizes) + bench.answers
+    begun, measured = 0, dict[str, Measured]()
+    for name, size in sizes:
+        part = _share(bench.progress, name, begun, 2 * size, whole)
+        measured[name] = replace(bench, progress=part).measure(editors[name])
+        begun += 2 * size
+    truth = replace(
+        bench, progress=_share(bench.progress, "true answers", begun, bench.answers, whole)
+    ).truth()
+    bench.progress(STAGE, whole, whole, "pictures edited and judged")
+    return measured, truth
 
 
 def _share(progress: Progress, name: str, begun: int, size: int, whole: int) -> Progress:
-    """A progress that counts as ``size`` pictures of a larger one."""
+    """A progress that counts as ``size`` of a larger one."""
 
     def part(stage: str, done: int, total: int, note: str = "") -> None:
-        reached = begun + size * done // max(1, total)
-        if reached < whole:  # the end is told once, by who goes on
-            progress(STAGE, reached, whole, f"{name}, {note}" if note else name)
+        # The end is told once, by who goes on.
+        progress(STAGE, min(begun + size * done // max(1, total), whole - 1), whole, f"{name}, {note}")
 
     return part
 
@@ -215,7 +221,6 @@ def build_report(
     truth: Readings | None,
     wanted: Wanted,
     digests: Digests,
-    code: str,
     probes: tuple[Probe, ...] = (),
 ) -> EvaluationReport:
     """Measure, compare and decide.
@@ -226,7 +231,6 @@ def build_report(
         truth: what the judges say of the true answers.
         wanted: has the rules.
         digests: what was judged, on what, by what.
-        code: version of this code.
         probes: what else was asked.
 
     Raises:
@@ -244,12 +248,15 @@ def build_report(
             references.setdefault(name, {})[who] = value
     gaps = compared(samples["adapter"], samples["against"], seed) if "against" in samples else {}
     try:
-        metrics = rows(values["adapter"], references, gaps, wanted.rules)
+        metrics = rows(
+            values["adapter"], references, gaps, wanted.rules, taken=wanted.taken,
+            worst=lambda name: measure.worst(plan, readings, name),
+        )  # fmt: skip
     except ValueError as error:
         raise RecipeError(str(error), "correct or remove that threshold") from None
     beside = measured["against"].editor if "against" in measured else None
     return EvaluationReport(
-        code_version=code,
+        code_version=code_version(),
         digests=digests,
         judges=bench.judges.names,
         suite=plan.describe(),
@@ -258,6 +265,7 @@ def build_report(
         verdict=judge(metrics, probes),
         confusion=measure.confusion(plan, readings["adapter"]),
         curves=measure.response_curves(plan, readings["adapter"]),
+        against_curves=() if beside is None else measure.response_curves(plan, readings["against"]),
         blends=measure.blends(plan, readings["adapter"]),
         probes=probes,
         worst=tuple(measure.cases(plan, readings["adapter"])[:WORST_CASES]),

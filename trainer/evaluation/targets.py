@@ -1,8 +1,8 @@
 """Where adapters come from that are evaluated: a folder, or a signed version of the registry.
 
 An evaluation comes before an approval, so a version is not pulled as production pulls it: that would ask for
-the very statement that is being made. Its name, its digest and its revocation are checked as ever, its files are
-the bytes that the manifest names, and whoever edits with it scans it and judges its licences again.
+the very statement that is being made. Its name, its digest and its revocation are checked as ever, its files
+are the bytes that the manifest names, and whoever edits with it scans it and judges its licences again.
 """
 
 from __future__ import annotations
