@@ -33,7 +33,7 @@ from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.batches import TrainingSet
 from trainer.data.cache import TensorCache, View, load_base
-from trainer.evaluation import evaluate
+from trainer.evaluation import evaluate_recipe
 from trainer.export import card, export
 from trainer.launch import train
 from trainer.loop import learning_rate
@@ -120,7 +120,10 @@ class Bench:
     def judged(self, name: str, trained: dict[str, Any]) -> dict[str, float]:
         """Return the suite's figures of an adapter."""
         out = self.folder / f"judged-{name}"
-        report = evaluate(self.recipe, trained["adapter"], base_path(), out, progress=self.progress)
+        place = self.folder / "data"
+        report = evaluate_recipe(
+            self.recipe, trained["adapter"], base_path(), out, progress=self.progress, place=place
+        )
         found = report.scalars()
         return {metric: round(found[metric], 4) for metric in JUDGED}
 

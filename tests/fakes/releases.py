@@ -63,7 +63,9 @@ def report(
     base, weights = digest_bytes(b"base"), digest_bytes(adapter_files(seed)[WEIGHTS_NAME])
     return EvaluationReport(
         code_version="1.0",
-        digests=Digests(adapter=weights, raw=None, base=base, judges={"expression": base}, suite=base, code=base),
+        digests=Digests(
+            adapter=weights, raw=None, base=base, judges={"expression": base}, suite=base, code=base
+        ),
         judges={"expression": "a judge", "identity": "another"},
         suite=Suite(
             name="portraits-v1", definitions="1", subjects=("human 1",), groups=("human",),

@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from fakes.registries import NAME, PASSING, adapter_files, adapter_folder
 from registry.cli import main
 from registry.client import Registry
+from registry.digest import digest_bytes
 from registry.manifest import WEIGHTS_NAME
 from servers.mlflow import MlflowServer
 from servers.postgres import Postgres
 from servers.weed import Weed
+from trainer.stage import StageResult, write_result
+from trainer.tracking import Tracker, log_evaluation
 
 pytestmark = pytest.mark.integration
 
@@ -125,6 +129,55 @@ def test_a_training_run_keeps_its_artifacts_beside_the_adapters(
     bucket, _, prefix = mlflow_server.artifacts.removeprefix("s3://").partition("/")
     found = weed.client().list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]
     assert [one["Key"] for one in found if one["Key"].endswith(f"{run.info.run_id}/artifacts/training.txt")]
+
+
+def evaluated(folder: Path, accuracy: float) -> StageResult:
+    """An evaluation's folder, as far as MLflow gets it."""
+    folder.mkdir()
+    for name in ("contact_sheet.png", "curves.png"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    (folder / "report.html").write_text("<p>report</p>")
+    (folder / "evaluation.json").write_text(json.dumps({"accuracy": accuracy}))
+    digest = digest_bytes((folder / "evaluation.json").read_bytes())
+    facts = {"verdict": "passed", "top1_accuracy": accuracy, "top1_accuracy.base": 0.1, "gain": float("nan")}
+    result = StageResult(stage="evaluate", folder=folder, key=digest, digest=digest, facts=facts)
+    write_result(folder, result)
+    return result
+
+
+def test_an_evaluation_is_shown_by_the_run_of_its_training(team: Registry, tmp_path: Path) -> None:
+    training, client = tmp_path / "train", _client()
+    tracker = Tracker("small", {"seed": 1}, out=training, recipe={"name": "small"})
+    tracker.metrics(1, {"train/loss": 0.5})
+    tracker.close()
+    run = str(tracker.run_id)
+
+    first = evaluated(tmp_path / "first", 0.9)
+    assert log_evaluation(training, first) is None
+    assert log_evaluation(training, first) is None, "nothing to do"
+    found = client.get_run(run)
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics == {
+        "train/loss": 0.5,
+        "evaluation/top1_accuracy": 0.9,
+        "evaluation/top1_accuracy.base": 0.1,
+    }
+    assert len(client.get_metric_history(run, "evaluation/top1_accuracy")) == 1
+    files = {one.path for one in client.list_artifacts(run, "evaluation")}
+    names = ("contact_sheet.png", "curves.png", "evaluation.json", "report.html")
+    assert files == {f"evaluation/{name}" for name in names}
+
+    second = evaluated(tmp_path / "second", 0.95)
+    assert log_evaluation(training, second) is None
+    assert client.get_run(run).data.metrics["evaluation/top1_accuracy"] == 0.95
+    downloaded = client.download_artifacts(run, "evaluation/evaluation.json", str(tmp_path))
+    assert json.loads(Path(downloaded).read_bytes()) == {"accuracy": 0.95}
+
+    client.delete_run(run)
+    problem = log_evaluation(training, evaluated(tmp_path / "third", 0.8))
+    assert problem is not None
+    assert "deleted" in problem
+    assert log_evaluation(tmp_path / "elsewhere", first) == "this training was not tracked"
 
 
 def test_an_alias_moved_by_hand_is_reported_and_mended_and_never_believed(
