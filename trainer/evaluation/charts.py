@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import log10
+from math import floor, log10
 from typing import TYPE_CHECKING, Final
 
 from trainer.evaluation.catalogue import show
@@ -28,8 +28,8 @@ def confusion(
     """Asked expressions down, judged ones across; the rate is the ink, right answers blue, wrong ones red.
 
     Args:
-        matrix: rates; a row sums to 1, or to less where the judge saw nothing in some edits. A row of zeros was not
-            asked for, and is grey.
+        matrix: rates; a row sums to 1, or to less where the judge saw nothing in some edits. A row of zeros
+            was not asked for, and is grey.
         rows: asked expressions.
         columns: judged expressions.
         pairs: declared confusing pairs, outlined.
@@ -112,7 +112,8 @@ def blends(
     Args:
         found: pairs that were asked for; all others are grey.
         expressions: rows and columns.
-        pictures: by the two expressions in the order of ``expressions``; the same name twice is the expression alone.
+        pictures: by the two expressions in the order of ``expressions``; the same name twice is the
+            expression alone.
     """
     cell, known = BLEND_CELL, {frozenset(one.expressions): one for one in found}
     size = len(expressions) * cell
@@ -130,20 +131,23 @@ def blends(
             elif j > i and one is not None:
                 _halves(drawing, one, (down, across), x, y)
             else:
-                drawing.rect(x, y, cell - 4, cell - 4, "unasked")
+                drawing.rect(x, y, cell - 4, cell - 4, "cell")
     return drawing
 
 
 def _halves(drawing: Drawing, one: Blend, order: tuple[str, str], x: float, y: float) -> None:
     side = BLEND_CELL - 4
     judged = dict(zip(one.expressions, one.judged, strict=True))
-    drawing.rect(x, y, side, side, "cell")
     if one.success > 0:
         drawing.rect(x, y, side, side, "right", opacity=0.1 + 0.5 * one.success)
-    drawing.text(x + side / 2, y + 28, f"{one.success:.0%}", "bold", size=16, anchor="middle")
+    else:
+        drawing.rect(x, y, side, side, "miss", opacity=0.16)
+    drawing.text(
+        x + side / 2, y + 28, f"{one.success:.0%}".replace("%", " %"), "bold", size=15, anchor="middle"
+    )
     for line, name in enumerate(order):
         drawing.text(
-            x + side / 2, y + 48 + 14 * line, f"{name[:8]} {judged[name]:.2f}", size=10.5, anchor="middle"
+            x + side / 2, y + 48 + 14 * line, f"{_fit(name, 9)} {judged[name]:.2f}", size=10, anchor="middle"
         )
 
 
@@ -172,20 +176,22 @@ def summary(groups: Sequence[tuple[str, Sequence[Metric]]], against: str = "") -
 
 def _legend(drawing: Drawing, against: str) -> None:
     x, y = 16.0, 30.0
-    entries = [("ours", "adapter, 95 % interval"), ("rule", "required; red side fails")]
+    entries = [("ours", "adapter, 95 % interval"), ("rule", "required, the red side fails")]
     if against:
-        entries.append(("beside", against[:28]))
-    entries += [("alone", "base alone"), ("best", "true answers")]
+        entries.append(("beside", _fit(against, 28)))
+    entries += [("alone", "base alone"), ("best", "true answers"), ("faded", "better")]
     for kind, words in entries:
         if kind == "rule":
             drawing.line([(x + 6, y - 8), (x + 6, y + 8)], "rule")
         elif kind in ("ours", "beside"):
             drawing.line([(x - 2, y), (x + 14, y)], "whisker" if kind == "ours" else "whiskerbeside")
             drawing.dot(x + 6, y, 5 if kind == "ours" else 3.5, kind)
+        elif kind == "faded":
+            drawing.polygon([(x + 6, y - 4), (x + 2, y + 3), (x + 10, y + 3)], kind)
         else:
             drawing.dot(x + 6, y, 4.5, kind)
         drawing.text(x + 20, y + 4, words, "faded", size=12)
-        x += 46 + 6.6 * len(words)
+        x += 40 + 6.2 * len(words)
 
 
 _TRACK: Final = (290.0, 700.0)
@@ -199,8 +205,11 @@ def _metric(drawing: Drawing, metric: Metric, y: float) -> None:
         return start + (min(max(value, low), high) - low) / (high - low) * (end - start)
 
     middle = y + 14
-    arrow = {"higher": " (up)", "lower": " (down)", "context": ""}[metric.direction]
-    drawing.text(16, middle + 4, f"{metric.title}"[:44] + arrow, size=12)
+    drawing.text(16, middle + 4, _fit(metric.title, 42), size=12)
+    if metric.direction != "context":
+        up = -1 if metric.direction == "higher" else 1
+        tip, foot = (start - 20, middle + 4 * up), middle - 3 * up
+        drawing.polygon([tip, (start - 24, foot), (start - 16, foot)], "faded")
     for bound, reach in ((metric.minimum, low), (metric.maximum, high)):
         if bound is not None:
             left, right = sorted((x(bound), x(reach)))
@@ -234,15 +243,17 @@ def scale(metric: Metric) -> tuple[float, float]:
     shown = [metric.value.low, metric.value.high, *(one.value for one in metric.references.values())]
     shown += [bound for bound in (metric.minimum, metric.maximum) if bound is not None]
     low, high = min(0.0, *shown), max(0.0, *shown)
-    return -_round(-low), _round(high) or 1.0
+    return 0.0 - _round(-low), _round(high) or 1.0
 
 
 def _round(value: float) -> float:
-    """The smallest of 1, 2, 5, 10 … and their decimal parts that is not below a number; 0 for 0."""
+    """The smallest of 1, 1.5, 2, 3, 5, 8, 10 … and their parts that is not below a number; 0 for 0."""
     if value <= 0:
         return 0.0
-    power = 10.0 ** int(log10(value) // 1)
-    return next(
-        (round(power * step, 12) for step in (1, 2, 3, 5, 8) if value <= power * step * (1 + 1e-9)),
-        power * 10,
-    )
+    power = 10.0 ** floor(log10(value))
+    steps = (power * step for step in (1, 1.5, 2, 3, 5, 8, 10))
+    return next(round(step, 12) for step in steps if value <= step * (1 + 1e-9))
+
+
+def _fit(words: str, most: int) -> str:
+    return words if len(words) <= most else f"{words[: most - 2]}.."

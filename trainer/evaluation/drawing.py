@@ -1,7 +1,7 @@
-"""Charts are drawn once: a list of shapes, shown as SVG in a page and as pixels where only pictures are taken.
+"""Charts are drawn once: a list of shapes, SVG in a page, and pixels where only pictures are taken.
 
-A shape has a kind, which says its colour. In a page the kind is a CSS class, so that a chart follows the page's light
-or dark scheme; as pixels it has the colours of the light one.
+A shape has a kind, which says its colour. In a page the kind is a CSS class, so that a chart follows the
+page's light or dark scheme; as pixels it has the colours of the light one.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ Point = tuple[float, float]
 Anchor = Literal["start", "middle", "end"]
 
 LIGHT: Final[Mapping[str, str]] = {
-    "paper": "#fafaf8", "card": "#fff", "ink": "#26282f", "faint": "#6c7080", "line": "#e4e4e0", "cell": "#f1f1ee",
-    "good": "#1a7f4b", "accent": "#3266c8", "out": "#d2563f", "beside": "#b06a00", "white": "#fff",
+    "paper": "#fafaf8", "card": "#fff", "ink": "#26282f", "faint": "#6c7080", "line": "#e4e4e0",
+    "cell": "#f1f1ee", "good": "#1a7f4b", "accent": "#3266c8", "out": "#d2563f", "beside": "#b06a00", "white": "#fff",
 }  # fmt: skip
 """The colours of the style sheets' light scheme, by the names of their variables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paint:
-    """How a kind of shape looks: names of colours, the width of its outline, how much covers, and its dashes."""
+    """How a kind of shape looks: names of colours, width of its outline, how much it covers, dashes."""
 
     fill: str = ""
     stroke: str = ""
@@ -84,8 +84,8 @@ class Shape:
     """One shape.
 
     Attributes:
-        form: "rect" and "picture" have two corners, "line" and "polygon" any number of points, "dot" a middle and a
-            radius in `size`, "text" a point on its base line.
+        form: "rect" and "picture" have two corners, "line" and "polygon" any number of points, "dot" a middle
+            and a radius in `size`, "text" a point on its base line.
         kind: see `PAINTS`.
         points: x to the right, y down.
         size: of a text or a dot; how round a rectangle's corners are.
@@ -146,8 +146,8 @@ class Drawing:
         self.shapes.append(Shape(form="dot", kind=kind, points=((x, y),), size=radius))
 
     def text(
-        self, x: float, y: float, words: object, kind: str = "ink", *, size: float = 12, anchor: Anchor = "start",
-        angle: float = 0,
+        self, x: float, y: float, words: object, kind: str = "ink", *, size: float = 12,
+        anchor: Anchor = "start", angle: float = 0,
     ) -> None:  # fmt: skip
         self.shapes.append(
             Shape(
@@ -171,8 +171,8 @@ class Drawing:
         """The drawing as an element of a page that has the rules of `css`."""
         parts = "".join(_element(shape) for shape in self.shapes)
         return (
-            f'<svg class="chart drawing {self.layout}" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
-            f'aria-label="{escape(shown(self.name))}">{parts}</svg>'
+            f'<svg class="chart drawing {self.layout}" viewBox="0 0 {self.width:g} {self.height:g}" '
+            f'role="img" aria-label="{escape(shown(self.name))}">{parts}</svg>'
         )
 
     def image(self, scale: float = 2.0) -> Image.Image:

@@ -1,8 +1,8 @@
 """What the pages of evaluation and scoring are built of: one HTML file, nothing fetched, no script.
 
-Names of people, prompts and references may have been written by somebody who wants to do harm: `text` makes them
-printable and escapes them, and a content security policy forbids scripts and every address. All other functions take
-markup where they say so.
+Names of people, prompts and references may have been written by somebody who wants to do harm: `text` makes
+them printable and escapes them, and a content security policy forbids scripts and every address. All other
+functions take markup where they say so.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ _STYLE: Final = """
 img{image-rendering:auto;height:auto}
 nav{display:flex;flex-wrap:wrap;gap:4px 16px;font-size:13.5px;margin:14px 0 0}nav a{text-decoration:none}
 nav a:hover{text-decoration:underline}
-.lead{max-width:88ch}td small,th small,figcaption small{display:block;color:var(--faint);font-size:12px;font-weight:400}
-.wide-table td{white-space:nowrap;vertical-align:top}.wide-table td:first-child{white-space:normal;min-width:240px}
+td small,th small,figcaption small{display:block;color:var(--faint);font-size:12px;font-weight:400}
+.wide-table td{white-space:nowrap;vertical-align:top}
+.wide-table td:first-child{white-space:normal;min-width:190px}
+.wide-table th,.wide-table td{padding-left:7px;padding-right:7px}
+.wide-table a{color:inherit;text-decoration:none}.wide-table a:hover{text-decoration:underline}
 .wide-table td.text{white-space:normal;text-align:left;min-width:180px}
 .wide-table tr.group td{border-top:0;padding:18px 2px 4px;font-weight:600;color:var(--ink);font-size:14px}
 .wide-table tr.ours td{background:var(--ours-bg);font-weight:600}
@@ -41,9 +44,9 @@ nav a:hover{text-decoration:underline}
 .faces{border-collapse:separate;border-spacing:5px;width:auto;margin:0 auto}
 .faces th,.faces td{border:0;padding:0;text-align:center;vertical-align:middle;white-space:nowrap}
 .faces th{padding:0 2px 4px;font-size:12px}.faces th:first-child,.faces td:first-child{position:sticky;left:0;
-z-index:1;background:var(--card);min-width:72px;padding:0 8px 0 0;font-size:13px}
-.faces td small{max-width:110px;white-space:normal}.faces img{width:76px;min-width:52px}
-.faces td.after,.faces th.after{padding-left:18px}.faces td:last-child,.faces th:last-child{padding-right:2px}
+z-index:1;background:var(--card);min-width:64px;padding:0 8px 0 0;font-size:13px}
+.faces td small{max-width:110px;white-space:normal}.faces img{width:66px;min-width:52px}
+.faces td.after,.faces th.after{padding-left:14px}.faces td:last-child,.faces th:last-child{padding-right:2px}
 .trio{display:grid;grid-template-columns:repeat(3,1fr);gap:6px}.trio span{font-size:12px;color:var(--faint)}
 .why{border-top:1px solid var(--line);margin-top:14px;padding-top:12px}.why:first-of-type{margin-top:10px}
 .why p{margin:2px 0}.why .gallery{margin:10px 0 0}
@@ -79,7 +82,7 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def section(title: str, lead: str, content: str, *, anchor: str = "") -> str:
-    """Return a part of a page; title and lead are text, ``content`` is markup, ``anchor`` is its id for `contents`."""
+    """Return a part of a page; title and lead are text, ``content`` is markup; see `contents` for ``anchor``."""
     name = f' id="{escape(anchor)}"' if anchor else ""
     return f"<section{name}><h2>{escape(title)}</h2><p class='faint'>{escape(lead)}</p>{content}</section>"
 

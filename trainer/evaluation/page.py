@@ -2,258 +2,276 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
+from typing import TYPE_CHECKING, Final
 
-from PIL import Image
+from trainer.evaluation import charts, html, tables
+from trainer.evaluation.drawing import Drawing
+from trainer.evaluation.report import Case, EvaluationReport, Metric
 
-from trainer.evaluation import charts
-from trainer.evaluation.gates import show
-from trainer.evaluation.report import Case, EvaluationReport, Metric, Value
-from trainer.evaluation.sheets import Portrait, enlarge, webp
+if TYPE_CHECKING:
+    from trainer.evaluation.sheets import Portrait, Sheet
 
-_STYLE = """
-:root{color-scheme:light dark;--paper:#fafaf8;--card:#fff;--ink:#26282f;--faint:#6c7080;--line:#e4e4e0;
---good:#1a7f4b;--good-bg:#e5f4ec;--bad:#b3261e;--bad-bg:#fbe9e7;--accent:#3266c8;--cell:#f1f1ee;--warm:#d2563f}
-@media(prefers-color-scheme:dark){:root{--paper:#16171b;--card:#1f2127;--ink:#e8e8ea;--faint:#a0a4b2;
---line:#33363f;--good:#6fd3a0;--good-bg:#173326;--bad:#ff9d91;--bad-bg:#3d1d1a;--accent:#7aa5f7;--cell:#272a31;
---warm:#ee8a75}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);
-font:15px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif}
-main{max-width:1120px;margin:0 auto;padding:40px 24px 80px}
-h1{font-size:27px;line-height:1.2;margin:0 0 6px}h2{font-size:19px;margin:44px 0 6px}
-p{margin:4px 0 14px;max-width:78ch}.faint,small{color:var(--faint)}small{font-size:12.5px;line-height:1.4}
-.verdict{border-radius:12px;padding:16px 20px;margin:20px 0 8px}.verdict strong{font-size:17px}
-.verdict ul{margin:8px 0 0;padding-left:20px}
-.pass{background:var(--good-bg)}.pass strong,.ok{color:var(--good)}
-.fail{background:var(--bad-bg)}.fail strong,.no{color:var(--bad)}
-.card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px;overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th{font-weight:600;font-size:13px;color:var(--faint);text-align:right;padding:4px 10px 8px;white-space:nowrap}
-td{border-top:1px solid var(--line);padding:10px;text-align:right;vertical-align:top;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:270px;padding-left:2px}
-td small{display:block}.mark{font-weight:600}
-img{max-width:100%;display:block;border-radius:8px}
-.wide{width:min(1500px,100vw - 48px);margin-left:50%;transform:translateX(-50%)}.wide img{margin:0 auto}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(210px,1fr));gap:8px}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(310px,1fr));gap:14px}
-.gallery figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px}
-.trio{display:grid;grid-template-columns:repeat(3,1fr);gap:6px}.trio span{font-size:12px;color:var(--faint)}
-figcaption{font-size:13px;margin-top:8px}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:6px 18px;margin:0}dt{color:var(--faint)}
-dd{margin:0;overflow-wrap:anywhere}code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace}
-svg.chart{width:100%;height:auto;font:12px system-ui,sans-serif;fill:var(--ink)}
-svg.heat{max-width:740px;margin:0 auto;display:block}
-.end{text-anchor:end}.mid{text-anchor:middle}.small{font-size:10px;fill:var(--faint)}
-.name{font-size:13px;font-weight:600}
-.cell{fill:var(--cell)}.cell.pair{stroke:var(--warm);stroke-width:1.5;stroke-dasharray:3 2}
-.hit{fill:var(--accent)}.miss{fill:var(--warm)}.strong{fill:#fff}
-.grid{stroke:var(--line)}.ideal{stroke:var(--faint);stroke-dasharray:4 4}.band{fill:var(--accent);opacity:.18}
-.line{fill:none;stroke:var(--accent);stroke-width:2}.dot{fill:var(--accent)}
-@media print{main{padding:0}h2{break-after:avoid}figure,svg{break-inside:avoid}}
-"""
-
-_COLUMNS = (("raw", "Without EMA"), ("base", "Base alone"), ("renders", "True renders"))
+_OUTCOMES: Final[Mapping[str, tuple[html.Kind, str]]] = {
+    "pass": ("good", "passed"),
+    "fail": ("bad", "failed"),
+    "skipped": ("off", "not asked"),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CasePictures:
-    """A case with its three portraits."""
+    """A case with its portraits; the true answer is None where there is none."""
 
     case: Case
     source: Portrait
     edit: Portrait
-    truth: Portrait
+    truth: Portrait | None
 
 
-def page(
-    report: EvaluationReport,
-    *,
-    subject: str,
-    contact: Image.Image,
-    intensities: Image.Image,
-    blends: Image.Image | None,
-    worst: Sequence[CasePictures],
-) -> str:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shown:
+    """What the page shows beside the report's figures.
+
+    Attributes:
+        contact: people and expressions.
+        intensities: expressions and intensities, None where a suite asks for one intensity only.
+        blends: the blend matrix, None where a suite blends nothing.
+        worst: the worst edits.
+        examples: failed metric -> the edits that speak most against it.
+        pairs: caption, an edit of a held-out person, and the training picture that is nearest to it.
+    """
+
+    contact: Sheet
+    intensities: Sheet | None
+    blends: Drawing | None
+    worst: Sequence[CasePictures]
+    examples: Mapping[str, Sequence[CasePictures]] = field(default_factory=dict)
+    pairs: Sequence[tuple[str, Portrait, Portrait]] = ()
+
+
+def page(report: EvaluationReport, shown: Shown, *, subject: str) -> str:
     """The whole report as one self-contained HTML document.
 
     Args:
         report: what the tables, charts and the verdict say.
+        shown: the pictures.
         subject: name of the adapter, for the title.
-        contact: contact sheet.
-        intensities: intensity strip.
-        blends: blend strip, None where the suite blends nothing.
-        worst: the worst edits with their pictures.
     """
-    sheets = [
-        _section(
-            "Contact sheet",
-            "Every expression at intensity 1.",
-            f'<div class="wide">{_picture(contact, "contact sheet")}</div>',
+    parts = [
+        ("metrics", "Metrics", _METRICS, _metrics(report)),
+        (
+            "paper",
+            "Beside the paper",
+            "What PixelSmile's paper reports.",
+            tables.paper_tables(report, subject),
         ),
-        _section(
-            "Intensity", "From none to beyond what was trained.", _picture(intensities, "intensity strip")
-        ),
+        ("confusion", "Confusion", _CONFUSION, html.card(confusion(report).svg())),
+        ("intensity", "Response to intensity", _response_lead(report), _curves(report)),
+        ("people", shown.contact.title, shown.contact.subtitle, html.faces(shown.contact)),
     ]
-    if blends is not None:
-        lead = "From one expression to another, and both at once."
-        sheets.append(_section("Blends", lead, _picture(blends, "blend strip")))
-    heading = f"Evaluation of {escape(subject)}"
-    body = "".join(
-        [
-            f"<h1>{heading}</h1>",
-            _summary(report),
-            *sheets,
-            _charts(report),
-            _section("Worst cases first", "Wrong expression before low PSNR.", _gallery(worst)),
-            _section("Provenance", "Digests of what was judged, on what, and by what.", _provenance(report)),
-        ]
-    )
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{heading}</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
-    )
+    if shown.intensities is not None:
+        sheet = shown.intensities
+        parts.append(("levels", sheet.title, sheet.subtitle, html.faces(sheet)))
+    if shown.blends is not None:
+        parts.append(("blends", "Blends", _BLENDS, html.card(shown.blends.svg())))
+    parts += [
+        ("worst", "Worst cases first", "Wrong expression first, then the pictures furthest from right.",
+         _gallery(shown.worst) or html.card("Nothing was judged.")),
+        ("probes", "Probes", "Questions that are not about quality.", _probes(report, shown.pairs)),
+        ("definitions", "Definitions", f"Version {report.suite.definitions}: another version has other formulas.",
+         tables.definitions(report)),
+        ("provenance", "Provenance", "Digests of what was judged, on what, and by what.",
+         _provenance(report)),
+    ]  # fmt: skip
+    body = [
+        _about(report),
+        _verdict(report, shown.examples),
+        html.contents((key, title) for key, title, *_ in parts),
+    ]
+    body += [html.section(title, lead, content, anchor=key) for key, title, lead, content in parts]
+    return html.document(f"Evaluation of {html.shown(subject)}", "".join(body))
 
 
-def _summary(report: EvaluationReport) -> str:
+_METRICS: Final = (
+    "Intervals: 95 % bootstrap over people. Required: the rules that decide. Difference: paired, on the same "
+    "people; p is corrected by Holm over all metrics of this table; “sees” is the smallest true difference that "
+    "these people would show in 80 % of all cases. Differences with p < 0.05 are coloured. True answers: the "
+    "judges' own error. Each chart line has its own scale."
+)
+_CONFUSION: Final = (
+    "Asked down, judged across, per cent of edits at intensity 1. Dashed outlines: declared confusing pairs. "
+    "Grey rows were not asked."
+)
+_BLENDS: Final = (
+    "Below the diagonal: how often the judge found both expressions of a pair at half of what was asked or "
+    "more, and how strong it judged each. Above: one picture of the pair; on the diagonal: each expression "
+    "alone. Grey: not asked."
+)
+
+
+def confusion(report: EvaluationReport) -> Drawing:
+    """The report's confusions as a chart."""
     suite = report.suite
-    asked = (
-        f"{len(suite.identities)} held-out identities, {len(suite.expressions)} expressions, intensities "
-        f"{', '.join(f'{x:g}' for x in suite.intensities)}; {suite.steps} sampling steps, seed {suite.seed}. "
-        "No identity was part of training. Intervals: 95 % bootstrap over identities."
-    )
-    metrics = _section(
-        "Metrics",
-        "What the adapter reaches, what is required, and the same measure on the weights without "
-        "EMA, on the base alone, and on true renders: the judge's own ceiling.",
-        f'<div class="card">{_metrics_table(report.metrics)}</div>',
-    )
-    return (
-        f"<p class='faint'>Suite {escape(suite.name)}, definitions version {escape(suite.definitions)}. "
-        f"{asked}</p>{_verdict(report)}{metrics}"
-    )
+    return charts.confusion(report.confusion, suite.expressions, suite.judged, suite.confusing_pairs)
 
 
-def _charts(report: EvaluationReport) -> str:
-    suite = report.suite
-    heat = charts.confusion_heat_map(report.confusion, suite.expressions, suite.judged, suite.confusing_pairs)
-    response = _section(
-        "Response to intensity",
-        "Judged against asked; dashed: ideal; band: 95 % interval.",
-        f'<div class="card curves">{"".join(map(charts.response_curve, report.curves))}</div>',
-    )
-    confusion = _section(
-        "Confusion",
-        "Asked down, judged across, per cent of edits at intensity 1. Dashed outlines: declared "
-        "confusing pairs.",
-        f'<div class="card">{heat}</div>',
-    )
-    return response + confusion
+def responses(report: EvaluationReport) -> list[Drawing]:
+    """The report's curves as charts, with those of the adapter that it is compared with."""
+    beside = {curve.expression: curve for curve in report.against_curves}
+    return [charts.response(curve, beside.get(curve.expression)) for curve in report.curves]
 
 
-def _section(title: str, lead: str, content: str) -> str:
-    return f"<section><h2>{title}</h2><p class='faint'>{lead}</p>{content}</section>"
+def summary(report: EvaluationReport) -> Drawing:
+    """The report's metrics as a chart."""
+    against = "" if report.against is None else report.against.reference
+    return charts.summary(tables.grouped(report.metrics), against)
 
 
-def _picture(image: Image.Image, name: str) -> str:
-    data = base64.b64encode(webp(image)).decode("ascii")
-    return (
-        f'<img alt="{escape(name)}" width="{image.width}" height="{image.height}" style="height:auto" '
-        f'src="data:image/webp;base64,{data}">'
-    )
-
-
-def _verdict(report: EvaluationReport) -> str:
+def headline(report: EvaluationReport) -> str:
+    """The verdict in one line."""
     gated = sum(metric.passed is not None for metric in report.metrics)
+    probes = sum(probe.outcome == "fail" for probe in report.probes)
     if report.verdict.passed:
-        text = f"all {gated} gates hold" if gated else "no gate is set"
-        return f'<div class="verdict pass"><strong>Passed</strong>: {text}.</div>'
-    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in report.verdict.reasons)
-    failed = len(report.verdict.failed)
+        return (
+            f"Passed: {'the rule holds' if gated == 1 else f'all {gated} rules hold'}"
+            if gated
+            else "Passed: no rule is set"
+        )
+    failed = sum(metric.passed is False for metric in report.metrics)
+    found = []
+    if failed:
+        found.append(f"{failed} of {gated} rules {'does' if failed == 1 else 'do'} not hold")
+    if probes:
+        found.append(f"{probes} {'probe fails' if probes == 1 else 'probes fail'}")
+    return f"Refused: {' and '.join(found) or 'see the reasons'}"
+
+
+def _about(report: EvaluationReport) -> str:
+    suite = report.suite
+    beside = "" if report.against is None else f" Compared with {html.text(report.against.reference)}."
     return (
-        f'<div class="verdict fail"><strong>Refused</strong>: {failed} of {gated} gates '
-        f"{'does' if failed == 1 else 'do'} not hold.<ul>{reasons}</ul></div>"
+        f"<p class='faint'>Suite {html.text(suite.name)}: {len(suite.subjects)} people "
+        f"({html.text(', '.join(suite.groups))}), {len(suite.expressions)} expressions, "
+        f"{suite.pictures} pictures, intensities {', '.join(f'{level:g}' for level in suite.intensities)}; "
+        f"{suite.steps} sampling steps, seed {suite.seed}. Nobody of them was part of training.{beside}</p>"
+        + "".join(f"<p>{html.text(note)}</p>" for note in suite.notes)
     )
 
 
-def _metrics_table(metrics: Sequence[Metric]) -> str:
-    shown = [(key, title) for key, title in _COLUMNS if any(key in metric.references for metric in metrics)]
-    heads = "".join(f"<th>{title}</th>" for _, title in shown)
-    rows = "".join(_metric_row(metric, [key for key, _ in shown]) for metric in metrics)
+def _verdict(report: EvaluationReport, examples: Mapping[str, Sequence[CasePictures]]) -> str:
+    gated = [metric for metric in report.metrics if metric.passed is not None]
+    notes = "".join(f"<p>{html.text(note)}</p>" for note in report.verdict.notes)
+    if report.verdict.passed:
+        held = "".join(
+            html.chip("good", f"✓ {metric.title} {', '.join(tables.rules(metric))}") for metric in gated
+        )
+        chips = f'<div class="chips">{held}</div>' if held else ""
+        return html.verdict("good" if gated else "warn", headline(report), chips + notes)
+    blocks = [_failure(metric, examples.get(metric.name, ())) for metric in gated if not metric.passed]
+    blocks += [
+        f'<div class="why"><p><b>{escape(probe.title)}</b></p><p>{html.text(probe.found)}</p></div>'
+        for probe in report.probes
+        if probe.outcome == "fail"
+    ]
+    reasons = "".join(blocks) or "".join(f"<p>{html.text(reason)}</p>" for reason in report.verdict.reasons)
+    return html.verdict("bad", headline(report), reasons + notes)
+
+
+def _failure(metric: Metric, examples: Sequence[CasePictures]) -> str:
+    gap = metric.difference
+    beside = (
+        ""
+        if gap is None
+        else f" Difference {tables.signed(gap.value, metric.unit)} ({tables.signed(gap.low, metric.unit)} to "
+        f"{tables.signed(gap.high, metric.unit)})."
+    )
     return (
-        f"<table><thead><tr><th>Metric</th><th>Adapter</th><th>Required</th><th>Gate</th>{heads}</tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
+        f'<div class="why"><p><b>{escape(metric.title)}</b> is {escape(metric.shown())}, required '
+        f"{escape(' and '.join(tables.rules(metric)))}.{escape(beside)}</p>{_gallery(examples)}</div>"
     )
 
 
-def _metric_row(metric: Metric, references: Sequence[str]) -> str:
-    required, mark = "", ""
-    if metric.threshold is not None:
-        required = f"{'≥' if metric.bound == 'min' else '≤'} {show(metric.threshold, metric.unit)}"
-        mark = (
-            '<span class="mark ok">✓ holds</span>'
-            if metric.passed
-            else '<span class="mark no">✗ fails</span>'
-        )
-    arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", "context": ""}[metric.direction]
-    others = "".join(
-        f"<td>{_value(metric.references[key], metric.unit) if key in metric.references else ''}</td>"
-        for key in references
-    )
+def _metrics(report: EvaluationReport) -> str:
+    return html.card(summary(report).svg()) + tables.metrics_table(report)
+
+
+def _response_lead(report: EvaluationReport) -> str:
+    lead = "Judged against asked intensity. Grey dashes: ideal. Blue: this adapter, with its 95 % interval."
+    if report.against is None or not report.against_curves:
+        return lead
+    return f"{lead} Amber: {html.shown(report.against.reference)}."
+
+
+def _curves(report: EvaluationReport) -> str:
+    return f'<div class="card curves">{"".join(one.svg() for one in responses(report))}</div>'
+
+
+def _gallery(cases: Sequence[CasePictures]) -> str:
+    return f'<div class="gallery">{"".join(map(_case, cases))}</div>' if cases else ""
+
+
+def asked(case: Case) -> str:
+    """What an edit was asked for, in words."""
+    return " + ".join(f"{name} {level:g}" for name, level in case.asked.items()) or "neutral"
+
+
+def _case(entry: CasePictures) -> str:
+    case, shots = entry.case, [("source", entry.source), ("edit", entry.edit)]
+    if entry.truth is not None:
+        shots.append(("true answer", entry.truth))
+    trio = "".join(f"<div>{html.thumbnail(one, name)}<span>{name}</span></div>" for name, one in shots)
+    tone = "faint" if not case.asked else "ok" if case.judged_as in case.asked else "no"
+    figures = [f"identity {case.identity:.2f}" if case.identity is not None else "no face was found"]
+    figures += [] if case.psnr is None else [f"PSNR {case.psnr:.1f} dB"]
     return (
-        f"<tr><td>{escape(metric.title)}{arrow}<small>{escape(metric.definition)}</small></td>"
-        f"<td>{_value(metric.value, metric.unit, counts=True)}</td><td>{required}</td><td>{mark}</td>"
-        f"{others}</tr>"
+        f'<figure><div class="trio">{trio}</div><figcaption><b>{html.text(asked(case))}</b>, '
+        f'<span class="{tone}">judged {html.text(case.judged_as)}</span> {_strength(case)}'
+        f"<small>{html.text(case.subject)} · {' · '.join(figures)}</small></figcaption></figure>"
     )
 
 
-def _value(value: Value, unit: str, *, counts: bool = False) -> str:
-    sizes = f"<small>{value.n} people, {value.samples} images</small>" if counts else ""
-    low, high = show(value.low, unit).removesuffix(unit), show(value.high, unit)
-    return f"{show(value.value, unit)}<small>{low} to {high}</small>{sizes}"
+def _strength(case: Case) -> str:
+    which = {0: "strongest one", 1: "asked one"}.get(len(case.asked), "weaker one")
+    return f"({which} at {case.judged_intensity:.2f})"
 
 
-def _gallery(worst: Sequence[CasePictures]) -> str:
-    figures = []
-    for entry in worst:
-        case = entry.case
-        trio = "".join(
-            f"<div>{_picture(enlarge(picture, 128), name)}<span>{name}</span></div>"
-            for name, picture in (
-                ("source", entry.source),
-                ("edit", entry.edit),
-                ("true render", entry.truth),
-            )
+def _probes(report: EvaluationReport, pairs: Sequence[tuple[str, Portrait, Portrait]]) -> str:
+    if not report.probes and not pairs:
+        return html.card("None was asked.")
+    rows = []
+    for probe in report.probes:
+        kind, word = _OUTCOMES[probe.outcome]
+        rows.append(
+            f"<tr><td>{html.text(probe.title)}</td><td>{html.chip(kind, word)}</td>"
+            f'<td class="text">{html.text(probe.found)}</td></tr>'
         )
-        right = case.judged_as == case.expression
-        judged = (
-            f'<span class="{"ok" if right else "no"}">judged {escape(case.judged_as)}</span> '
-            f"(asked one read at {case.judged_intensity:.2f})"
-        )
-        figures.append(
-            f'<figure><div class="trio">{trio}</div>'
-            f"<figcaption><b>{escape(case.expression)}</b>, {judged}<br>"
-            f'<span class="faint">{escape(case.identity)} · PSNR {case.paired_psnr:.1f} dB · identity '
-            f"{case.identity_similarity:.2f}</span></figcaption></figure>"
-        )
-    return f'<div class="gallery">{"".join(figures)}</div>'
+    content = html.table(["Probe", "Outcome", ""], rows) if rows else ""
+    figures = "".join(
+        f'<figure><div class="pair"><div>{html.thumbnail(edit, "edit")}<span>edit</span></div><div>'
+        f"{html.thumbnail(training, 'nearest of training')}<span>nearest of training</span></div></div>"
+        f"<figcaption>{html.text(caption)}</figcaption></figure>"
+        for caption, edit, training in pairs
+    )
+    return content + (
+        f'<h3>Nearest training pictures</h3><div class="gallery">{figures}</div>' if figures else ""
+    )
 
 
 def _provenance(report: EvaluationReport) -> str:
-    digests = report.digests
-    entries = [
-        ("adapter weights", digests.adapter),
-        ("weights without EMA", digests.raw or "not evaluated"),
-        ("base model", digests.base),
-        ("suite", digests.suite),
-        ("code", report.code_version),
+    digests, suite = report.digests, report.suite
+    entries = [("adapter weights", digests.adapter), ("weights without EMA", digests.raw or "not evaluated")]
+    if report.against is not None:
+        entries.append((f"compared with {report.against.reference}", report.against.weights))
+    entries += [("base model", digests.base), ("suite and its definitions", digests.suite)]
+    for name, digest in sorted(digests.judges.items()):
+        entries.append((f"judge of {name}: {report.judges.get(name, '')}", digest))
+    entries += [
+        (f"code: {report.code_version}", digests.code),
+        ("definitions of metrics", f"version {suite.definitions}"),
+        ("seeds", f"{suite.seed}, from which each person's own derives"),
+        ("form of evaluation.json", f"schema version {report.schema_version}"),
     ]
-    entries[3:3] = [(f"judge: {name}", digest) for name, digest in sorted(digests.judges.items())]
-    items = "".join(
-        f"<dt>{escape(name)}</dt><dd><code>{escape(digest)}</code></dd>" for name, digest in entries
-    )
-    return f'<div class="card"><dl>{items}</dl></div>'
+    return html.facts((html.text(name), f"<code>{html.text(said)}</code>") for name, said in entries)

@@ -1,8 +1,8 @@
 """The figures that PixelSmile's paper reports, to be read beside ours.
 
-Source: "PixelSmile: Toward Fine-Grained Facial Expression Editing", arXiv 2603.25728, and the dataset card of
-FFE-Bench: 198 tasks (98 human, 100 anime), judged by a vision-language model. Its exact formulas are not public to
-us; ours are defined in `trainer.evaluation.metrics` and carry a version.
+Source: PixelSmile, arXiv 2603.25728, and the dataset card of
+FFE-Bench: 198 tasks (98 human, 100 anime), judged by a vision-language model. Its exact formulas are not
+public to us; ours are defined in `trainer.evaluation.metrics` and carry a version.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-SOURCE: Final = "PixelSmile: Toward Fine-Grained Facial Expression Editing, arXiv 2603.25728; FFE-Bench dataset card"
+SOURCE: Final = "PixelSmile, arXiv 2603.25728, and the dataset card of FFE-Bench"
 CAVEAT: Final = (
-    "Not comparable one to one: the paper's figures are of photographs and anime of FFE-Bench, judged by a "
+    "Not comparable one to one: the paper's figures are of the photographs and anime of FFE-Bench, judged by a "
     "vision-language model, by formulas that are not public to us. Ours are of the suite named above, by its own "
-    "judges and by our own formulas. The order of editors in a column says something; a distance between ours and "
-    "theirs does not."
+    "judges and our own formulas: another world, another judge. Compare editors within a block of lines; the "
+    "distance between theirs and ours says nothing."
 )
 BLENDS: Final = "9 of 15"
 """Pairs of basic expressions that PixelSmile blends, as the paper counts them."""
@@ -39,13 +39,13 @@ class Column:
 
 EDITING: Final = (
     Column("mSCR", "structural_confusion", "lower"),
-    Column("Acc-6", "accuracy_6"),
-    Column("Acc-12", "accuracy_12"),
+    Column("Acc-6", "basic_accuracy"),
+    Column("Acc-12", "top1_accuracy"),
     Column("ID Sim", "identity_similarity"),
 )
 CONTROL: Final = (
-    Column("CLS-6", "control_linearity_6"),
-    Column("CLS-12", "control_linearity_12"),
+    Column("CLS-6", "basic_linearity"),
+    Column("CLS-12", "control_linearity"),
     Column("HES", "harmonic_editing_score"),
     Column("ID Sim", "identity_similarity"),
 )

@@ -1,4 +1,4 @@
-"""The evaluation report: metrics with intervals, differences and rules, a verdict, and what was judged by what."""
+"""The evaluation report: metrics with intervals, differences and rules, a verdict, and who judged what."""
 
 from __future__ import annotations
 
@@ -70,15 +70,16 @@ class Case(_Frozen):
 
 
 class Metric(_Frozen):
-    """One row of the report: the adapter's value, its rules, and the same measure on what it is compared with.
+    """One row of the report: the adapter's value, its rules, the same measure on what it is compared with.
 
     Attributes:
         minimum, maximum: the values that still pass; None where nothing is required.
         max_regression: how much worse than the adapter in `difference` the whole interval may reach.
         passed: None where nothing is required.
         difference: to the adapter that the report is against, if there is one.
-        references: the same measure for "raw" (weights without EMA), "base" (no adapter), "against" (the adapter
-            that it is compared with), "renders" (true answers: the judges' own error), as far as it was measured.
+        references: the same measure for "raw" (weights without EMA), "base" (no adapter), "against" (the
+            adapter that it is compared with), "renders" (true answers: the judges' own error), as far as it was
+            measured.
         examples: the edits that speak most against the adapter here, where a rule failed.
     """
 
@@ -103,11 +104,12 @@ class Metric(_Frozen):
 
 
 class Verdict(_Frozen):
-    """Whether every rule holds; `failed` names the metrics that do not and `reasons` says why."""
+    """Whether every rule holds; `failed` names what does not, `reasons` why, `notes` what was not judged."""
 
     passed: bool
     failed: tuple[str, ...]
     reasons: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 class Against(_Frozen):
@@ -118,17 +120,21 @@ class Against(_Frozen):
 
 
 class Digests(_Frozen):
-    """What was judged, on what, by what."""
+    """What was judged, on what, by what; `code` is that of the files which edit, judge and compute."""
 
     adapter: Digest
     raw: Digest | None
     base: Digest
     judges: dict[str, Digest]
     suite: Digest
+    code: Digest
 
 
 class Suite(_Frozen):
-    """What was asked. `judged` names the classes of the expression judge, `pictures` counts the requests."""
+    """What was asked. `judged` names the classes of the expression judge, `pictures` counts the requests.
+
+    `notes` are sentences that a reader must know, such as that tasks came with prompts of their own.
+    """
 
     name: str
     definitions: str
@@ -142,6 +148,7 @@ class Suite(_Frozen):
     pictures: int
     steps: int
     seed: int
+    notes: tuple[str, ...] = ()
 
 
 class Curve(_Frozen):
@@ -153,7 +160,7 @@ class Curve(_Frozen):
 
 
 class Blend(_Frozen):
-    """How often both expressions of a blend were judged present, and how strong each was judged, of its half."""
+    """How often both expressions of a blend were judged present, and how strong each was judged."""
 
     expressions: tuple[str, str]
     success: float
@@ -183,6 +190,7 @@ class EvaluationReport(_Frozen):
         judges: name of the judge of expressions, and of the encoder that tells people apart.
         confusion: rows are asked expressions, columns judged ones, rates at intensity 1.
         curves: response of each expression to its intensity.
+        against_curves: the same of the adapter that it is compared with, where there is one.
         blends: of two expressions.
         worst: the worst edits first.
     """
@@ -197,6 +205,7 @@ class EvaluationReport(_Frozen):
     verdict: Verdict
     confusion: tuple[tuple[float, ...], ...]
     curves: tuple[Curve, ...]
+    against_curves: tuple[Curve, ...] = ()
     blends: tuple[Blend, ...] = ()
     probes: tuple[Probe, ...] = ()
     worst: tuple[Case, ...]
@@ -219,6 +228,7 @@ class EvaluationReport(_Frozen):
             "verdict": "pass" if self.verdict.passed else "fail",
             "failed": list(self.verdict.failed),
             "reasons": list(self.verdict.reasons),
+            "notes": list(self.verdict.notes),
             **content,
         }
 

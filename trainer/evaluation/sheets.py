@@ -10,13 +10,14 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Portrait = NDArray[np.uint8]
 
 PAPER = (250, 250, 248)
 INK = (38, 40, 48)
 FAINT = (122, 126, 138)
+BARS = (150, 152, 158)
 _MARGIN = 36
 _GAP = 8
 _WIDE_GAP = 28
@@ -148,8 +149,11 @@ def framed(images: Sequence[Image.Image], columns: int, *, title: str, subtitle:
 
 
 def enlarge(portrait: Portrait, side: int) -> Image.Image:
-    """A portrait scaled to `side` pixels by Lanczos."""
-    return Image.fromarray(portrait).resize((side, side), Image.Resampling.LANCZOS)
+    """A portrait scaled to a square of `side` pixels by Lanczos; what is no square gets bars."""
+    image = Image.fromarray(portrait)
+    if image.width != image.height:
+        return ImageOps.pad(image, (side, side), Image.Resampling.LANCZOS, color=BARS)
+    return image.resize((side, side), Image.Resampling.LANCZOS)
 
 
 def png(image: Image.Image) -> bytes:

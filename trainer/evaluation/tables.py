@@ -1,4 +1,4 @@
-"""The tables of the report: every metric with what it is compared with, the paper's figures, the definitions."""
+"""The tables of the report: metrics with what they are compared with, the paper's figures, definitions."""
 
 from __future__ import annotations
 
@@ -10,14 +10,6 @@ from trainer.evaluation import html, paper
 from trainer.evaluation.catalogue import METRICS, show
 from trainer.evaluation.report import EvaluationReport, Gap, Metric, Value
 
-GROUPS: Final[Mapping[str, str]] = {
-    "expression": "Expression",
-    "control": "Control of intensity",
-    "identity": "Identity",
-    "pixels": "Picture",
-    "blends": "Blends",
-}
-"""What a metric of the catalogue is about -> the title above such metrics."""
 SEEN: Final = 0.05
 """A corrected p-value below this is a difference that is coloured."""
 _ARROWS: Final = {"higher": "\u00a0↑", "lower": "\u00a0↓", "context": ""}
@@ -26,15 +18,15 @@ _BETTER: Final = {"higher": "higher is better", "lower": "lower is better", "con
 
 def grouped(metrics: Sequence[Metric]) -> list[tuple[str, list[Metric]]]:
     """Title and metrics of each group that has any, in the catalogue's order."""
-    found: dict[str, list[Metric]] = {title: [] for title in GROUPS.values()}
+    found: dict[str, list[Metric]] = {}
     for metric in metrics:
         facts = METRICS.get(metric.name)
-        found.setdefault("Others" if facts is None else GROUPS[facts.group], []).append(metric)
-    return [(title, some) for title, some in found.items() if some]
+        found.setdefault("Others" if facts is None else facts.group, []).append(metric)
+    return list(found.items())
 
 
 def metrics_table(report: EvaluationReport) -> str:
-    """Every metric: the adapter, the rule, the difference, and the same measure on what it is compared with."""
+    """Every metric: the adapter, the rule, the difference, the same measure on what it is compared with."""
     against = "" if report.against is None else report.against.reference
     references = {
         "raw": "Without EMA",
@@ -52,7 +44,7 @@ def metrics_table(report: EvaluationReport) -> str:
     for title, metrics in grouped(report.metrics):
         rows.append(html.group(title, len(heads)))
         for metric in metrics:
-            cells = [_name(metric), value(metric.value, metric.unit, counts=True), required(metric)]
+            cells = [_name(metric), value(metric.value, metric.unit), required(metric)]
             cells += [difference(metric)] if gaps else []
             cells += [
                 value(metric.references[key], metric.unit) if key in metric.references else ""
@@ -64,14 +56,14 @@ def metrics_table(report: EvaluationReport) -> str:
 
 def _name(metric: Metric) -> str:
     link = f'<a href="#definition-{escape(metric.name)}">{escape(metric.title)}</a>'
-    return f"{link}{_ARROWS[metric.direction]}<small>{escape(metric.name)}</small>"
+    sizes = f"{metric.value.n} people, {metric.value.samples} values"
+    return f"{link}{_ARROWS[metric.direction]}<small>{sizes}</small>"
 
 
-def value(found: Value, unit: str, *, counts: bool = False) -> str:
-    """A value above its interval, and where asked the numbers of people and pictures behind it."""
-    sizes = f"<small>{found.n} people, {found.samples} values</small>" if counts else ""
+def value(found: Value, unit: str) -> str:
+    """A value above its interval."""
     low, high = show(found.low, unit).removesuffix(unit), show(found.high, unit)
-    return f"<b>{show(found.value, unit)}</b><small>{low} to {high}</small>{sizes}"
+    return f"<b>{show(found.value, unit)}</b><small>{low} to {high}</small>"
 
 
 def rules(metric: Metric) -> list[str]:
@@ -100,16 +92,20 @@ def difference(metric: Metric) -> str:
     if gap is None:
         return ""
     unit = metric.unit
-    low, high = f"{show(gap.low, unit)}".removesuffix(unit), show(gap.high, unit)
+    low, high = signed(gap.low, unit).removesuffix(unit), signed(gap.high, unit)
     return (
-        f'<span class="{_tone(gap, metric.direction)}">{signed(gap.value, unit)}</span><small>{low} to {high}</small>'
+        f'<span class="{_tone(gap, metric.direction)}">{signed(gap.value, unit)}</span>'
+        f"<small>{low} to {high}</small>"
         f"<small>p {_p(gap.p_holm)}, sees {show(gap.detectable, unit)}</small>"
     )
 
 
 def signed(number: float, unit: str) -> str:
     """A difference with its sign."""
-    return ("+" if number >= 0 else "−") + show(abs(number), unit)
+    words = show(abs(number), unit)
+    if not any(digit in words for digit in "123456789"):
+        return words
+    return ("+" if number > 0 else "−") + words
 
 
 def _tone(gap: Gap, direction: str) -> str:

@@ -11,7 +11,8 @@ from trainer.evaluation.sheets import enlarge
 from trainer.portraits.expressions import CONFUSING_PAIRS, EXPRESSIONS
 from trainer.scoring.calibration import CalibrationReport, Miss, draw
 
-_STYLE = """.curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
+_STYLE = """.curves{grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}
+.gallery{grid-template-columns:repeat(auto-fill,minmax(200px,1fr))}"""
 _COLUMNS = (
     ("slope", "Slope", "rise of the score with the true intensity; ideal 1"),
     ("offset", "Offset", "score at intensity 0 on that line; ideal 0"),
