@@ -1,4 +1,4 @@
-"""Statistics: intervals that hold what they say, tests that are fair where nothing differs, honest refusals."""
+"""Statistics: intervals that hold what they say, fair tests where nothing differs, and honest refusals."""
 
 from __future__ import annotations
 
