@@ -16,7 +16,6 @@ from trainer.evaluation import gates
 from trainer.evaluation.catalogue import METRICS
 from trainer.evaluation.report import Case, Gap, Metric, Probe, Value
 
-CONTEXT = next(name for name, facts in METRICS.items() if facts.direction == "context")
 MINE, PROD = digest_bytes(b"mine"), digest_bytes(b"prod")
 CASES = tuple(
     Case(
@@ -64,8 +63,6 @@ def test_a_recipes_thresholds_know_which_end_they_are() -> None:
     assert found == {"top1_accuracy": Threshold(min=0.85), "structural_confusion": Threshold(max=0.1)}
     with pytest.raises(ValueError, match="no metric is called 'accuracy'"):
         gates.thresholds({"accuracy": 0.85})
-    with pytest.raises(ValueError, match="only gives context"):
-        gates.thresholds({CONTEXT: 0.85})
 
 
 @pytest.mark.parametrize(
@@ -166,7 +163,7 @@ def test_the_policy_gives_rules_on_metrics_that_are_known_and_says_the_others() 
 
 @pytest.mark.parametrize(
     ("name", "direction"),
-    [("top1_accuracy", "lower"), ("structural_confusion", "higher"), (CONTEXT, "higher")],
+    [("top1_accuracy", "lower"), ("structural_confusion", "higher")],
 )
 def test_a_policy_that_takes_the_wrong_end_for_better_is_explained(name: str, direction: str) -> None:
     found = policy(f'[gates.prod.metrics.{name}]\nmax_regression = 0.02\ndirection = "{direction}"')
