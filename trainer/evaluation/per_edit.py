@@ -74,8 +74,7 @@ class Seen:
     def identity(self) -> Array:
         """Identity similarity of every row, 0 without a face; NaN where the source itself shows none."""
         found = metrics.identity_kept(self.own.values["identity"])
-        source = self.own.values.get("source_face")
-        return found if source is None else np.where(source > 0, found, np.nan)
+        return np.where(self.own.values["source_face"] > 0, found, np.nan)
 
     @cached_property
     def ceiling(self) -> Array:

@@ -92,7 +92,8 @@ def test_pictures_without_a_score_are_counted_and_left_out() -> None:
     assert report.reasons == {"no answer: <b>no</b>": 3}
     assert sum(report.confusion[CONFIDENT]) == 0
     assert report.sights[CONFIDENT].curve.asked == (0, 0.5)
-    assert report.top1.value == 1
+    # Three people with eleven faces at full intensity each.
+    assert (report.top1.value, report.top1.n, report.top1.samples) == (1, 3, 33)
     assert "&lt;b&gt;no" in page(report)
     assert "<b>no" not in page(report)
     with pytest.raises(ValueError, match="scored no picture"):
@@ -139,8 +140,9 @@ def test_the_shipped_judge_is_measured_from_the_command_line(tmp_path: Path) -> 
     for sight in report.sights:
         assert f"{sight.slope:.3f}" in result.stdout
     html = (tmp_path / "calibration.html").read_text()
-    assert html.count('class="chart curve"') == 12
-    assert html.count('class="chart heat"') == 1
+    assert html.count('class="chart drawing curve"') == 12
+    assert html.count('class="chart drawing heat"') == 1
+    assert all(f'aria-label="response of {name}"' in html for name in EXPRESSIONS)
     assert "http" not in html.replace("http-equiv", "")
     as_json = CliRunner().invoke(commands, [*words, "--json"])
     assert json.loads(as_json.stdout)["images"] == 125
