@@ -24,7 +24,7 @@ from trainer.portraits.renderer import Domain, identity, one_hot, pose, render
 from trainer.progress import Progress, silent
 from trainer.scoring.scorer import Picture, Scored, Scorer
 
-DEFINITIONS_VERSION = "1"
+DEFINITIONS_VERSION = "2"
 FIRST_IDENTITY = 80_000
 """Seed of the first person: no shipped recipe, test or model uses the people from here on."""
 _BINS = 10
