@@ -206,10 +206,9 @@ def _metric(drawing: Drawing, metric: Metric, y: float) -> None:
 
     middle = y + 14
     drawing.text(16, middle + 4, _fit(metric.title, 42), size=12)
-    if metric.direction != "context":
-        up = -1 if metric.direction == "higher" else 1
-        tip, foot = (start - 20, middle + 4 * up), middle - 3 * up
-        drawing.polygon([tip, (start - 24, foot), (start - 16, foot)], "faded")
+    up = -1 if metric.direction == "higher" else 1
+    tip, foot = (start - 20, middle + 4 * up), middle - 3 * up
+    drawing.polygon([tip, (start - 24, foot), (start - 16, foot)], "faded")
     for bound, reach in ((metric.minimum, low), (metric.maximum, high)):
         if bound is not None:
             left, right = sorted((x(bound), x(reach)))

@@ -22,7 +22,8 @@ Anchor = Literal["start", "middle", "end"]
 
 LIGHT: Final[Mapping[str, str]] = {
     "paper": "#fafaf8", "card": "#fff", "ink": "#26282f", "faint": "#6c7080", "line": "#e4e4e0",
-    "cell": "#f1f1ee", "good": "#1a7f4b", "accent": "#3266c8", "out": "#d2563f", "beside": "#b06a00", "white": "#fff",
+    "cell": "#f1f1ee", "good": "#1a7f4b", "accent": "#3266c8", "out": "#d2563f",
+    "beside": "#b06a00", "white": "#fff",
 }  # fmt: skip
 """The colours of the style sheets' light scheme, by the names of their variables."""
 

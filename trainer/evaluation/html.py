@@ -53,7 +53,8 @@ z-index:1;background:var(--card);min-width:64px;padding:0 8px 0 0;font-size:13px
 .chips{display:flex;flex-wrap:wrap;gap:6px;margin:10px 0 0}
 svg.matrix{min-width:720px;max-width:1080px;margin:0 auto}svg.rows{min-width:680px}svg.heat{max-width:740px}
 @media(max-width:700px){main{padding:24px 14px 48px}dl{grid-template-columns:1fr;gap:0}dd{margin:0 0 8px}
-.card{padding:12px}.gallery{grid-template-columns:1fr}}
+.card{padding:12px}.gallery{grid-template-columns:1fr}.wide-table td:first-child{min-width:130px}
+.curves{grid-template-columns:1fr 1fr}}
 @media print{nav{display:none}.faces td:first-child{position:static}.faces img{width:52px}
 svg.matrix,svg.rows{min-width:0}.wide-table td{white-space:normal}}
 """
@@ -82,7 +83,7 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def section(title: str, lead: str, content: str, *, anchor: str = "") -> str:
-    """Return a part of a page; title and lead are text, ``content`` is markup; see `contents` for ``anchor``."""
+    """Return a part of a page; title and lead are text, ``content`` is markup, ``anchor`` an id."""
     name = f' id="{escape(anchor)}"' if anchor else ""
     return f"<section{name}><h2>{escape(title)}</h2><p class='faint'>{escape(lead)}</p>{content}</section>"
 

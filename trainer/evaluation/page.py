@@ -81,7 +81,7 @@ def page(report: EvaluationReport, shown: Shown, *, subject: str) -> str:
         ("worst", "Worst cases first", "Wrong expression first, then the pictures furthest from right.",
          _gallery(shown.worst) or html.card("Nothing was judged.")),
         ("probes", "Probes", "Questions that are not about quality.", _probes(report, shown.pairs)),
-        ("definitions", "Definitions", f"Version {report.suite.definitions}: another version has other formulas.",
+        ("definitions", "Definitions", f"Version {report.suite.definitions}: another one has other formulas.",
          tables.definitions(report)),
         ("provenance", "Provenance", "Digests of what was judged, on what, and by what.",
          _provenance(report)),
@@ -97,9 +97,9 @@ def page(report: EvaluationReport, shown: Shown, *, subject: str) -> str:
 
 _METRICS: Final = (
     "Intervals: 95 % bootstrap over people. Required: the rules that decide. Difference: paired, on the same "
-    "people; p is corrected by Holm over all metrics of this table; “sees” is the smallest true difference that "
-    "these people would show in 80 % of all cases. Differences with p < 0.05 are coloured. True answers: the "
-    "judges' own error. Each chart line has its own scale."
+    "people; p is corrected by Holm over all metrics of this table; “sees” is the smallest true difference "
+    "that these people would show in 80 % of all cases. Differences with p < 0.05 are coloured. "
+    "True answers: the judges' own error. Each line of the chart has its own scale."
 )
 _CONFUSION: Final = (
     "Asked down, judged across, per cent of edits at intensity 1. Dashed outlines: declared confusing pairs. "
@@ -156,7 +156,7 @@ def _about(report: EvaluationReport) -> str:
         f"<p class='faint'>Suite {html.text(suite.name)}: {len(suite.subjects)} people "
         f"({html.text(', '.join(suite.groups))}), {len(suite.expressions)} expressions, "
         f"{suite.pictures} pictures, intensities {', '.join(f'{level:g}' for level in suite.intensities)}; "
-        f"{suite.steps} sampling steps, seed {suite.seed}. Nobody of them was part of training.{beside}</p>"
+        f"{suite.steps} sampling steps, seed {suite.seed}.{beside}</p>"
         + "".join(f"<p>{html.text(note)}</p>" for note in suite.notes)
     )
 

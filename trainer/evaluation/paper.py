@@ -13,10 +13,10 @@ from typing import Final
 
 SOURCE: Final = "PixelSmile, arXiv 2603.25728, and the dataset card of FFE-Bench"
 CAVEAT: Final = (
-    "Not comparable one to one: the paper's figures are of the photographs and anime of FFE-Bench, judged by a "
-    "vision-language model, by formulas that are not public to us. Ours are of the suite named above, by its own "
-    "judges and our own formulas: another world, another judge. Compare editors within a block of lines; the "
-    "distance between theirs and ours says nothing."
+    "Not comparable one to one: the paper's figures are of photographs and anime of FFE-Bench, judged by a "
+    "vision-language model, by formulas that are not public to us. Ours are of the suite named above, by its "
+    "own judges and our own formulas: another world, another judge. Compare editors within a block of lines; "
+    "the distance between theirs and ours says nothing."
 )
 BLENDS: Final = "9 of 15"
 """Pairs of basic expressions that PixelSmile blends, as the paper counts them."""

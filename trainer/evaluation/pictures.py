@@ -153,7 +153,7 @@ def _reduced(portrait: Portrait) -> Portrait:
 
 
 def contact_sheet(album: _Album) -> Sheet:
-    """People down, expressions across, at intensity 1; expressions down where people were asked for one only."""
+    """People down, expressions across, at intensity 1; expressions down where nobody was asked for two."""
     plan, full = album.plan, {name: single(name, 1.0) for name in album.plan.expressions}
     several = [
         index
@@ -169,7 +169,7 @@ def contact_sheet(album: _Album) -> Sheet:
             )
             for index in several
         ]
-        said = f"Held-out people, never part of training: {len(several)} of {len(plan.subjects)}."
+        said = f"{_who(plan)}: {len(several)} of {len(plan.subjects)}."
         return Sheet(title=title, subtitle=said, columns=["source", *full], rows=rows)
     rows = []
     for name, ask in full.items():
@@ -182,7 +182,7 @@ def contact_sheet(album: _Album) -> Sheet:
         if people:
             rows.append(Row(label=name, cells=cells, captions=words))
     columns = ["source", "edit"] * 3
-    said = "Held-out pictures, never part of training; up to three for each expression."
+    said = f"{_who(plan)}; up to three for each expression."
     return Sheet(title=title, subtitle=said, columns=columns, rows=rows, gaps_after=(1, 3))
 
 
@@ -259,6 +259,15 @@ def worst_sheet(worst: Sequence[CasePictures], title: str) -> Sheet:
         )
     subtitle = "Worst cases first: wrong expression, then the pictures furthest from right."
     return Sheet(title=title, subtitle=subtitle, columns=heads * 2, rows=rows, gaps_after=(len(heads) - 1,))
+
+
+def _who(plan: Plan) -> str:
+    """Who is edited; only of drawn people do we know that no training saw them."""
+    return (
+        "Held-out people, never part of training"
+        if plan.suite.source == "renderer"
+        else "Pictures of the suite"
+    )
 
 
 def _tile(portrait: Portrait) -> Image.Image:

@@ -78,15 +78,15 @@ class Metric(_Frozen):
         passed: None where nothing is required.
         difference: to the adapter that the report is against, if there is one.
         references: the same measure for "raw" (weights without EMA), "base" (no adapter), "against" (the
-            adapter that it is compared with), "renders" (true answers: the judges' own error), as far as it was
-            measured.
+            adapter that it is compared with), "renders" (true answers: the judges' own error), as far
+            as it was measured.
         examples: the edits that speak most against the adapter here, where a rule failed.
     """
 
     name: str
     title: str
     definition: str
-    direction: Literal["higher", "lower", "context"]
+    direction: Literal["higher", "lower"]
     unit: str
     value: Value
     minimum: float | None = None

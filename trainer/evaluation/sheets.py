@@ -159,7 +159,7 @@ def enlarge(portrait: Portrait, side: int) -> Image.Image:
 def png(image: Image.Image) -> bytes:
     """The image as PNG."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", compress_level=4)
     return buffer.getvalue()
 
 

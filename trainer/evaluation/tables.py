@@ -12,8 +12,8 @@ from trainer.evaluation.report import EvaluationReport, Gap, Metric, Value
 
 SEEN: Final = 0.05
 """A corrected p-value below this is a difference that is coloured."""
-_ARROWS: Final = {"higher": "\u00a0↑", "lower": "\u00a0↓", "context": ""}
-_BETTER: Final = {"higher": "higher is better", "lower": "lower is better", "context": "context, not judged"}
+_ARROWS: Final = {"higher": "\u00a0↑", "lower": "\u00a0↓"}
+_BETTER: Final = {"higher": "higher is better", "lower": "lower is better"}
 
 
 def grouped(metrics: Sequence[Metric]) -> list[tuple[str, list[Metric]]]:
@@ -109,7 +109,7 @@ def signed(number: float, unit: str) -> str:
 
 
 def _tone(gap: Gap, direction: str) -> str:
-    if gap.p_holm >= SEEN or direction == "context" or gap.value == 0:
+    if gap.p_holm >= SEEN or gap.value == 0:
         return "faint"
     return "ok" if (gap.value > 0) == (direction == "higher") else "no"
 
