@@ -172,7 +172,8 @@ def single(expression: str, intensity: float) -> Ask:
 
 def mixed(intensities: Mapping[str, float]) -> Ask:
     """Several expressions at once; those at 0 ask for nothing."""
-    return tuple(sorted((name, round(x, 6)) for name, x in intensities.items() if x > 0))
+    rounded = {name: round(x, 6) for name, x in intensities.items()}
+    return tuple(sorted((name, x) for name, x in rounded.items() if x > 0))
 
 
 def basic_blends(expressions: Sequence[str]) -> list[Ask]:
