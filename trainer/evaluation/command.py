@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,9 @@ _tasks = click.option("--tasks", type=_FOLDER, help="Folder of pictures and task
 _base = click.option(
     "--base", type=_FOLDER, help="Folder of the base model; without it the card's base is looked up."
 )
+BASE = "base"
+"""The word that stands for the base model alone."""
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -196,5 +200,62 @@ def compare(
     adapters: tuple[str, ...], suite: str, tasks: Path | None, names: str | None, base: Path | None,
     out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Measure several ADAPTERS on the same people, and say which differences are real."""
-    raise click.UsageError("not yet")
+    """Measure ADAPTERS on the same people, and say which differences are real.
+
+    Each is an adapter's folder or a reference of the registry; the word base is the base model alone. All are
+    asked for what the first one is made for.
+    """
+    from registry.client import Registry
+    from registry.settings import home
+    from trainer.evaluation.comparison import compare, everything
+    from trainer.evaluation.evaluating import FOLDER
+    from trainer.evaluation.terminal import compared
+    from trainer.progress import ConsoleProgress
+
+    registry, progress = Registry.open(), ConsoleProgress()
+    found = [None if text == BASE else _target(registry, text, progress) for text in adapters]
+    columns = _columns(adapters, found, names)
+    editors = _editors(found)
+    bench = _bench(editors[0].card, _section(suite, tasks), base, progress)
+    place = out or home() / FOLDER / _safe(f"{' '.join(columns)} on {bench.plan.suite.name}")
+    comparison = compare(bench, everything(editors, columns), place)
+    if as_json:
+        content = {"folder": str(place), "page": str(place / "comparison.html")}
+        click.echo(json.dumps({**content, **comparison.model_dump(mode="json")}))
+    else:
+        click.echo(compared(comparison, place))
+
+
+def _columns(given: Sequence[str], found: Sequence[Target | None], names: str | None) -> list[str]:
+    """What the adapters are called: by --names, else by their labels, or as they were given.
+
+    Raises:
+        click.UsageError: too few adapters, or names that do not tell them apart.
+    """
+    if len(given) < 2:
+        raise click.UsageError("give at least two adapters to compare")
+    columns = [BASE if one is None else one.label for one in found] if names is None else names.split(",")
+    columns = [name.strip() for name in columns]
+    if names is None and len(set(columns)) < len(columns):
+        columns = list(given)
+    if len(columns) != len(given) or len(set(columns)) < len(columns) or not all(columns):
+        raise click.UsageError(
+            f"{len(given)} adapters need {len(given)} different names, as in --names "
+            + ",".join("ABCDEFGHIJ"[: len(given)])
+        )
+    return columns
+
+
+def _editors(found: Sequence[Target | None]) -> list[Editor]:
+    """Who edits; the base alone takes its prompts from the first adapter's card.
+
+    Raises:
+        click.UsageError: none of them is an adapter.
+    """
+    from trainer.evaluation.editing import editor
+
+    first = next((one for one in found if one is not None), None)
+    if first is None:
+        raise click.UsageError("give at least one adapter: the base alone has no prompts")
+    bare = editor(BASE, first.folder, strength=0.0, reference=BASE)
+    return [bare if one is None else editor(one.label, one.folder, reference=one.called) for one in found]

@@ -240,6 +240,12 @@ def _loaded(base: str, base_path: str, adapter: str, weights: str) -> tuple[Edit
     return _engine(base, base_path), verified
 
 
+def forget_engine() -> None:
+    """Let go of the base and the adapters that this process keeps for its next part."""
+    _loaded.cache_clear()
+    _engine.cache_clear()
+
+
 def _sweep(
     engine: EditEngine,
     adapter: VerifiedAdapter,

@@ -18,7 +18,7 @@ from trainer.evaluation.judges import Judges, judges_of, require_able
 from trainer.evaluation.plan import plan_of
 from trainer.evaluation.readings import Readings
 from trainer.evaluation.report import Against, Digests, EvaluationReport, Gap, Probe, Value
-from trainer.evaluation.statistics import Sample, difference, estimate, holm
+from trainer.evaluation.statistics import Difference, Sample, difference, estimate, holm
 from trainer.evaluation.suites import of_recipe
 from trainer.export import code_version
 from trainer.parts import Mapper, here
@@ -285,9 +285,17 @@ def compared(ours: Mapping[str, Sample], theirs: Mapping[str, Sample], seed: int
     names = [name for name in ours if name in theirs]
     found = [difference(ours[name], theirs[name], seed=seed) for name in names]
     corrected = holm([one.p for one in found])
-    return {
-        name: Gap(
-            value=one.value, low=one.low, high=one.high, p=one.p, p_holm=p, n=one.n, detectable=one.detectable
-        )
-        for name, one, p in zip(names, found, corrected, strict=True)
-    }
+    return {name: gap(one, p) for name, one, p in zip(names, found, corrected, strict=True)}
+
+
+def gap(one: Difference, corrected: float) -> Gap:
+    """The report's form of a difference, with its corrected p-value."""
+    return Gap(
+        value=one.value,
+        low=one.low,
+        high=one.high,
+        p=one.p,
+        p_holm=corrected,
+        n=one.n,
+        detectable=one.detectable,
+    )

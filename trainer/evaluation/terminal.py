@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.evaluation.catalogue import show
+from trainer.evaluation.comparison import COMPARISON_NAME, PAGE, TRUTH, Comparison, Row
 from trainer.evaluation.report import EvaluationReport, Gap, Metric
 
 if TYPE_CHECKING:
@@ -110,3 +112,41 @@ def _verdict(report: EvaluationReport) -> list[str]:
             f"PASSED: all {asked} rules hold" if asked else "PASSED: no rule is set, so nothing could fail"
         ]
     return [f"REFUSED: {', '.join(verdict.failed)}", *(f"  {reason}" for reason in verdict.reasons)]
+
+
+def compared(found: Comparison, place: Path) -> str:
+    """A comparison for a terminal: every metric of every adapter with its rank, and who is really better."""
+    names = [one.name for one in found.adapters]
+    columns = [*names, *([TRUTH] if any(TRUTH in row.values for row in found.metrics) else [])]
+    rows = [["metric", *columns]]
+    for row in found.metrics:
+        arrow = {"higher": " (+)", "lower": " (-)", "context": ""}[row.direction]
+        rows.append([row.name + arrow, *(_ranked(row, name) for name in columns)])
+    suite = found.suite
+    lines = [
+        f"{len(names)} editors on {suite.name}: {len(suite.subjects)} people, {suite.pictures} pictures each",
+        "",
+        table(rows),
+        "",
+        "#1, #2, ...: rank, 1 + how many are really better; who shares a rank cannot be told apart here.",
+        "(+) higher is better, (-) lower is better. Real: interval excludes 0, and p < 0.05 over all pairs",
+        "and metrics.",
+        "",
+    ]
+    for first in names:
+        for second in names:
+            won = found.better(first, second)
+            if won:
+                lines.append(f"{first} is really better than {second} in {len(won)}: {', '.join(won)}")
+    for first, second in combinations(names, 2):
+        if not found.better(first, second) and not found.better(second, first):
+            lines.append(f"{first} and {second} cannot be told apart on this suite")
+    return "\n".join([*lines, "", f"page      {place / PAGE}", f"figures   {place / COMPARISON_NAME}"])
+
+
+def _ranked(row: Row, name: str) -> str:
+    value, rank = row.values.get(name), row.ranks.get(name)
+    if value is None:
+        return ""
+    shown = f"{show(value.value, row.unit)} [{show(value.low)}, {show(value.high)}]"
+    return shown if rank is None else f"{shown} #{rank}"
