@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from fakes.adapters import BASES, clean_adapter
+from fakes.evaluations import evaluation, row
 from fakes.trust import predicate
 from registry import attestation
 from registry.attestation import KINDS, Kind, Statement, materials_match, parse_statement, statement
 from registry.digest import digest_bytes
 from registry.errors import InvalidDocument, UsageError
+from registry.evaluation import Gap
+from registry.evaluation import parse as parse_evaluation
 from registry.manifest import WEIGHTS_NAME, AdapterCard, AdapterManifest
 from registry.scanning import scan
 from registry.scanning.configuration import today
@@ -43,6 +46,39 @@ def test_the_golden_statements(kind: Kind, manifest: AdapterManifest, repository
     found = parse_statement(golden)
     assert (found.kind, found.subject_name, found.digest) == (kind, "pixelsmile:3", manifest.digest)
     assert found.outcome == "pass"
+
+
+def evaluated(manifest: AdapterManifest) -> dict[str, Any]:
+    """A comparison with another adapter that one metric lost, and that names what was judged."""
+    weights, other = manifest.file(WEIGHTS_NAME).sha256, digest_bytes(b"production")
+    better = row("top1_accuracy", 0.9375, difference=(0.03125, 0.015625, 0.046875))
+    worse = row(
+        "structural_confusion", 0.125, difference=(0.0625, 0.03125, 0.09375), direction="lower",
+        maximum=0.25, max_regression=0.03125, passed=False, examples=[
+            {"subject": "human 7", "asked": {"happy": 1.0}, "judged_as": "surprised",
+             "judged_intensity": 0.75, "identity": 0.5, "psnr": 21.5},
+        ],
+    )  # fmt: skip
+    reasons = ["structural_confusion: difference +0.0625"]
+    refused = {"verdict": "fail", "failed": ["structural_confusion"], "reasons": reasons}
+    return evaluation(weights, better, worse, against=other) | refused
+
+
+def test_the_golden_evaluation_of_schema_2(manifest: AdapterManifest, repository: Path) -> None:
+    golden = (repository / "tests" / "golden" / "statements" / "evaluation-2.json").read_bytes()
+    assert statement("evaluation", "pixelsmile:3", manifest.digest, evaluated(manifest)) == golden
+    found = parse_statement(golden)
+    assert (found.kind, found.digest, found.outcome) == ("evaluation", manifest.digest, "fail")
+    read = parse_evaluation(found.predicate)
+    assert read.weights == manifest.file(WEIGHTS_NAME).sha256
+    assert read.against == digest_bytes(b"production")
+    accuracy, confusion = (read.figure(name) for name in ("top1_accuracy", "structural_confusion"))
+    assert accuracy is not None
+    assert confusion is not None
+    assert accuracy.difference == Gap(value=0.03125, low=0.015625, high=0.046875, p=0.25, n=96)
+    assert (accuracy.value, accuracy.direction, accuracy.examples) == (0.9375, "higher", ())
+    assert (confusion.direction, confusion.examples) == ("lower", ("happy of human 7",))
+    assert attestation.judged_another(read, manifest) is None
 
 
 def test_the_golden_scan_statement_is_read(manifest: AdapterManifest, repository: Path) -> None:
@@ -193,6 +229,8 @@ def test_the_report_of_the_trainer_is_an_evaluation(passed: bool, word: str) -> 
     verdict = {"passed": passed, "failed": ["top1"], "reasons": ["top1 is 0.4"]}
     told = attestation.evaluation_predicate({"metrics": [], "verdict": verdict})
     assert told == {"metrics": [], "verdict": word, "failed": ["top1"], "reasons": ["top1 is 0.4"]}
+    noted = {"metrics": [], "verdict": {**verdict, "notes": ["not judged"]}}
+    assert attestation.evaluation_predicate(noted) == {**told, "notes": ["not judged"]}
     with pytest.raises(UsageError, match="verdict"):
         attestation.evaluation_predicate({"verdict": {"passed": "yes"}})
 
@@ -207,6 +245,7 @@ def test_provenance_of_something_else_is_not_signed(manifest: AdapterManifest) -
     told = attestation.training_predicate(manifest, builder="https://example.org")
     attestation.check_about("training", told, manifest)
     attestation.check_about("licence", {}, manifest)
+    attestation.check_about("evaluation", evaluated(manifest), manifest)
     other = manifest.model_copy(update={"training": manifest.training.model_copy(update={"seed": 8})})
     with pytest.raises(UsageError, match="materials of pixelsmile:3"):
         attestation.check_about("training", told, other)

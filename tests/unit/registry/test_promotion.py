@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from fakes.evaluations import evaluation, row
 from fakes.registries import NAME, PASSING, adapter_folder, copy_registry, objects, overwrite
+from registry.cli import cli
 from registry.client import Registry
+from registry.digest import Digest, digest_bytes
 from registry.errors import (
     Conflict,
     DigestMismatch,
@@ -20,6 +25,7 @@ from registry.errors import (
     Unsigned,
     UsageError,
 )
+from registry.manifest import WEIGHTS_NAME
 from registry.promotion import promote
 from registry.settings import CONFIG_NAME
 
@@ -96,6 +102,125 @@ def test_thresholds_name_what_is_too_low_and_what_is_not_there(home: Path, regis
     stricter = with_policy(home, '[gates.prod.metrics."metrics.top1"]\nmin = 0.95\n')
     with pytest.raises(PolicyRefused, match=r"metrics\.top1"):
         stricter.promote(f"{NAME}:1", "prod")
+
+
+NO_WORSE = """
+[gates.prod.metrics.top1_accuracy]
+min = 0.8
+max_regression = 0.02
+"""
+LINE = "top1_accuracy, no regression"
+
+
+def compared(
+    registry: Registry, folder: Path, apart: float, against: str | None = PROD, seed: int = 1
+) -> str:
+    """An approved version whose accuracy is so much above that of another version, give or take 0.01."""
+    path = adapter_folder(folder / f"seed-{seed}", seed=seed)
+    beside = None if against is None else weights_of(registry, against)
+    told = row(value=0.9, difference=None if beside is None else (apart, apart - 0.01, apart + 0.01))
+    report = evaluation(digest_bytes((path / WEIGHTS_NAME).read_bytes()), told, against=beside)
+    reference = registry.push(path, NAME, evaluation=report).reference
+    registry.approve(reference, "a person", "looks right")
+    return reference
+
+
+def weights_of(registry: Registry, reference: str) -> Digest:
+    return registry.show(reference).manifest.file(WEIGHTS_NAME).sha256
+
+
+def found(registry: Registry, reference: str, alias: str = "prod") -> tuple[str, str]:
+    """What the no-regression rule says."""
+    (check,) = [check for check in registry.gates(reference, alias).checks if check.name == LINE]
+    return check.outcome, check.detail
+
+
+@pytest.mark.parametrize(
+    ("apart", "outcome"), [(0.05, "pass"), (0.0, "pass"), (-0.015, "fail"), (-0.2, "fail")]
+)
+def test_a_version_that_may_be_worse_is_not_promoted(
+    home: Path, registry: Registry, tmp_path: Path, apart: float, outcome: str
+) -> None:
+    strict = with_policy(home, NO_WORSE)
+    reference = compared(strict, tmp_path, apart)
+    assert found(strict, reference) == (
+        outcome,
+        f"against pixelsmile:1, which {PROD} means: difference {apart:+.4g} (95 % interval "
+        f"{apart - 0.01:+.4g} to {apart + 0.01:+.4g}, p = 0.25), required at most 0.02 worse",
+    )
+    if outcome == "pass":
+        assert strict.promote(reference, "prod").version == 2
+    else:
+        with pytest.raises(PolicyRefused, match="top1_accuracy: against pixelsmile:1"):
+            strict.promote(reference, "prod")
+        assert strict.load(PROD).reference == f"{NAME}:1"
+
+
+def test_the_first_version_of_an_alias_has_nothing_to_be_worse_than(
+    home: Path, registry: Registry, tmp_path: Path
+) -> None:
+    strict = with_policy(home, NO_WORSE.replace("prod", "beta"))
+    reference = compared(strict, tmp_path, 0.0, against=None)
+    assert found(strict, reference, "beta") == ("pass", f"the first version: {NAME}@beta means nothing yet")
+    assert strict.promote(reference, "beta").version == 2
+
+
+def test_what_an_alias_means_can_be_promoted_again(home: Path, registry: Registry, tmp_path: Path) -> None:
+    """Also when its evaluation was against an older version, and for the same weights in another version."""
+    strict = with_policy(home, NO_WORSE)
+    reference = compared(strict, tmp_path, 0.05)
+    strict.promote(reference, "prod")
+    assert found(strict, reference) == ("pass", f"{PROD} means these very weights")
+    assert strict.promote(reference, "prod").reused
+
+
+def test_a_rollback_is_not_asked_whether_it_is_worse(home: Path, registry: Registry, tmp_path: Path) -> None:
+    """What the alias means is bad, and version 2 was never compared with it; a promotion would be refused."""
+    first, strict = compared(registry, tmp_path, 0.05), with_policy(home, NO_WORSE)
+    strict.promote(first, "prod")
+    third = compared(strict, tmp_path, 0.05, seed=2)
+    strict.promote(third, "prod")
+    with pytest.raises(Unsigned, match="compares it with pixelsmile:3"):
+        strict.promote(first, "prod")
+    assert strict.rollback(NAME, "prod").version == 2
+    low = with_policy(home, NO_WORSE.replace("0.8", "0.95"))
+    with pytest.raises(PolicyRefused, match="top1_accuracy"):
+        low.rollback(NAME, "prod", to=3)
+
+
+def test_a_revoked_version_is_nothing_to_be_compared_with(
+    home: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """Nobody can load it, so nobody could ever be compared with it."""
+    reference, strict = compared(registry, tmp_path, 0.0, against=None), with_policy(home, NO_WORSE)
+    assert found(strict, reference)[0] == "missing"
+    strict.revoke(f"{NAME}:1", "it leaks")
+    assert found(strict, reference) == ("pass", f"{NAME}:1, which {PROD} means, is revoked")
+    assert strict.promote(reference, "prod").version == 2
+
+
+def test_the_command_tells_the_figures_of_a_metric(home: Path, registry: Registry, tmp_path: Path) -> None:
+    strict = with_policy(home, NO_WORSE)
+    reference = compared(strict, tmp_path, -0.2)
+    answer = CliRunner().invoke(cli, ["promote", reference, "--to", "prod", "--json"])
+    assert answer.exit_code == PolicyRefused.exit_code
+    checks = {check["name"]: check for check in json.loads(answer.stdout)["checks"]}
+    metric = checks[LINE]["metric"]
+    assert checks["top1_accuracy"]["metric"] == metric
+    assert metric["name"] == "top1_accuracy"
+    assert metric["rule"] == {"min": 0.8, "max_regression": 0.02}
+    figure = metric["figure"]
+    assert (figure["value"], figure["low"], figure["high"]) == (0.9, 0.9 - 0.05, 0.9 + 0.05)
+    assert (figure["difference"]["value"], figure["difference"]["p"], figure["difference"]["n"]) == (
+        -0.2,
+        0.25,
+        96,
+    )
+    assert "metric" not in checks["approval"]
+    text = CliRunner().invoke(cli, ["promote", reference, "--to", "prod"]).stdout
+    (line,) = [line for line in text.splitlines() if line.startswith(LINE)]
+    assert "FAIL" in line
+    assert "p = 0.25), required at most 0.02 worse" in line
 
 
 def test_each_alias_has_its_own_gate(home: Path, registry: Registry, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from registry.policy import Gate, RegistryPolicy, Threshold
 from trainer.errors import EvaluationError
 from trainer.evaluation import gates
 from trainer.evaluation.catalogue import METRICS
-from trainer.evaluation.report import Case, Gap, Metric, Probe, Value
+from trainer.evaluation.report import Against, Case, Digests, Gap, Metric, Probe, Value
 
 MINE, PROD = digest_bytes(b"mine"), digest_bytes(b"prod")
 CASES = tuple(
@@ -219,3 +221,12 @@ def test_a_verdict_and_a_promotion_never_disagree(
     promoted = check_metrics(Gate(metrics={name: rule}), [parse(predicate)], before)
     assert metric.passed == all(check.outcome == "pass" for check in promoted)
     assert (gates.reason(metric) == "") == bool(metric.passed)
+
+
+def test_the_golden_statement_is_what_a_report_says(repository: Path) -> None:
+    golden = repository / "tests" / "golden" / "statements" / "evaluation-2.json"
+    told = json.loads(golden.read_bytes())["predicate"]
+    for found in told["metrics"]:
+        assert Metric.model_validate_json(json.dumps(found)).model_dump(mode="json") == found
+    for model, found in ((Against, told["against"]), (Digests, told["digests"])):
+        assert model.model_validate(found).model_dump(mode="json") == found
