@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Direction = Literal["higher", "lower", "context"]
+Direction = Literal["higher", "lower"]
 Group = Literal["Expression", "Control", "Identity", "Blends", "Background", "Picture quality"]
 
 
@@ -19,7 +19,7 @@ class MetricFacts:
         title: what people read.
         definition: one sentence with the formula and the range; `trainer.evaluation.metrics` says the rest.
         group: what it is about, as a heading.
-        direction: "higher" is better, "lower" is better, or "context" (explains, cannot be gated).
+        direction: which way is better.
         unit: "" for ratios and rates, "dB" for PSNR.
         paper: name of the paper's own column, None for ours.
     """

@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8
+FEW = 6
+"""An interval leaves 0 out once four subjects differ; where six are expected, that is so in `POWER` of cases."""
 _ROUNDING = 1e-12
 
 
@@ -124,7 +126,9 @@ class Difference:
         p: two-sided p-value of a sign-flip permutation test: how often chance alone gives as much.
         n: number of subjects.
         spread: standard deviation of one subject's part in the difference, as the bootstrap sees it.
-        detectable: the smallest true difference that these subjects would show in `POWER` of all cases.
+        detectable: the smallest true difference that these subjects would show in `POWER` of all cases; of a
+            rate at least that of `FEW` edits, for editors that agree everywhere do not tell what they would
+            differ by.
     """
 
     value: float
@@ -174,7 +178,8 @@ def difference(
 
     The interval draws the same subjects for both. The test exchanges both editors of randomly chosen subjects
     (Fisher's randomisation test); p = (1 + draws at least as far from 0) / (1 + draws).
-    detectable = (z((1 + level) / 2) + z(POWER)) * standard deviation of the bootstrap's differences.
+    detectable = (z((1 + level) / 2) + z(POWER)) * standard deviation of the bootstrap's differences; of
+    rates, whose values are 0 or 1, at least `FEW` / number of values.
 
     Raises:
         ValueError: they are not of the same subjects and edits, or nothing was measured.
@@ -199,7 +204,9 @@ def difference(
         n=count,
         # Draws with replacement spread by (n - 1) / n less than subjects do.
         spread=error * count / max(1, count - 1) ** 0.5,
-        detectable=_reach(level) * error,
+        detectable=max(
+            _reach(level) * error, FEW / first.samples if _is_rate(first) and _is_rate(second) else 0.0
+        ),
     )
 
 
@@ -239,6 +246,10 @@ def _reach(level: float) -> float:
     """How many standard errors a true difference must measure to be seen in `POWER` of all cases."""
     normal = NormalDist()
     return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)
+
+
+def _is_rate(sample: Sample) -> bool:
+    return bool((sample.sums == np.round(sample.sums)).all() and (sample.sums >= 0).all())
 
 
 def _interval(found: Array, level: float) -> tuple[float, float]:

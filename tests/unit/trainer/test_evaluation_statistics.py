@@ -234,6 +234,19 @@ def test_so_many_subjects_as_needed_show_the_margin_four_times_in_five() -> None
     assert 0.74 <= np.mean(shown) <= 0.87
 
 
+def test_editors_who_agree_everywhere_could_still_differ_by_a_few_edits() -> None:
+    all_hits = edits(np.ones(SUBJECTS), np.random.default_rng(0))
+    told = difference(all_hits, all_hits)
+    assert (told.value, told.spread) == (0, 0)
+    assert told.detectable == 6 / (12 * SUBJECTS)
+    rng = np.random.default_rng(14)
+    shown = []
+    for trial in range(300):
+        misses = edits(np.full(SUBJECTS, 1 - told.detectable), rng)
+        shown.append(difference(all_hits, misses, seed=trial, resamples=400).low > 0)
+    assert 0.76 <= np.mean(shown) <= 0.92
+
+
 # -- many tests at once --------------------------------------------------------------------------------------
 
 
