@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from fakes.evaluations import evaluation, row
 from fakes.registries import NAME, adapter_files, adapter_folder, copy_registry
+from fakes.statements import evaluation, row
 from fakes.trust import publish
 from registry.attestation import DEMANDED
 from registry.attesting import sign

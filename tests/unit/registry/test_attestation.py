@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fakes.adapters import BASES, clean_adapter
-from fakes.evaluations import evaluation, row
+from fakes.statements import evaluation, row
 from fakes.trust import predicate
 from registry import attestation
 from registry.attestation import KINDS, Kind, Statement, materials_match, parse_statement, statement

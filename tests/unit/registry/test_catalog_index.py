@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from fakes.adapters import card, changed, clean_adapter
+from fakes.statements import row
 from registry.digest import digest_bytes, file_entry
 from registry.errors import Conflict, DigestMismatch
 from registry.index import headlines, is_ours, manifest_tags, signed_tags
@@ -107,6 +108,14 @@ def test_a_withdrawn_version_says_so_in_one_line() -> None:
                 {"name": "broken", "value": None},
             ],
             {"metric.top1_accuracy": "0.5", "metric.psnr": "24"},
+        ),
+        (
+            [
+                row("psnr", 24.0),
+                row("basic_accuracy", 0.75, max_regression=0.02),
+                row("top1_accuracy", minimum=0.4),
+            ],
+            {"metric.basic_accuracy": "0.75", "metric.top1_accuracy": "0.9", "metric.psnr": "24"},
         ),
         ({"a/b c": 1.5, "text": "x"}, {"metric.a_b_c": "1.5"}),
     ],

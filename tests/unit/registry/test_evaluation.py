@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes.evaluations import evaluation, row
+from fakes.statements import evaluation, row
 from registry.digest import digest_bytes
 from registry.errors import InvalidDocument
 from registry.evaluation import (

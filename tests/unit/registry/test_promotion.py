@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from fakes.evaluations import evaluation, row
 from fakes.registries import NAME, PASSING, adapter_folder, copy_registry, objects, overwrite
+from fakes.statements import evaluation, row
 from registry.cli import cli
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
