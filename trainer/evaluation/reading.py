@@ -130,7 +130,7 @@ def _values(
     if source.face is not None:
         faces = [np.full_like(source.face, np.nan) if one is None else one
                  for one in _faces(judges, edits, source.outside)]  # fmt: skip
-        found["identity"] = metrics.cosine(source.face[None], np.stack(faces))
+        found["identity"] = np.clip(np.stack(faces).astype(np.float64) @ source.face, -1.0, 1.0)
     truths = [plan.pictures.truth(index, ask) for ask in asks]
     known = [resized(one, edits.shape[1:3]) for one in truths if one is not None]
     if len(known) == len(edits):
