@@ -8,7 +8,6 @@ asks for more: that the comparison was made with what the alias means then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 from registry import evaluation
 from registry.policy import RegistryPolicy, Threshold
@@ -23,7 +22,7 @@ def thresholds(section: Mapping[str, float]) -> dict[str, Threshold]:
     """The rules that a recipe's ``metric: threshold`` means; the metric's direction says which end it is.
 
     Raises:
-        ValueError: an unknown metric, or one that only gives context.
+        ValueError: an unknown metric.
     """
     found = {}
     for name, value in section.items():
@@ -32,8 +31,6 @@ def thresholds(section: Mapping[str, float]) -> dict[str, Threshold]:
             raise ValueError(
                 f"no metric is called {name!r}. Thresholds can name: {', '.join(sorted(METRICS))}"
             )
-        if facts.direction == "context":
-            raise ValueError(f"{name} only gives context to other metrics: remove its threshold")
         found[name] = Threshold(min=value) if facts.direction == "higher" else Threshold(max=value)
     return found
 
@@ -70,13 +67,12 @@ def merged(first: Mapping[str, Threshold], second: Mapping[str, Threshold]) -> d
     for name in first.keys() & second.keys():
         one, other = first[name], second[name]
         margin = _least(one.max_regression, other.max_regression)
-        facts = METRICS[name]
         try:
             found[name] = Threshold(
                 min=_most(one.min, other.min),
                 max=_least(one.max, other.max),
                 max_regression=margin,
-                direction=None if margin is None or facts.direction == "context" else facts.direction,
+                direction=None if margin is None else METRICS[name].direction,
             )
         except ValueError:
             raise EvaluationError(
@@ -192,8 +188,7 @@ def reason(metric: Metric) -> str:
         asked += [] if metric.maximum is None else [f"at most {show(metric.maximum, metric.unit)}"]
         missed.append(f"{metric.name} is {metric.shown()}, required {' and '.join(asked)}")
     if metric.max_regression is not None and (inside or metric.difference is not None):
-        better: Literal["higher", "lower"] = "lower" if metric.direction == "lower" else "higher"
-        rule = Threshold(max_regression=metric.max_regression, direction=better)
+        rule = Threshold(max_regression=metric.max_regression, direction=metric.direction)
         check = evaluation.not_worse(metric.name, rule, _figure(metric))
         missed += [] if check.outcome == "pass" else [f"{metric.name}: {check.detail}"]
     text = "; ".join(missed)
