@@ -189,8 +189,9 @@ def _run(
     open_portrait(data)  # a bad picture is refused before anything is fetched or loaded
     adapter = _pull(wanted)
     from serving.engine import EditEngine
+    from serving.quiet import quiet_libraries
 
-    _quiet_libraries()
+    quiet_libraries()
     engine = EditEngine.load(adapter.card.base)
     return _sweep(engine, data, adapter, rows, strength=strength, seed=seed, steps=steps)
 
@@ -229,19 +230,6 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
             bars.update(tasks[stage], completed=done, total=total)
 
         yield show
-
-
-def _quiet_libraries() -> None:
-    """Keep the progress bars and the chatter of the model libraries off stderr, for this whole process."""
-    import warnings
-
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    warnings.simplefilter("ignore", FutureWarning)  # about arguments of theirs, nothing a user could mend
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-        library.set_verbosity_error()
 
 
 def _strip(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from registry.client import Registry
     from registry.manifest import AdapterCard
     from registry.policy import RegistryPolicy
-    from trainer.evaluation.evaluating import Bench
+    from trainer.evaluation.bench import Bench
+    from trainer.evaluation.editing import Editor
     from trainer.evaluation.targets import Target
     from trainer.progress import Progress
     from trainer.sections import SuiteSection
@@ -165,9 +166,10 @@ def _bench(card: AdapterCard, section: SuiteSection, base: Path | None, progress
     from trainer.cli import find_base
     from trainer.evaluation.bench import Bench
     from trainer.evaluation.evaluating import FOLDER, MEASURED
-    from trainer.evaluation.judges import judges_of
+    from trainer.evaluation.judges import judges_of, require_able
     from trainer.evaluation.plan import plan_of
 
+    require_able(section, card.base)
     return Bench(
         plan=plan_of(section, card.conditioning),
         judges=judges_of(section, home()),

@@ -222,7 +222,9 @@ def _plan(suite: str, conditioning: str) -> Plan:
 def _engine(base: str, base_path: str) -> EditEngine:
     from serving import pipelines, settings
     from serving.engine import EditEngine
+    from serving.quiet import quiet_libraries
 
+    quiet_libraries()
     known, device = BaseModelRef.model_validate_json(base), settings.load().device
     pipeline = pipelines.load(known.family, Path(base_path), device=device)
     return EditEngine(pipeline, base=known, allow_candidates=True)

@@ -125,7 +125,7 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         RegistryError: the scan blocks an adapter, or the licence check does.
         ServingError: an adapter does not fit the base.
     """
-    from trainer.evaluation import memorisation
+    from trainer.evaluation import memorisation, safety
 
     require_able(bench.plan.suite, bench.base)
     editors = _editors(wanted)
@@ -152,7 +152,7 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
     measured, truth = measured_by(bench, editors)
     found = memorisation.probe(bench, measured["adapter"], wanted.training_data)
-    probes = (found.probe,)
+    probes = (found.probe, *safety.probes(bench, measured))
     report = build_report(bench, measured, truth, wanted, digests, probes)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
