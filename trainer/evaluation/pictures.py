@@ -57,8 +57,8 @@ def write(
         subject: name of the adapter.
         pairs: caption, an edit of a held-out person, and the training picture that is nearest to it.
     """
-    album = _Album(plan, measured["adapter"])
-    bare = _Album(plan, measured["base"]) if "base" in measured else album
+    album = Album(plan, measured["adapter"])
+    bare = Album(plan, measured["base"]) if "base" in measured else album
     shots = Shown(
         contact=contact_sheet(album),
         intensities=intensity_sheet(album),
@@ -99,7 +99,7 @@ def _images(report: EvaluationReport, shots: Shown, title: str) -> Iterable[tupl
         yield "worst.png", worst_sheet(shots.worst, title).image()
 
 
-class _Album:
+class Album:
     """The pictures of an evaluation, each read once and no larger than is shown."""
 
     def __init__(self, plan: Plan, edits: Measured) -> None:
@@ -152,7 +152,7 @@ def _reduced(portrait: Portrait) -> Portrait:
     return np.asarray(image)
 
 
-def contact_sheet(album: _Album) -> Sheet:
+def contact_sheet(album: Album) -> Sheet:
     """People down, expressions across, at intensity 1; expressions down where nobody was asked for two."""
     plan, full = album.plan, {name: single(name, 1.0) for name in album.plan.expressions}
     several = [
@@ -186,7 +186,7 @@ def contact_sheet(album: _Album) -> Sheet:
     return Sheet(title=title, subtitle=said, columns=columns, rows=rows, gaps_after=(1, 3))
 
 
-def intensity_sheet(album: _Album) -> Sheet | None:
+def intensity_sheet(album: Album) -> Sheet | None:
     """One person in every expression at every intensity; somebody else where that person was not asked."""
     plan, levels = album.plan, album.plan.suite.intensities
 
@@ -216,7 +216,7 @@ def intensity_sheet(album: _Album) -> Sheet | None:
     )
 
 
-def blend_matrix(album: _Album, report: EvaluationReport) -> Drawing | None:
+def blend_matrix(album: Album, report: EvaluationReport) -> Drawing | None:
     """The chart of all pairs of expressions, basic ones first; None where no blend was asked for."""
     plan = album.plan
     order = sorted(plan.expressions, key=lambda name: (name not in BASIC, plan.expressions.index(name)))

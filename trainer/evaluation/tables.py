@@ -62,7 +62,7 @@ def _name(metric: Metric) -> str:
 
 def value(found: Value, unit: str) -> str:
     """A value above its interval."""
-    low, high = show(found.low, unit).removesuffix(unit), show(found.high, unit)
+    low, high = show(found.low, unit).removesuffix(f" {unit}"), show(found.high, unit)
     return f"<b>{show(found.value, unit)}</b><small>{low} to {high}</small>"
 
 
@@ -92,11 +92,11 @@ def difference(metric: Metric) -> str:
     if gap is None:
         return ""
     unit = metric.unit
-    low, high = signed(gap.low, unit).removesuffix(unit), signed(gap.high, unit)
+    low, high = signed(gap.low, unit).removesuffix(f" {unit}"), signed(gap.high, unit)
     return (
         f'<span class="{_tone(gap, metric.direction)}">{signed(gap.value, unit)}</span>'
         f"<small>{low} to {high}</small>"
-        f"<small>p {_p(gap.p_holm)}, sees {show(gap.detectable, unit)}</small>"
+        f"<small>p {escape(_p(gap.p_holm))}, sees {show(gap.detectable, unit)}</small>"
     )
 
 
