@@ -152,22 +152,25 @@ def _judged(
     of_sources = nearest(sources, training.hashes)[1]
     known = of_sources <= COPY
     limit, face = shows_another(edits.faces, sources.faces, whose, training, ~known)
-    memory = remembered(bits, own) | face
+    # Who was trained on is near to training pictures whoever edits: that is the suite's fault, and told so.
+    unknown = ~known[whose]
+    picture, face = remembered(bits, own) & unknown, face & unknown
+    memory = picture | face
     if truths is None:  # the source stands for the true answer; its distance to itself says nothing
         honest = of_sources[whose]
-        chance = honest <= MATCH
+        chance = (honest <= MATCH) & unknown
     else:
         honest = nearest(truths, training.hashes)[1]
-        chance = remembered(honest, apart(truths.hashes, sources.hashes[whose]))
+        chance = remembered(honest, apart(truths.hashes, sources.hashes[whose])) & unknown
     figures = {
         "edits": len(keys),
         "memory_rate": memory.mean(),
         "chance_rate": chance.mean(),
         **_above(memory, chance, whose, len(plan.subjects), plan.suite.seed),
         "people_at_most": at_most(len(np.unique(whose[memory])), len(np.unique(whose))),
-        "picture_memories": remembered(bits, own).sum(),
+        "picture_memories": picture.sum(),
         "face_memories": face.sum(),
-        "copies": (remembered(bits, own) & (bits <= COPY)).sum(),
+        "copies": (picture & (bits <= COPY)).sum(),
         "known_people": known.sum(),
         "median_bits": np.median(bits),
         "median_bits_honest": np.median(honest),
