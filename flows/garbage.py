@@ -2,7 +2,7 @@
 
 Folders of stages, with their pictures, latents and checkpoints, and answers of paid APIs are kept for ever
 unless an age is given: they are hours and money. One that is in use is young, because its files are.
-What editors did for evaluations costs minutes: it is there so that what production runs is measured once.
+What editors did for evaluations costs minutes: it is kept so that what production runs is measured once.
 """
 
 from __future__ import annotations
@@ -21,8 +21,12 @@ from trainer.evaluation.evaluating import FOLDER as EVALUATIONS
 #: Folders of stages and what they leave while they work, below ``runs/<recipe>``.
 _STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
 
-#: What an editor did, the judges' own error, and what is left of either, below ``evaluations/measured``.
-_MEASURED = re.compile(r"\.?(truth-)?[0-9a-f]{32}([.-].+)?", re.ASCII)
+#: Below ``evaluations``: in "measured" what an editor did, the judges' own error, and what is left of either;
+#: in "fetched" versions that somebody was compared with. The reports beside them stay.
+_DISPOSABLE = {
+    "measured": re.compile(r"\.?(truth-)?[0-9a-f]{32}([.-].+)?", re.ASCII),
+    "fetched": re.compile(r"[0-9a-f]{64}", re.ASCII),
+}
 
 
 class Removed(TypedDict):
@@ -70,7 +74,7 @@ def collect(
     home = registry.place.home
     for where, folders, age in (
         ("run folders", _stages(home / "runs"), run_folders),
-        ("evaluations", _folders(home / EVALUATIONS / "measured", _MEASURED), evaluations),
+        ("evaluations", _disposable(home / EVALUATIONS), evaluations),
     ):
         for folder in _old(folders, age) if age is not None else ():
             rows.append(_row(where, str(folder.relative_to(home)), _bytes(folder)))
@@ -92,6 +96,11 @@ def _row(where: str, name: str, size: int) -> Removed:
 def _stages(runs: Path) -> Iterator[Path]:
     for recipe in sorted(runs.glob("*")):
         yield from _folders(recipe, _STAGE)
+
+
+def _disposable(evaluations: Path) -> Iterator[Path]:
+    for name, pattern in _DISPOSABLE.items():
+        yield from _folders(evaluations / name, pattern)
 
 
 def _folders(place: Path, names: re.Pattern[str]) -> Iterator[Path]:

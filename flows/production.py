@@ -16,6 +16,8 @@ from registry.content import FileContent
 from registry.digest import Digest, digest_content
 from registry.errors import NotFound, UsageError
 from registry.manifest import WEIGHTS_NAME
+from registry.reference import Reference
+from trainer.progress import Progress
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,18 +41,19 @@ class Standing:
     weights: Digest | None = None
     taken: bool = False
 
-    def pull(self, registry: Registry) -> tuple[Path, str] | None:
+    def fetch(self, registry: Registry, progress: Progress) -> tuple[Path, str] | None:
         """The folder of that version, fetched and verified, and its reference; None without one.
 
         Raises:
             RegistryError: it cannot be fetched, or is not believed.
         """
+        from trainer.evaluation.evaluating import FOLDER
+        from trainer.evaluation.targets import fetch
+
         if self.reference is None:
             return None
-        pulled = registry.pull(self.reference)
-        assert pulled.path is not None, "a pull keeps what it fetched"
-        assert pulled.manifest.file(WEIGHTS_NAME).sha256 == self.weights, "versions are immutable"
-        return pulled.path, self.reference
+        place = registry.place.home / FOLDER / "fetched"
+        return fetch(registry, Reference.parse(self.reference), place, progress).folder, self.reference
 
 
 NOTHING = Standing(why="compared with nothing")

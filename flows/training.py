@@ -168,7 +168,7 @@ def evaluate(
         out,
         raw_dir=trained / "adapter-raw",
         progress=progress,
-        against=against.pull(Registry.open(home)),
+        against=against.fetch(Registry.open(home), progress),
         rules=rules,
         taken=against.taken,
         training_data=data,

@@ -82,7 +82,7 @@ def report(
 
 
 @task(name="evaluate", description="a report that somebody wrote")
-def evaluate(seed: int, top1: float, out: Path, progress: Progress) -> dict[str, Any]:
+def evaluate(seed: int, top1: float, gap: float | None, out: Path, progress: Progress) -> dict[str, Any]:
     """Leave a report and a contact sheet, and count how often that was done."""
     with (home() / COUNTED).open("a") as lines:
         lines.write(f"{seed}\n")
@@ -93,8 +93,10 @@ def evaluate(seed: int, top1: float, out: Path, progress: Progress) -> dict[str,
         digest=digest_bytes(b"x"),
         facts={},
     )
+    first = (f"{NAME}:1", digest_bytes(adapter_files(0)[WEIGHTS_NAME]))
+    found = report(top1, seed=seed, against=None if gap is None else first, gap=gap or 0.0)
     with new_folder(out) as folder:
-        (folder / "evaluation.json").write_text(report(top1, seed=seed).model_dump_json())
+        (folder / "evaluation.json").write_text(found.model_dump_json())
         noise = np.random.default_rng(seed).integers(0, 256, (900, 1200, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / "contact_sheet.png")
         (folder / "report.html").write_text("<p>report</p>")
@@ -103,12 +105,22 @@ def evaluate(seed: int, top1: float, out: Path, progress: Progress) -> dict[str,
 
 
 @flow(name="release-of-a-fake")
-def release(seed: int = 1, approval: Approval = "ask", top1: float = 0.9) -> dict[str, Any]:
-    """Evaluate once, push, wait for approvers, promote."""
+def release(
+    seed: int = 1, approval: Approval = "ask", top1: float = 0.9, gap: float | None = None
+) -> dict[str, Any]:
+    """Evaluate once, push, wait for approvers, promote.
+
+    Args:
+        seed: of the adapter.
+        approval: as in `flows.job.release`.
+        top1: what the report says.
+        gap: how much better than version 1 it says that this is; None says nothing of version 1.
+    """
     place = home()
     job = Job(home=place, root=place / "runs" / "fake", display=Display(4))
     adapter = adapter_folder(place / f"adapter-{seed}", seed)
-    evaluated = job.cached(evaluate, key={"seed": seed, "top1": top1}, seed=seed, top1=top1)
+    said = {"seed": seed, "top1": top1, "gap": gap}
+    evaluated = job.cached(evaluate, key=said, **said)
     pushed = job.always(push, home=place, adapter=adapter, evaluated=evaluated.folder, name=NAME)
     wait_for_approvers(job, pushed, "prod", evaluated.folder, again=approval == "again")
     return {"alias": move_alias(job, pushed, "prod"), "version": pushed.facts["reference"]}

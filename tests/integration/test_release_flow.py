@@ -86,7 +86,7 @@ def test_without_a_signature_it_is_asked_again_and_with_one_it_is_promoted(
     assert found["contact-sheet"].startswith("data:image/jpeg;base64,")
     assert len(found["contact-sheet"]) <= 300_000
     metrics = {row["metric"]: row for row in json.loads(found["metrics"])}
-    assert metrics["top1_accuracy"]["threshold"] == ">= 0.85"
+    assert metrics["top1_accuracy"]["required"] == ">= 0.85"
     gates = {row["gate"]: row["result"] for row in json.loads(found["gates"])}
     assert gates["approval"] == "missing"
     assert {gates[one] for one in ("training", "scan", "licence", "evaluation")} == {"pass"}
@@ -195,6 +195,27 @@ def test_nobody_is_asked_about_a_version_that_fails_its_evaluation(runs: Any, re
     assert run.state.is_failed()
     assert "evaluation" in run.state.message
     assert meant(registry) == f"{NAME}:1"
+
+
+@pytest.mark.parametrize(("gap", "asked"), [(-0.005, True), (-0.05, False), (None, False)])
+def test_nobody_is_asked_about_a_version_that_may_be_worse_than_what_production_runs(
+    runs: Any, registry: Registry, home: Path, gap: float | None, asked: bool
+) -> None:
+    """The report's own verdict is "pass": the registry compares by itself, and wants to know of version 1."""
+    rule = '[gates.prod.metrics.top1_accuracy]\nmax_regression = 0.02\ndirection = "higher"\n'
+    (home / "registry" / "policy.toml").write_text(rule)
+    run = runs.start(gap=gap)
+    if asked:
+        assert run.state.name == "Suspended"
+        (row,) = [one for one in json.loads(run.artifacts()["metrics"]) if one["metric"] == "top1_accuracy"]
+        assert row["difference"] == "-0.005 (-0.015 to +0.005), p 0.08"
+        registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+        assert run.resume(**YES).state.is_completed()
+        assert meant(registry) == f"{NAME}:2"
+    else:
+        assert run.state.is_failed()
+        assert "top1_accuracy" in run.state.message
+        assert meant(registry) == f"{NAME}:1"
 
 
 def test_a_worker_without_an_approvers_key_waits_until_somebody_has_promoted(

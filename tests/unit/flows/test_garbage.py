@@ -91,15 +91,15 @@ def test_what_somebody_uses_or_looks_at_stays(registry: Registry, home: Path) ->
 def test_what_evaluations_keep_goes_when_none_has_used_it_for_long(registry: Registry, home: Path) -> None:
     place = home / "evaluations" / "measured"
     measured, truth = "evaluations/measured/" + "0" * 32, "evaluations/measured/truth-" + "1" * 32
-    left = f"evaluations/measured/.{'2' * 32}-{'3' * 16}.parts"
-    for name in (measured, truth, left):
+    left, fetched = f"evaluations/measured/.{'2' * 32}-{'3' * 16}.parts", f"evaluations/fetched/{'5' * 64}"
+    for name in (measured, truth, left, fetched):
         old(home / name / "readings.parquet")
     young, mine = place / ("4" * 32), old(place / "mine" / "a.txt")
     report = old(home / "evaluations" / "pixelsmile-3" / "evaluation.json")
     old(young / "readings.parquet")
     os.utime(young)
     assert clean() == []
-    assert sorted(clean(evaluations=30)) == sorted([measured, truth, left])
+    assert sorted(clean(evaluations=30)) == sorted([measured, truth, left, fetched])
     assert sorted(path.name for path in place.iterdir()) == ["4" * 32, "mine"]
     assert mine.exists()
     assert report.exists()

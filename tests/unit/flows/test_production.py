@@ -14,6 +14,7 @@ from flows.production import standing
 from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.manifest import WEIGHTS_NAME
+from trainer.progress import silent
 from trainer.recipe import Recipe, change
 from trainer.recipe import load as load_recipe
 
@@ -51,7 +52,7 @@ def test_without_a_registry_or_an_alias_there_is_nothing_to_compare_with(
     found = standing(Registry.open(home), recipe, adapter_folder(tmp_path / "new", 1))
     assert (found.reference, found.taken) == (None, False)
     assert f"{NAME}@prod means nothing yet" in found.why
-    assert found.pull(Registry.open(home)) is None
+    assert found.fetch(Registry.open(home), silent) is None
 
 
 def test_a_candidate_is_compared_with_what_the_alias_means_now(
@@ -60,9 +61,9 @@ def test_a_candidate_is_compared_with_what_the_alias_means_now(
     candidate = adapter_folder(tmp_path / "new", 9)
     found = standing(registry, recipe, candidate)
     assert (found.reference, str(found.weights), found.taken) == (f"{NAME}:1", weights(0), True)
-    pulled = found.pull(registry)
-    assert pulled is not None
-    assert (pulled[0] / WEIGHTS_NAME).read_bytes() == adapter_files(0)[WEIGHTS_NAME]
+    fetched = found.fetch(registry, silent)
+    assert fetched is not None
+    assert (fetched[0] / WEIGHTS_NAME).read_bytes() == adapter_files(0)[WEIGHTS_NAME]
     released(registry, tmp_path, 1)
     assert str(standing(registry, recipe, candidate).weights) == weights(1), "somebody promoted in between"
 
@@ -80,7 +81,9 @@ def test_its_own_promotion_changes_nothing(registry: Registry, recipe: Recipe, t
     assert standing(registry, recipe, adapter) == before
 
 
-@pytest.mark.parametrize("against", ["pixelsmile:1", {"reference": "/an/adapter"}, {"reference": "pixelsmile:1"}])
+@pytest.mark.parametrize(
+    "against", ["pixelsmile:1", {"reference": "/an/adapter"}, {"reference": "pixelsmile:1"}]
+)
 def test_a_signed_comparison_that_names_nothing_is_none(
     registry: Registry, recipe: Recipe, tmp_path: Path, against: Any
 ) -> None:
