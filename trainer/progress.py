@@ -21,6 +21,35 @@ def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """Drop the news."""
 
 
+class Whole:
+    """One measure of progress over several stages, which come one after the other.
+
+    Args:
+        progress: is told of the whole.
+        stage: what the whole is called.
+        total: of pieces.
+    """
+
+    def __init__(self, progress: Progress, stage: str, total: int) -> None:
+        self._progress, self._stage, self._total, self._begun = progress, stage, total, 0
+
+    def part(self, name: str, size: int) -> Progress:
+        """The progress of the next stage, which is ``size`` of the pieces however it counts itself."""
+        begun = self._begun
+        self._begun += size
+
+        def part(stage: str, done: int, total: int, note: str = "") -> None:
+            # The end is told once, by `end`: a stage that is done does not mean that all is.
+            reached = min(begun + size * done // max(1, total), self._total - 1)
+            self._progress(self._stage, reached, self._total, f"{name}, {note}" if note else name)
+
+        return part
+
+    def end(self, note: str) -> None:
+        """Say that all is done."""
+        self._progress(self._stage, self._total, self._total, note)
+
+
 class ConsoleProgress:
     """Prints progress with the estimated time to go; one rewritten line on a terminal, few lines elsewhere.
 

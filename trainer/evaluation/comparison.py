@@ -21,7 +21,7 @@ from trainer.evaluation import measure
 from trainer.evaluation.bench import Bench
 from trainer.evaluation.catalogue import METRICS
 from trainer.evaluation.editing import Editor
-from trainer.evaluation.evaluating import estimated, gap, measured_by
+from trainer.evaluation.evaluating import ENDED, estimated, gap, measured_by, progress_of
 from trainer.evaluation.judges import require_able
 from trainer.evaluation.readings import Readings
 from trainer.evaluation.report import Curve, Gap, Suite, Value
@@ -154,7 +154,8 @@ def compare(bench: Bench, editors: Mapping[str, Editor], out: Path) -> Compariso
     if finished(out, key):
         bench.say(f"this very comparison was made before: {out}")
         return Comparison.model_validate_json((out / COMPARISON_NAME).read_bytes())
-    measured, truth = measured_by(bench, editors)
+    whole = progress_of(bench, editors)
+    measured, truth = measured_by(bench, editors, whole)
     readings = {name: one.readings for name, one in measured.items()}
     found = Comparison(
         code_version=code_version(),
@@ -169,6 +170,7 @@ def compare(bench: Bench, editors: Mapping[str, Editor], out: Path) -> Compariso
         (folder / COMPARISON_NAME).write_bytes(data)
         (folder / PAGE).write_text(page(found, bench.plan, measured), "utf-8")
         write_result(folder, StageResult(stage="compare", folder=out, key=key, digest=digest_bytes(data)))
+    whole.end(ENDED)
     return found
 
 

@@ -22,7 +22,7 @@ from trainer.evaluation.statistics import Difference, Sample, difference, estima
 from trainer.evaluation.suites import of_recipe
 from trainer.export import code_version
 from trainer.parts import Mapper, here
-from trainer.progress import Progress, silent
+from trainer.progress import Progress, Whole, silent
 from trainer.provenance import code_digest
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
@@ -33,6 +33,9 @@ FOLDER = "evaluations"
 """Folder of the data folder with reports, and with what editors did and what judges read."""
 MEASURED = "measured"
 STAGE = "evaluate"
+ENDED = "edited, judged and asked"
+PROBES = 100
+"""The probes take about as long as so many pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,9 +153,11 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
     if finished(out, key):
         bench.say(f"this very evaluation was made before: {out}")
         return EvaluationReport.model_validate_json((out / REPORT_NAME).read_bytes())
-    measured, truth = measured_by(bench, editors)
-    found = memorisation.probe(bench, measured["adapter"], wanted.training_data)
-    probes = (found.probe, *safety.probes(bench, measured))
+    whole = progress_of(bench, editors, extra=PROBES)
+    measured, truth = measured_by(bench, editors, whole)
+    asking = replace(bench, progress=whole.part("probes", 2 * PROBES))
+    found = memorisation.probe(asking, measured["adapter"], wanted.training_data)
+    probes = (found.probe, *safety.probes(asking, measured))
     report = build_report(bench, measured, truth, wanted, digests, probes)
     with new_folder(out) as folder:
         data = report.model_dump_json(indent=1).encode()
@@ -162,34 +167,26 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         write_result(
             folder, StageResult(stage="evaluate", folder=out, key=key, digest=digest_bytes(data), facts=facts)
         )
+    whole.end(ENDED)
     return report
 
 
-def measured_by(bench: Bench, editors: Mapping[str, Editor]) -> tuple[dict[str, Measured], Readings | None]:
-    """Measure editors one after the other and look at the true answers, under one measure of progress."""
-    sizes = [(name, bench.pictures(one)) for name, one in editors.items()]
+def progress_of(bench: Bench, editors: Mapping[str, Editor], *, extra: int = 0) -> Whole:
+    """One measure of progress for `measured_by`, and for ``extra`` pictures that somebody makes after it."""
     # An edit is made and judged, a true answer is only judged.
-    whole = sum(2 * size for _, size in sizes) + bench.answers
-    begun, measured = 0, dict[str, Measured]()
-    for name, size in sizes:
-        part = _share(bench.progress, name, begun, 2 * size, whole)
-        measured[name] = replace(bench, progress=part).measure(editors[name])
-        begun += 2 * size
-    truth = replace(
-        bench, progress=_share(bench.progress, "true answers", begun, bench.answers, whole)
-    ).truth()
-    bench.progress(STAGE, whole, whole, "pictures edited and judged")
-    return measured, truth
+    pictures = sum(2 * bench.pictures(one) for one in editors.values())
+    return Whole(bench.progress, STAGE, pictures + bench.answers + 2 * extra)
 
 
-def _share(progress: Progress, name: str, begun: int, size: int, whole: int) -> Progress:
-    """A progress that counts as ``size`` of a larger one."""
-
-    def part(stage: str, done: int, total: int, note: str = "") -> None:
-        # The end is told once, by who goes on.
-        progress(STAGE, min(begun + size * done // max(1, total), whole - 1), whole, f"{name}, {note}")
-
-    return part
+def measured_by(
+    bench: Bench, editors: Mapping[str, Editor], whole: Whole
+) -> tuple[dict[str, Measured], Readings | None]:
+    """Measure editors one after the other, by name, and look at the true answers."""
+    measured = {}
+    for name, one in editors.items():
+        part = whole.part(name, 2 * bench.pictures(one))
+        measured[name] = replace(bench, progress=part).measure(one)
+    return measured, replace(bench, progress=whole.part("true answers", bench.answers)).truth()
 
 
 def _dataset(folder: Path) -> Digest:

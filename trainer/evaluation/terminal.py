@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from registry.errors import shown
 from trainer.evaluation.catalogue import show
 from trainer.evaluation.comparison import COMPARISON_NAME, PAGE, TRUTH, Comparison, Row
 from trainer.evaluation.report import EvaluationReport, Gap, Metric
@@ -53,65 +56,71 @@ def _row_facts(metric: Metric) -> dict[str, Any]:
 
 def told(report: EvaluationReport, place: Path, who: Target) -> str:
     """The report for a terminal."""
-    suite = report.suite
-    beside = [] if report.against is None else [f"difference to {report.against.reference}"]
-    rows = [["metric", "value, 95 % interval", "required", *beside, "base"]]
+    suite, figures = report.suite, place / "evaluation.json"
+    beside = [] if report.against is None else [f"difference to {shown(report.against.reference)}"]
+    others = [name for name in ("raw", "base") if any(name in metric.references for metric in report.metrics)]
+    rows = [["metric", "value, 95 % interval", "required", *beside, *others]]
     for metric in report.metrics:
-        rows.append(_row(metric, beside=bool(beside), subjects=len(suite.subjects)))
+        people = f" of {metric.value.n}" if metric.value.n < len(suite.subjects) else ""
+        cells = [metric.name, _value(metric) + people, _required(metric)]
+        cells += [_gap(metric.difference)] if beside else []
+        cells += [_other(metric, name) for name in others]
+        rows.append(cells)
     lines = [
-        f"{who.label} on {suite.name}: {len(suite.subjects)} people, {suite.pictures} pictures",
+        f"{shown(who.label)} on {shown(suite.name)}: {len(suite.subjects)} people, {suite.pictures} pictures",
         "",
         table(rows),
         "",
-        *(f"{probe.title}: {probe.outcome} ({probe.found})" for probe in report.probes),
+        *(_wrapped(f"{probe.title}: {probe.outcome}. {shown(probe.found, 2000)}") for probe in report.probes),
+        "",
         *_verdict(report),
         "",
         f"report    {place / 'report.html'}",
-        f"figures   {place / 'evaluation.json'}",
+        f"figures   {figures}",
     ]
-    figures = place / "evaluation.json"
     if who.reference is None:
-        lines.append(f"sign it   registry push {who.folder} --name NAME --evaluation {figures}")
+        said = f"registry push {quote(str(who.folder))} --name NAME --evaluation {quote(str(figures))}"
     else:
-        lines.append(f"sign it   registry attest {who.reference} --kind evaluation --predicate {figures}")
-    return "\n".join(lines)
+        said = f"registry attest {who.reference} --kind evaluation --predicate {quote(str(figures))}"
+    return "\n".join([*lines, f"sign it   {said}"])
 
 
-def _row(metric: Metric, *, beside: bool, subjects: int) -> list[str]:
-    value, base, unit = metric.value, metric.references.get("base"), metric.unit
-    required = []
-    if metric.minimum is not None:
-        required.append(f">= {metric.minimum:g}")
-    if metric.maximum is not None:
-        required.append(f"<= {metric.maximum:g}")
-    if metric.max_regression is not None:
-        required.append(f"at most {metric.max_regression:g} worse")
+def _value(metric: Metric) -> str:
+    value, unit = metric.value, metric.unit
+    return f"{show(value.value, unit)} [{show(value.low)}, {show(value.high)}]"
+
+
+def _required(metric: Metric) -> str:
+    """The rules on a metric and whether they hold."""
+    words = [] if metric.minimum is None else [f">= {metric.minimum:g}"]
+    words += [] if metric.maximum is None else [f"<= {metric.maximum:g}"]
+    words += [] if metric.max_regression is None else [f"at most {metric.max_regression:g} worse"]
     if metric.passed is not None:
-        required.append("holds" if metric.passed else "FAILS")
-    people = f" of {value.n}" if value.n < subjects else ""
-    cells = [
-        metric.name,
-        f"{show(value.value, unit)} [{show(value.low)}, {show(value.high)}]{people}",
-        " ".join(required),
-    ]
-    if beside:
-        cells.append("" if metric.difference is None else _gap(metric.difference))
-    return [*cells, "" if base is None else show(base.value, unit)]
+        words.append("holds" if metric.passed else "FAILS")
+    return ", ".join(words)
 
 
-def _gap(gap: Gap) -> str:
+def _gap(gap: Gap | None) -> str:
     """A difference in one cell, with its interval and its p-value after all metrics are counted."""
-    return f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] p {gap.p_holm:.3f}"
+    return "" if gap is None else f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] p {gap.p_holm:.3f}"
+
+
+def _other(metric: Metric, name: str) -> str:
+    return show(metric.references[name].value, metric.unit) if name in metric.references else ""
 
 
 def _verdict(report: EvaluationReport) -> list[str]:
-    verdict = report.verdict
-    asked = sum(metric.passed is not None for metric in report.metrics)
+    verdict, asked = report.verdict, sum(metric.passed is not None for metric in report.metrics)
     if verdict.passed:
-        return [
-            f"PASSED: all {asked} rules hold" if asked else "PASSED: no rule is set, so nothing could fail"
-        ]
-    return [f"REFUSED: {', '.join(verdict.failed)}", *(f"  {reason}" for reason in verdict.reasons)]
+        held = f"all {asked} metrics with rules hold" if asked else "no rule is set on any metric"
+        head = f"PASSED: {held}, and no probe failed"
+    else:
+        head = f"REFUSED: {', '.join(verdict.failed)}"
+    return [head, *(_wrapped(shown(text, 2000), "  ") for text in (*verdict.reasons, *verdict.notes))]
+
+
+def _wrapped(text: str, margin: str = "") -> str:
+    return textwrap.fill(text, 110, initial_indent=margin, subsequent_indent=margin + "  ")
 
 
 def compared(found: Comparison, place: Path) -> str:
@@ -148,5 +157,5 @@ def _ranked(row: Row, name: str) -> str:
     value, rank = row.values.get(name), row.ranks.get(name)
     if value is None:
         return ""
-    shown = f"{show(value.value, row.unit)} [{show(value.low)}, {show(value.high)}]"
-    return shown if rank is None else f"{shown} #{rank}"
+    found = f"{show(value.value, row.unit)} [{show(value.low)}, {show(value.high)}]"
+    return found if rank is None else f"{found} #{rank}"
