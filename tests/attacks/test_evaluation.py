@@ -20,7 +20,7 @@ from registry.attestation import DEMANDED
 from registry.attesting import sign
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
-from registry.errors import BadSignature, PolicyRefused, RegistryError, Unsigned, UsageError
+from registry.errors import BadSignature, NotFound, PolicyRefused, RegistryError, Unsigned, UsageError
 from registry.manifest import WEIGHTS_NAME, AdapterManifest
 
 OTHER = digest_bytes(b"another adapter")
@@ -227,7 +227,7 @@ def test_a_store_that_hides_what_production_runs_promotes_nothing(registry: Regi
         if path.is_file():
             path.unlink()
     assert outcomes(registry, reference)["what the alias means"] == "fail"
-    with pytest.raises(RegistryError):
+    with pytest.raises(NotFound):
         registry.promote(reference, "prod")
 
 
