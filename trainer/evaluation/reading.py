@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,7 @@ def _read_some(
 ) -> Readings:
     from trainer.scoring.scorer import Picture
 
+    blobs = _Opened(blobs.folder)
     seen = judges.expression([Picture(digest=digest, blobs=blobs) for digest in digests])
     empty = (np.nan,) * len(judges.expression.expressions)
     judged = np.array([one.scores or empty for one in seen], np.float64)
@@ -64,6 +66,23 @@ def _read_some(
         judged=judged[:, columns],
         values={name: np.concatenate(found) for name, found in values.items()},
     )
+
+
+class _Opened(Blobs):
+    """Keeps the pixels of its first pictures: the judges look at the same ones."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._kept: dict[Digest, Portrait] = {}
+
+    def pixels(self, digest: Digest) -> Portrait:
+        """See `Blobs`."""
+        found = self._kept.get(digest)
+        if found is None:
+            found = super().pixels(digest)
+            if (len(self._kept) + 1) * found.size <= 3 * _PIXELS:
+                self._kept[digest] = found
+        return found
 
 
 def _alike(subjects: Sequence[int]) -> Iterator[list[int]]:

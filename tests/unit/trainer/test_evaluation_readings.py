@@ -149,13 +149,19 @@ def test_the_face_may_change_and_the_background_may_not(measure: str) -> None:
         assert 0 < little < much
 
 
-def test_ssim_is_that_of_the_paper() -> None:
-    # Two flat pictures have no variance and no covariance: only the term of the means is left.
-    flat, other = np.full((32, 32, 3), 100, np.uint8), np.full((32, 32, 3), 150, np.uint8)
-    c1 = (0.01 * 255) ** 2
-    wanted = (2 * 100 * 150 + c1) / (100**2 + 150**2 + c1)
-    found = background.background_ssim(flat, other[None], np.ones((32, 32), bool))
-    assert found[0] == pytest.approx(wanted, rel=1e-4)
+@pytest.mark.parametrize("seed", range(4))
+def test_ssim_is_that_of_the_paper(seed: int) -> None:
+    from skimage.metrics import structural_similarity
+
+    source, edits = photograph(48, 40, seed), np.stack([photograph(48, 40, seed + n) for n in range(3)])
+    found = background.background_ssim(source, edits, np.ones((40, 48), bool))
+    luma = np.array([0.299, 0.587, 0.114])
+    for edit, figure in zip(edits, found, strict=True):
+        whole = structural_similarity(
+            source @ luma, edit @ luma, full=True, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, data_range=255,
+        )[1]  # fmt: skip
+        assert figure == pytest.approx(whole.mean(), abs=1e-4)
 
 
 def test_nothing_outside_has_no_figure() -> None:
