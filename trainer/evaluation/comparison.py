@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from registry.digest import Digest, digest_bytes
 from trainer.evaluation import measure
 from trainer.evaluation.bench import Bench
-from trainer.evaluation.catalogue import METRICS
+from trainer.evaluation.catalogue import METRICS, Direction
 from trainer.evaluation.editing import Editor
 from trainer.evaluation.evaluating import ENDED, estimated, gap, measured_by, progress_of
 from trainer.evaluation.judges import require_able
@@ -71,13 +71,13 @@ class Row(_Frozen):
     Attributes:
         values: by adapter, as far as it was measured; "true answers" are the judges' own error.
         pairs: every two adapters, in the order that they were given.
-        ranks: 1 + how many adapters are really better; empty for metrics that only give context.
+        ranks: 1 + how many adapters are really better.
     """
 
     name: str
     title: str
     definition: str
-    direction: Literal["higher", "lower", "context"]
+    direction: Direction
     unit: str
     values: dict[str, Value]
     pairs: tuple[Pair, ...]
@@ -205,7 +205,7 @@ def tables(
             Row(
                 name=name, title=facts.title, definition=facts.definition, direction=facts.direction,
                 unit=facts.unit, values={who: found[name] for who, found in values.items() if name in found},
-                pairs=mine, ranks={} if facts.direction == "context" else ranks,
+                pairs=mine, ranks=ranks,
             )
         )  # fmt: skip
     return tuple(rows)
@@ -217,7 +217,7 @@ def _pairs(samples: Mapping[str, Mapping[str, Sample]], seed: int) -> dict[str, 
         (metric, first, second)
         for metric in METRICS
         for first, second in combinations(samples, 2)
-        if metric in samples[first] and metric in samples[second] and METRICS[metric].direction != "context"
+        if metric in samples[first] and metric in samples[second]
     ]
     draws = min(max(RESAMPLES, _DRAWS_PER_TEST * len(asked)), _MOST_DRAWS)
     found = [

@@ -117,7 +117,7 @@ def _metrics(found: Comparison, names: Sequence[str]) -> str:
 
 
 def _row(row: Row, columns: Sequence[str]) -> str:
-    arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓", "context": ""}[row.direction]
+    arrow = {"higher": "\u00a0↑", "lower": "\u00a0↓"}[row.direction]
     cells = [f"<td>{escape(row.title)}{arrow}<small>{escape(row.name)}</small></td>"]
     for name in columns:
         value = row.values.get(name)

@@ -129,7 +129,7 @@ def compared(found: Comparison, place: Path) -> str:
     columns = [*names, *([TRUTH] if any(TRUTH in row.values for row in found.metrics) else [])]
     rows = [["metric", *columns]]
     for row in found.metrics:
-        arrow = {"higher": " (+)", "lower": " (-)", "context": ""}[row.direction]
+        arrow = {"higher": " (+)", "lower": " (-)"}[row.direction]
         rows.append([row.name + arrow, *(_ranked(row, name) for name in columns)])
     suite = found.suite
     lines = [
