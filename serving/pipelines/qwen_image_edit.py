@@ -21,6 +21,7 @@ from PIL import Image
 
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import OnStep, PromptEmbeds, Size, pixels_of
+from serving.pipelines.kernels import fast_linears
 from serving.pipelines.process import Flow, Process
 
 if TYPE_CHECKING:
@@ -268,7 +269,9 @@ class QwenImageEdit:
         levels = self.sigmas(steps, latents.shape[1])
         for step, (high, low) in enumerate(itertools.pairwise(levels)):
             level = latents.new_full((len(latents),), high)
-            latents = latents + (low - high) * self.predict(latents, image_latents, prompts, level, size)
+            with fast_linears():
+                velocity = self.predict(latents, image_latents, prompts, level, size)
+            latents = latents + (low - high) * velocity
             if on_step is not None and not on_step(step, latents):
                 break
         return latents
