@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from math import floor, log10
 from typing import TYPE_CHECKING, Final
 
@@ -163,7 +163,8 @@ def summary(groups: Sequence[tuple[str, Sequence[Metric]]], against: str = "") -
     drawing = Drawing(
         width=width, height=head + step * count + 34 * len(groups) + 10, name="metrics", layout="rows"
     )
-    _legend(drawing, against)
+    there = {which for _, metrics in groups for metric in metrics for which in metric.references}
+    _legend(drawing, against, there)
     y = float(head)
     for title, metrics in groups:
         drawing.text(16, y + 20, title, "bold", size=14)
@@ -174,12 +175,14 @@ def summary(groups: Sequence[tuple[str, Sequence[Metric]]], against: str = "") -
     return drawing
 
 
-def _legend(drawing: Drawing, against: str) -> None:
+def _legend(drawing: Drawing, against: str, there: Collection[str]) -> None:
     x, y = 16.0, 30.0
     entries = [("ours", "adapter, 95 % interval"), ("rule", "required, the red side fails")]
     if against:
         entries.append(("beside", _fit(against, 28)))
-    entries += [("alone", "base alone"), ("best", "true answers"), ("faded", "better")]
+    entries += [("alone", "base alone")] if "base" in there else []
+    entries += [("best", "true answers")] if "renders" in there else []
+    entries.append(("faded", "better"))
     for kind, words in entries:
         if kind == "rule":
             drawing.line([(x + 6, y - 8), (x + 6, y + 8)], "rule")

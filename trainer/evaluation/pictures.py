@@ -195,12 +195,13 @@ def intensity_sheet(album: Album) -> Sheet | None:
 
     people = range(len(plan.subjects))
     main = max(people, key=lambda index: sum(known(index, name) for name in plan.expressions))
-    rows = []
+    rows, who = [], _short(plan.subjects[main].name)
     for name in plan.expressions:
         index = max((main, *people), key=lambda one: known(one, name))
         if known(index, name) < 2:
             continue
         other = "" if index == main else f"\n{_short(plan.subjects[index].name)}"
+        who = who if index == main else "The person with most intensities of each expression"
         cells = [album.edit(index, single(name, level)) for level in levels]
         rows.append(Row(label=f"{name}{other}", cells=[album.source(index), *cells]))
     if not rows:
@@ -208,7 +209,7 @@ def intensity_sheet(album: Album) -> Sheet | None:
     gaps = (0, *(1 + gap for gap in sheets.beyond(levels)))
     return Sheet(
         title="Every intensity",
-        subtitle=f"{_short(plan.subjects[main].name)}, from 0 to 1 as trained, and beyond.",
+        subtitle=f"{who}, from none to {levels[-1]:g}.",
         columns=["source", *(f"{level:g}" for level in levels)],
         rows=rows,
         tile=112,
