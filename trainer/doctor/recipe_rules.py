@@ -11,7 +11,7 @@ from statistics import median
 
 from trainer import encoders
 from trainer.doctor.advice import Advice, Findings
-from trainer.errors import TrainerError
+from trainer.errors import RecipeError, TrainerError
 from trainer.recipe import Recipe
 
 _WIDTH = 3072  # of the large bases of today, which the usual learning rates are for
@@ -42,6 +42,7 @@ def examine(recipe: Recipe, facts: Facts) -> Findings:
     yield from _length(recipe, facts)
     yield from _average(recipe, facts)
     yield from _encoders(recipe)
+    yield from _judges(recipe)
 
 
 def trainable(recipe: Recipe, facts: Facts) -> int:
@@ -195,5 +196,22 @@ def _encoders(recipe: Recipe) -> Findings:
         yield Advice(
             rule="encoders", level="warning", seen=error.message,
             why="the training refuses to begin without the networks that its losses look through",
+            mend=error.mend,
+        )  # fmt: skip
+
+
+def _judges(recipe: Recipe) -> Findings:
+    from trainer.evaluation.judges import require_able
+    from trainer.evaluation.suites import of_recipe
+
+    suite = of_recipe(recipe)
+    try:
+        require_able(suite, recipe.base)
+        if suite.source == "tasks" and suite.path is None:
+            raise RecipeError(f"the suite {suite.name} has no folder of tasks", "name it as evaluation.path")
+    except RecipeError as error:
+        yield Advice(
+            rule="judges", level="warning", seen=error.message,
+            why="what is trained cannot be evaluated by this recipe; gates refuse what was not evaluated",
             mend=error.mend,
         )  # fmt: skip

@@ -341,6 +341,37 @@ def test_the_command_looks_at_a_recipe_its_pictures_and_its_base(tiny_run: Path,
     assert content["looked_at"]["base"]
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "told", "mend"),
+    [
+        (
+            {"suite": "portraits-v1", "identities": None, "first_identity": None},
+            "draws portraits",
+            "of tasks",
+        ),
+        ({"suite": "ffe-bench"}, "has only seen drawn faces", "vision-language model"),
+        ({"suite": "ffe-bench", "judge": "seer"}, "has no folder of tasks", "evaluation.path"),
+        ({"suite": "ffe-bench", "judge": "seer", "path": "tasks"}, None, None),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_noticed_before_the_training(
+    calm: Recipe, evaluation: dict[str, object], told: str | None, mend: str | None
+) -> None:
+    base = {"id": "Qwen/Qwen-Image-Edit-2511", "revision": "1", "family": "qwen-image-edit"}
+    judge = {"scorer": "openai", "model": "seer-1", "license": "LicenseRef-terms"}
+    if "judge" in evaluation:
+        evaluation = {**evaluation, "judge": judge}
+    value = calm.model_dump(mode="json", exclude_unset=True)
+    recipe = Recipe.model_validate({**value, "base": {**value["base"], **base}, "evaluation": evaluation})
+    found = of_recipe(recipe).get("judges")
+    if told is None or mend is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert told in found.seen
+        assert mend in found.mend
+
+
 def test_the_shipped_recipe_is_sound() -> None:
     code, text = ask("pixelsmile-portraits")
     assert code == 0
