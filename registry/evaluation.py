@@ -123,9 +123,6 @@ def parse(predicate: Mapping[str, Any]) -> Evaluation:
     Raises:
         InvalidDocument: it names what it is about in another form than a digest, or has one metric twice.
     """
-    digests, against = predicate.get("digests", {}), predicate.get("against")
-    if not isinstance(digests, Mapping):
-        raise InvalidDocument("the evaluation's digests are no names with digests", _MEND)
     rows: dict[str, Mapping[str, Any]] = {}
     listed = predicate.get("metrics")
     if isinstance(listed, Sequence) and not isinstance(listed, str):
@@ -142,13 +139,13 @@ def parse(predicate: Mapping[str, Any]) -> Evaluation:
     return Evaluation(
         predicate=predicate,
         rows=rows,
-        weights=_digest(digests, "adapter", "judged"),
-        against=_digest(against, "weights", "compared with") if isinstance(against, Mapping) else None,
+        weights=_digest(predicate.get("digests"), "adapter", "judged"),
+        against=_digest(predicate.get("against"), "weights", "compared with"),
     )
 
 
-def _digest(said: Mapping[str, Any], key: str, what: str) -> Digest | None:
-    if key not in said:
+def _digest(said: Any, key: str, what: str) -> Digest | None:
+    if not isinstance(said, Mapping) or key not in said:
         return None
     try:
         return Digest(said[key])
