@@ -81,7 +81,7 @@ def closing_table(summary: dict[str, Any], home: Path, seconds: float) -> str:
         ("peak memory", ", ".join(f"{name.replace('_', ' ')} {value} MB" for name, value in memory.items())),
         ("data folder", str(home)),
         ("look at", f"{folder}/report.html and scan.html"),
-        ("", "and beside them: contact_sheet.png, intensity_strip.png, blend_strip.png, edits/"),
+        ("", "and beside them: summary.png, contact_sheet.png, curves.png, worst.png and others, edits/"),
         (
             "try",
             f"serving edit {folder}/{PORTRAIT} --adapter {summary['adapter']} "

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fakes.pipelines import command, registry, small_recipe
-from flows.server import managed_server, task_runs
+from flows.server import attached, managed_server, task_runs
+from registry.settings import layout
 
 CACHED = {"synthesise", "score", "triplets", "cache", "train", "evaluate", "edit"}
+#: Three people cannot show that none of these got worse.
+NOT_WORSE = ("paired_psnr", "identity_similarity", "control_linearity")
 STAGES = [
     "synthesise", "score", "triplets", "cache", "train", "evaluate", "scan", "licences", "push", "approve",
     "promote", "pull", "edit",
@@ -45,13 +49,46 @@ def test_every_stage_is_done_in_order(first: dict[str, Any]) -> None:
 
 def test_the_run_folder_holds_what_a_person_looks_for(first: dict[str, Any]) -> None:
     folder = Path(first["folder"])
-    pictures = {"contact_sheet.png", "intensity_strip.png", "portrait.png"}
+    charts = {"summary.png", "confusion.png", "curves.png", "blends.png", "worst.png"}
+    pictures = {"contact_sheet.png", "portrait.png"} | charts
     papers = {"evaluation.json", "report.html", "scan.html", "manifest.json", "run.json"}
     for name in pictures | papers | {"adapter/pytorch_lora_weights.safetensors"}:
         assert (folder / name).stat().st_size > 0
     kinds = {path.name.split(".")[0] for path in (folder / "statements").iterdir()}
     assert kinds == {"training", "evaluation", "scan", "licence", "approval"}
     assert json.loads((folder / "edits" / "edits.json").read_text())[0]["adapter_digest"] == first["digest"]
+
+
+def test_the_evaluation_is_shown_by_prefect_and_by_the_mlflow_run_of_the_training(
+    data_folder: Path, first: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads((Path(first["folder"]) / "evaluation.json").read_text())
+    assert report["against"] is None, "nothing was promoted before it"
+    with managed_server(data_folder) as server, attached(data_folder, server.url):
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            found = {one.key: one.data for one in client.read_artifacts(limit=200)}
+    rows = {row["metric"]: row for row in json.loads(found["evaluation"])}
+    assert rows.keys() == {row["name"] for row in report["metrics"]}
+    assert rows["paired_psnr"]["now"] == rows["paired_psnr"]["difference"] == "-"
+    for key in ("summary", "contact-sheet", "confusion", "curves", "blends", "worst"):
+        assert found[key].startswith("data:image/jpeg;base64,")
+        assert len(found[key]) <= 300_000
+    assert {row["probe"] for row in json.loads(found["probes"])} == {one["title"] for one in report["probes"]}
+    assert "report.html" in found["evaluation-report"]
+
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(data_folder))
+    training = next(Path(one["folder"]) for one in first["stages"] if one["stage"] == "train")
+    run = (training / "mlflow-run.txt").read_text()
+    client = MlflowClient(layout().tracking_uri)
+    metrics = client.get_run(run).data.metrics
+    (psnr,) = [row["value"]["value"] for row in report["metrics"] if row["name"] == "paired_psnr"]
+    assert metrics["evaluation/paired_psnr"] == pytest.approx(psnr)
+    files = {Path(one.path).name for one in client.list_artifacts(run, "evaluation")}
+    assert files >= {"report.html", "evaluation.json", "summary.png", "contact_sheet.png"}
 
 
 def test_every_task_run_is_recorded_after_the_process_has_ended(
@@ -98,6 +135,30 @@ def test_a_gate_that_fails_stops_the_promotion(
     done = command(data_folder, "-m", "flows.pipeline", str(strict), "--json")
     assert done.returncode == 14
     assert "paired_psnr" in done.stderr
+    still = json.loads(registry(data_folder, "verify", "pixelsmile@prod", "--json").stdout)
+    assert still["digest"] == first["digest"]
+
+
+def test_what_may_be_worse_than_what_production_runs_is_evaluated_beside_it_and_refused(
+    data_folder: Path, repository: Path, first: dict[str, Any]
+) -> None:
+    worse = small_recipe(repository, data_folder / "worse.yaml")
+    recipe = yaml.safe_load(worse.read_text())
+    recipe["optimiser"] |= {"steps": 1, "warmup_steps": 1}
+    worse.write_text(yaml.safe_dump(recipe))
+    rules = [f"[gates.prod.metrics.{name}]\nmax_regression = 0.0" for name in NOT_WORSE]
+    policy = data_folder / "registry" / "policy.toml"
+    policy.write_text("\n".join(f'{rule}\ndirection = "higher"' for rule in rules))
+    try:
+        done = command(data_folder, "-m", "flows.pipeline", str(worse), "--json")
+    finally:
+        policy.unlink()
+    assert done.returncode == 14, done.stderr
+    assert "compared with pixelsmile:1" in done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if "GATE MISSED" in line][:1]
+    assert any(name in said for name in NOT_WORSE)
+    assert "95 % interval" in said
+    assert "for example" in said
     still = json.loads(registry(data_folder, "verify", "pixelsmile@prod", "--json").stdout)
     assert still["digest"] == first["digest"]
 
