@@ -54,10 +54,12 @@ class Seen:
 
     @cached_property
     def row_of(self) -> dict[tuple[int, Ask], int]:
+        """Subject and request -> row."""
         return self.own.row_of()
 
     @cached_property
     def judged(self) -> Array:
+        """Judged intensities of every row, 0 where the judge saw nothing."""
         return metrics.seen(self.own.judged)
 
     @cached_property

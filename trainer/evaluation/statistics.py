@@ -22,7 +22,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8
 FEW = 6
-"""An interval leaves 0 out once four subjects differ; where six are expected, that is so in `POWER` of cases."""
+"""An interval leaves 0 out once four subjects differ; of six expected ones four do in `POWER` of cases."""
 _ROUNDING = 1e-12
 
 

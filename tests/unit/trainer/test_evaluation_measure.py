@@ -157,6 +157,18 @@ def test_swapped_partners_are_confused_in_both_directions() -> None:
     assert matrix.sum(axis=1) == pytest.approx(np.ones(12))
 
 
+def test_basic_accuracy_does_not_know_the_other_six() -> None:
+    shy = EXPRESSIONS.index("shy")
+
+    def bashful(subject: int, ask: Ask) -> np.ndarray:
+        judged = shown(ask)
+        judged[shy] = 2.0
+        return judged
+
+    assert value(read(bashful), "top1_accuracy") == pytest.approx(1 / 12)
+    assert value(read(bashful), "basic_accuracy") == 1
+
+
 def test_what_leaks_beside_the_asked_expression_is_measured_above_truth() -> None:
     def leaking(subject: int, ask: Ask) -> np.ndarray:
         judged = true(subject, ask)

@@ -48,6 +48,7 @@ def test_a_hit_among_the_basic_six_ignores_the_others() -> None:
 def test_a_tie_and_a_judge_who_saw_nothing_have_no_winner() -> None:
     judged = np.array([[0.0, 0.0, 0.0], [0.7, 0.7, 0.1], [NAN, NAN, NAN], [0.1, 0.2, 0.1]])
     assert metrics.winners(judged).tolist() == [-1, -1, -1, 1]
+    assert metrics.winners(np.array([[NAN], [0.4]])).tolist() == [-1, 0]
     # The first class must not be a hit because it is the first.
     assert metrics.hits(judged, np.zeros(4, int)).tolist() == [0.0] * 4
     assert metrics.unjudged(judged).tolist() == [0.0, 0.0, 1.0, 0.0]

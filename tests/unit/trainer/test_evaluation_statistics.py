@@ -203,6 +203,8 @@ def test_spread_is_that_of_the_subjects() -> None:
     gains = rng.normal(0, 0.1, SUBJECTS)
     told = difference(Sample.of(gains), Sample.of(np.zeros(SUBJECTS)), resamples=20_000)
     assert told.spread == pytest.approx(gains.std(ddof=1), rel=0.02)
+    few = difference(Sample.of(gains[:5]), Sample.of(np.zeros(5)), resamples=20_000)
+    assert few.spread == pytest.approx(gains[:5].std(ddof=1), rel=0.02)
     reach = NormalDist().inv_cdf(0.975) + NormalDist().inv_cdf(0.8)
     assert told.detectable == pytest.approx(reach * told.spread / np.sqrt(SUBJECTS), rel=0.02)
 
