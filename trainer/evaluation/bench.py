@@ -54,7 +54,7 @@ NOT_MEASURING = (
     *("trainer/zoo/", "trainer/reproduction.py", "trainer/doctor/", "trainer/plan/"),
     *("registry/signing/", "registry/storage/", "registry/scanning/", "registry/commands/"),
 )
-"""Code that no edit and no reading depends on."""
+"""Code that no edit and no reading depends on: how figures are compared, judged, shown and signed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ class Bench:
             base=str(self.base_digest),
             plan=str(self.plan.digest()),
             judges=self.judges.digests,
-            code=str(_code()),
+            code=str(running_code(NOT_MEASURING)),
         )
 
     @property
@@ -221,7 +221,12 @@ class Bench:
         plan = self.plan
         if not self.answers:
             return None
-        key = stage_key("truth", plan=str(plan.digest()), judges=self.judges.digests, code=str(_code()))
+        key = stage_key(
+            "truth",
+            plan=str(plan.digest()),
+            judges=self.judges.digests,
+            code=str(running_code(NOT_MEASURING)),
+        )
         out = self.place / f"truth-{key.hex[:32]}"
         with self._alone(out, "the true answers"):
             result = finished(out, key)
@@ -255,10 +260,10 @@ class Bench:
             yield
 
 
-@lru_cache(maxsize=1)
-def _code() -> Digest:
-    """What a picture and its readings depend on; how reports, gates and pages look does not count."""
-    return code_digest(without=NOT_MEASURING)
+@lru_cache(maxsize=2)
+def running_code(without: tuple[str, ...] = ()) -> Digest:
+    """Digest of the code as this process first found it: what runs stays, whatever happens to files."""
+    return code_digest(without=without)
 
 
 def _digest(folder: Path) -> Digest:

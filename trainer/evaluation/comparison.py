@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.digest import Digest, digest_bytes
 from trainer.evaluation import measure
-from trainer.evaluation.bench import Bench
+from trainer.evaluation.bench import Bench, running_code
 from trainer.evaluation.catalogue import METRICS, Direction
 from trainer.evaluation.editing import Editor
 from trainer.evaluation.evaluating import ENDED, estimated, gap, measured_by, progress_of
@@ -27,7 +27,6 @@ from trainer.evaluation.readings import Readings
 from trainer.evaluation.report import Curve, Gap, Suite, Value
 from trainer.evaluation.statistics import RESAMPLES, Difference, Sample, difference, holm
 from trainer.export import code_version
-from trainer.provenance import code_digest
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
 COMPARISON_NAME: Final = "comparison.json"
@@ -143,7 +142,7 @@ def compare(bench: Bench, editors: Mapping[str, Editor], out: Path) -> Compariso
         for name, one in editors.items()
     )
     facts = {
-        "code": code_digest(),
+        "code": running_code(),
         "base": bench.base_digest,
         "judges": bench.judges.names,
         "judge_digests": bench.judges.digests,

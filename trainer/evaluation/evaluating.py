@@ -11,7 +11,7 @@ from registry.policy import Threshold
 from registry.settings import home
 from trainer.errors import RecipeError
 from trainer.evaluation import measure, pictures
-from trainer.evaluation.bench import Bench, Measured
+from trainer.evaluation.bench import Bench, Measured, running_code
 from trainer.evaluation.editing import Editor, editor
 from trainer.evaluation.gates import judge, merged, rows, thresholds
 from trainer.evaluation.judges import Judges, judges_of, require_able
@@ -23,7 +23,6 @@ from trainer.evaluation.suites import of_recipe
 from trainer.export import code_version
 from trainer.parts import Mapper, here
 from trainer.progress import Progress, Whole, silent
-from trainer.provenance import code_digest
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
@@ -139,7 +138,7 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         base=bench.base_digest,
         judges=bench.judges.digests,
         suite=bench.plan.digest(),
-        code=code_digest(),
+        code=running_code(),
     )
     key = stage_key(
         "evaluate",
