@@ -234,7 +234,9 @@ def test_a_store_that_hides_what_production_runs_promotes_nothing(registry: Regi
 def test_words_in_an_evaluation_rewrite_no_terminal(registry: Registry, tmp_path: Path) -> None:
     evil = "x\x1b[2J\n::error::promoted"
     told = row(value=0.1, examples=[{"subject": evil, "asked": {evil: 1.0}}], direction=evil)
-    reference = pushed(registry, tmp_path, evaluation(mine(1), told))
+    report = evaluation(mine(1), told, against=weights_of(registry, f"{NAME}@prod"))
+    reference = pushed(registry, tmp_path, report)
+    assert outcomes(registry, reference)[REGRESSION] == "fail"
     for check in registry.gates(reference, "prod").checks:
         assert "\x1b" not in json.dumps(check.detail, ensure_ascii=False)
         assert "\n" not in check.detail
