@@ -165,9 +165,16 @@ def _faces(
 ) -> list[NDArray[np.float32] | None]:
     """Whose faces pictures [N, H, W, 3] show; an encoder that looks for one looks where the subject's is."""
     if judges.faces.finds and not outside.all():
-        down, across = ((~outside).any(axis=axis).nonzero()[0] for axis in (1, 0))
-        pictures = pictures[:, down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+        down, across = (_around((~outside).any(axis=axis)) for axis in (1, 0))
+        pictures = pictures[:, down, across]
     return judges.faces.vectors(list(pictures))
+
+
+def _around(inside: NDArray[np.bool_]) -> slice:
+    """The stretch of a face with a quarter of it on either side: detectors want to see what is around."""
+    places = inside.nonzero()[0]
+    more = (places[-1] + 1 - places[0]) // 4
+    return slice(max(0, places[0] - more), places[-1] + 1 + more)
 
 
 def resized(pixels: NDArray[np.uint8], size: tuple[int, ...]) -> NDArray[np.uint8]:

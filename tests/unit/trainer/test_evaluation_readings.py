@@ -237,7 +237,7 @@ def photographs(tmp_path: Path, vendor: Vendor) -> Plan:
         Image.fromarray(pixels).save(folder / name)
     write_list(
         folder / "tasks.jsonl",
-        [{"image": name, "face_box": [50, 40, 130, 120], "expression": "happy", "prompt": "smile"}
+        [{"image": name, "face_box": [65, 60, 115, 120], "expression": "happy", "prompt": "smile"}
          for name in ("face.png", "nobody.png")],
     )  # fmt: skip
     tasks._listed.cache_clear()
@@ -311,6 +311,19 @@ def test_an_edit_without_a_face_has_no_identity(photographs: Plan, tmp_path: Pat
     found = readings_of(photographs, tmp_path, lambda index, ask: dots.nobody(160, 160))
     assert np.isnan(found.values["identity"]).all()
     assert found.values["source_face"].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.usefixtures("pack")
+def test_somebody_else_in_the_picture_is_not_looked_at(photographs: Plan, tmp_path: Path) -> None:
+    other = dots.drawn(dots.posed(90, 0.3, (135.0, 20.0)), 160, 160)
+
+    def edit(index: int, ask: object) -> np.ndarray:
+        beside = (other != dots.nobody(160, 160)).any(axis=2)
+        assert photographs.pictures.outside(index)[beside].all()
+        return np.where(beside[..., None], other, photographs.pictures.source(index))
+
+    found = readings_of(photographs, tmp_path, edit)
+    assert np.allclose(found.values["identity"][:2], 1.0, atol=1e-3)
 
 
 @pytest.mark.usefixtures("pack")
