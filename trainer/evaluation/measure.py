@@ -51,7 +51,8 @@ def _measure(plan: Plan, readings: Mapping[str, Readings], who: str) -> dict[str
         if (who == "renders" and name in _AGAINST_TRUTH) or (who == "base" and name == "psnr_gain"):
             continue
         edits = metric(seen)
-        sample = Sample.rows(edits.values, seen.own.subjects[edits.rows], len(plan.subjects), edits.strata)
+        whose = seen.own.subjects[edits.rows]
+        sample = Sample.rows(edits.values, whose, len(plan.subjects), edits.strata, rate=edits.rate)
         if sample.subjects:
             found[name] = sample
     return found

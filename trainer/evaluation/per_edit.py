@@ -29,11 +29,13 @@ class Edits:
         values: [N], NaN where there is nothing to measure.
         rows: [N] numbers of the readings that show it; of a curve, its edit at full intensity.
         strata: [N] which rate of a mean of rates a value belongs to; None is one rate.
+        rate: every value is 0 or 1.
     """
 
     values: Array
     rows: Rows
     strata: Rows | None = None
+    rate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +138,14 @@ def directions(plan: Plan) -> list[tuple[int, int]]:
 
 
 def _top1(seen: Seen) -> Edits:
-    return Edits(values=metrics.hits(seen.own.judged[seen.full], seen.asked), rows=seen.full)
+    return Edits(values=metrics.hits(seen.own.judged[seen.full], seen.asked), rows=seen.full, rate=True)
 
 
 def _basic(seen: Seen) -> Edits:
     among = [seen.plan.judged.index(name) for name in BASIC if name in seen.plan.judged]
     mine = np.isin(seen.asked, among)
     rows = seen.full[mine]
-    return Edits(values=metrics.hits(seen.own.judged[rows], seen.asked[mine], among), rows=rows)
+    return Edits(values=metrics.hits(seen.own.judged[rows], seen.asked[mine], among), rows=rows, rate=True)
 
 
 def _confusion(seen: Seen) -> Edits:
@@ -155,7 +157,9 @@ def _confusion(seen: Seen) -> Edits:
         strata.append(np.full(len(mine), number))
     if not rows:
         return Edits(values=np.zeros(0), rows=_rows(()))
-    return Edits(values=np.concatenate(values), rows=np.concatenate(rows), strata=np.concatenate(strata))
+    return Edits(
+        values=np.concatenate(values), rows=np.concatenate(rows), strata=np.concatenate(strata), rate=True
+    )
 
 
 def _leakage(seen: Seen) -> Edits:
@@ -170,7 +174,7 @@ def _drift(seen: Seen) -> Edits:
 
 
 def _unjudged(seen: Seen) -> Edits:
-    return Edits(values=metrics.unjudged(seen.own.judged[seen.full]), rows=seen.full)
+    return Edits(values=metrics.unjudged(seen.own.judged[seen.full]), rows=seen.full, rate=True)
 
 
 def blends(seen: Seen) -> Edits:
@@ -181,7 +185,7 @@ def blends(seen: Seen) -> Edits:
     for place, row in enumerate(rows):
         for name, intensity in seen.own.asks[row]:
             asked[place, seen.plan.judged.index(name)] = intensity
-    return Edits(values=metrics.blend_success(seen.judged[rows], asked), rows=rows)
+    return Edits(values=metrics.blend_success(seen.judged[rows], asked), rows=rows, rate=True)
 
 
 # -- control -------------------------------------------------------------------------------------------------
@@ -261,22 +265,26 @@ def _harmonic(seen: Seen) -> Edits:
 
 
 def _face_lost(seen: Seen) -> Edits:
-    return _with_source(seen, metrics.face_lost(seen.own.values["identity"][seen.full]))
+    return _with_source(seen, metrics.face_lost(seen.own.values["identity"][seen.full]), rate=True)
 
 
 def _lazy(seen: Seen) -> Edits:
     gain = seen.judged[seen.full, seen.asked] - np.nan_to_num(seen.at_zero())
-    return _with_source(seen, metrics.lazy(gain, seen.identity[seen.full], seen.ceiling[seen.full]))
+    return _with_source(
+        seen, metrics.lazy(gain, seen.identity[seen.full], seen.ceiling[seen.full]), rate=True
+    )
 
 
 def _over(seen: Seen) -> Edits:
-    return _with_source(seen, metrics.over_edited(seen.identity[seen.full], seen.ceiling[seen.full]))
+    return _with_source(
+        seen, metrics.over_edited(seen.identity[seen.full], seen.ceiling[seen.full]), rate=True
+    )
 
 
-def _with_source(seen: Seen, values: Array) -> Edits:
+def _with_source(seen: Seen, values: Array, *, rate: bool = False) -> Edits:
     """Values of the edits whose source shows a face; an editor cannot lose what was never there."""
     there = np.isfinite(seen.identity[seen.full])
-    return Edits(values=values[there], rows=seen.full[there])
+    return Edits(values=values[there], rows=seen.full[there], rate=rate)
 
 
 # -- pixels --------------------------------------------------------------------------------------------------

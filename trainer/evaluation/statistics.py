@@ -21,8 +21,10 @@ Array = NDArray[np.float64]
 RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8
+THREE = 3
+"""Rule of three: what never happened in N edits happens in 3 / N of them at most, with 95 % confidence."""
 FEW = 6
-"""An interval leaves 0 out once four subjects differ; of six expected ones four do in `POWER` of cases."""
+"""Where six edits are expected to differ, more than `THREE` do in `POWER` of all cases."""
 _ROUNDING = 1e-12
 
 
@@ -36,10 +38,12 @@ class Sample:
     Attributes:
         sums: [S, G] finite.
         counts: [S, G] not negative; a stratum without any count has no part in the value.
+        rate: every single value is 0 or 1.
     """
 
     sums: Array
     counts: Array
+    rate: bool = False
 
     @classmethod
     def of(cls, values: ArrayLike) -> Sample:
@@ -54,6 +58,8 @@ class Sample:
         subjects: ArrayLike,
         count: int,
         strata: ArrayLike | None = None,
+        *,
+        rate: bool = False,
     ) -> Sample:
         """A sample of a value for each edit.
 
@@ -62,6 +68,7 @@ class Sample:
             subjects: [N] whose edit it is, 0 to ``count`` - 1.
             count: number of subjects S.
             strata: [N] which stratum, from 0 on; None is one stratum.
+            rate: every value is 0 or 1.
         """
         found, whose = np.asarray(values, np.float64), np.asarray(subjects, np.int64)
         which = np.zeros(found.size, np.int64) if strata is None else np.asarray(strata, np.int64)
@@ -70,7 +77,7 @@ class Sample:
         sums, counts = np.zeros((count, groups)), np.zeros((count, groups))
         np.add.at(sums, (whose[there], which[there]), found[there])
         np.add.at(counts, (whose[there], which[there]), 1.0)
-        return cls(sums=sums, counts=counts)
+        return cls(sums=sums, counts=counts, rate=rate)
 
     @property
     def subjects(self) -> int:
@@ -80,7 +87,7 @@ class Sample:
     def told(self) -> Sample:
         """The same without the subjects that add nothing: nobody draws them."""
         there = self.counts.sum(axis=1) > 0
-        return Sample(sums=self.sums[there], counts=self.counts[there])
+        return Sample(sums=self.sums[there], counts=self.counts[there], rate=self.rate)
 
     @property
     def samples(self) -> int:
@@ -154,8 +161,9 @@ def estimate(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES, level
     """The metric over all subjects with a percentile-bootstrap interval.
 
     Formula: draw as many of the subjects that have a value, with replacement, ``resamples`` times; the
-    (1-level)/2 and (1+level)/2 quantiles of the draws' values. Where all subjects agree that is a point: so
-    many subjects say no more. Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
+    (1-level)/2 and (1+level)/2 quantiles of the draws' values. That is a
+    point where all subjects agree; of a rate it reaches `THREE` / number of values beyond the value at least.
+    Source: Efron, "Bootstrap methods: another look at the jackknife", 1979.
 
     Raises:
         ValueError: nothing was measured.
@@ -164,11 +172,11 @@ def estimate(sample: Sample, *, seed: int = 0, resamples: int = RESAMPLES, level
         raise ValueError("nothing was measured: no subject has a value")
     sample = sample.told()
     value = float(sample.value()[0])
-    low, high = _interval(sample.value(weights(sample.subjects, seed=seed, resamples=resamples)), level)
-    # The value itself can leave the quantiles by a rounding error when all subjects agree.
-    return Estimate(
-        value=value, low=min(low, value), high=max(high, value), n=sample.subjects, samples=sample.samples
-    )
+    drawn = sample.value(weights(sample.subjects, seed=seed, resamples=resamples))
+    low, high = _interval(drawn, value, sample, level)
+    if sample.rate:
+        low, high = max(low, 0.0), min(high, 1.0)
+    return Estimate(value=value, low=low, high=high, n=sample.subjects, samples=sample.samples)
 
 
 def difference(
@@ -177,9 +185,10 @@ def difference(
     """The paired difference first - second, its interval and p-value.
 
     The interval draws the same subjects for both. The test exchanges both editors of randomly chosen subjects
-    (Fisher's randomisation test); p = (1 + draws at least as far from 0) / (1 + draws).
-    detectable = (z((1 + level) / 2) + z(POWER)) * standard deviation of the bootstrap's differences; of
-    rates, whose values are 0 or 1, at least `FEW` / number of values.
+    (Fisher's randomisation test); p = (1 + draws at least as far from 0) / (1 + draws). Of a rate the
+    interval reaches `THREE` / number of values beyond the difference at least. detectable = (z((1 + level) /
+    2) + z(POWER)) * standard deviation of the bootstrap's differences; of rates, whose values are 0 or 1, at
+    least `FEW` / number of values.
 
     Raises:
         ValueError: they are not of the same subjects and edits, or nothing was measured.
@@ -194,19 +203,17 @@ def difference(
     count, value = first.subjects, float(first.value()[0] - second.value()[0])
     drawn = weights(count, seed=seed, resamples=resamples)
     found = first.value(drawn) - second.value(drawn)
-    low, high = _interval(found, level)
+    low, high = _interval(found, value, first, level)
     error = float(np.nanstd(found, ddof=1))
     return Difference(
         value=value,
-        low=min(low, value),
-        high=max(high, value),
+        low=low,
+        high=high,
         p=_exchanged(first, second, value, seed, resamples),
         n=count,
         # Draws with replacement spread by (n - 1) / n less than subjects do.
         spread=error * count / max(1, count - 1) ** 0.5,
-        detectable=max(
-            _reach(level) * error, FEW / first.samples if _is_rate(first) and _is_rate(second) else 0.0
-        ),
+        detectable=max(_reach(level) * error, FEW / first.samples if first.rate else 0.0),
     )
 
 
@@ -248,13 +255,12 @@ def _reach(level: float) -> float:
     return normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(POWER)
 
 
-def _is_rate(sample: Sample) -> bool:
-    return bool((sample.sums == np.round(sample.sums)).all() and (sample.sums >= 0).all())
-
-
-def _interval(found: Array, level: float) -> tuple[float, float]:
+def _interval(found: Array, value: float, sample: Sample, level: float) -> tuple[float, float]:
+    """The interval of draws around their value, of a rate never narrower than the rule of three."""
     low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    # The value itself can leave the quantiles by a rounding error when all subjects agree.
+    least = THREE / sample.samples if sample.rate else 0.0
+    return min(float(low), value - least), max(float(high), value + least)
 
 
 def _exchanged(first: Sample, second: Sample, value: float, seed: int, resamples: int) -> float:

@@ -251,7 +251,7 @@ def top1(truth: np.ndarray, scores: np.ndarray, people: np.ndarray) -> Value:
     """Return the share of faces at the highest intensity whose strongest score is what was drawn."""
     asked = (truth.max(axis=1) == truth.max()) & np.isfinite(scores).all(axis=1)
     hits = scores[asked].argmax(axis=1) == truth[asked].argmax(axis=1)
-    return _value(hits.astype(np.float64), people[asked])
+    return _value(hits.astype(np.float64), people[asked], rate=True)
 
 
 def confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -262,10 +262,10 @@ def confusion(truth: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.asarray(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
 
 
-def _value(values: np.ndarray, people: np.ndarray) -> Value:
+def _value(values: np.ndarray, people: np.ndarray, *, rate: bool = False) -> Value:
     """Return a mean over pictures with its interval over people, whose pictures are not independent."""
     _, whose = np.unique(people, return_inverse=True)
-    return Value.of(estimate(Sample.rows(values, whose, int(whose.max()) + 1)))
+    return Value.of(estimate(Sample.rows(values, whose, int(whose.max()) + 1, rate=rate)))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

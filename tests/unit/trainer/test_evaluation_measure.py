@@ -337,6 +337,16 @@ def test_every_metric_stays_in_its_range_and_ignores_the_order_of_rows(seed: int
         assert value(shuffled, name, base=BASE) == pytest.approx(float(sample.value()[0]))
 
 
+def test_rates_are_known_as_such() -> None:
+    found = measure.measure_all(PLAN, {"adapter": read(), "base": BASE, "renders": TRUTH})["adapter"]
+    assert {name for name, sample in found.items() if sample.rate} == {
+        "top1_accuracy", "basic_accuracy", "base_top1_accuracy", "structural_confusion", "unjudged_rate",
+        "lazy_rate", "over_edit_rate", "face_lost_rate", "blend_success",
+    }  # fmt: skip
+    told = estimate(found["structural_confusion"])
+    assert (told.low, told.value, told.high) == (0, 0, 3 / 60)
+
+
 # -- ragged suites -------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ some_values = arrays(np.float64, st.integers(2, 20), elements=st.floats(-10, 60,
 def edits(rates: np.ndarray, rng: np.random.Generator, each: int = 12) -> Sample:
     """Hits of `each` edits of every subject, who differ in how hard they are."""
     hits = rng.random((len(rates), each)) < rates[:, None]
-    return Sample.rows(hits.ravel(), np.repeat(np.arange(len(rates)), each), len(rates))
+    return Sample.rows(hits.ravel(), np.repeat(np.arange(len(rates)), each), len(rates), rate=True)
 
 
 # -- samples -------------------------------------------------------------------------------------------------
@@ -117,6 +117,20 @@ def test_subjects_without_a_value_do_not_widen_the_interval() -> None:
     few = estimate(Sample.of(values))
     among_many = estimate(Sample.of(np.concatenate([values, np.full(84, np.nan)])))
     assert among_many == few
+
+
+def test_a_rate_without_exception_is_not_certain() -> None:
+    """The rule of three: of nothing in 60 edits up to 5 % may still be there."""
+    never = estimate(edits(np.zeros(5), np.random.default_rng(0)))
+    assert (never.low, never.value, never.high) == (0, 0, 3 / 60)
+    always = estimate(edits(np.ones(5), np.random.default_rng(0)))
+    assert (always.low, always.value, always.high) == (pytest.approx(57 / 60), 1, 1)
+    rng = np.random.default_rng(15)
+    held = [
+        estimate(edits(np.full(30, 0.003), rng), seed=trial, resamples=400).high >= 0.003
+        for trial in range(300)
+    ]
+    assert np.mean(held) > 0.93
 
 
 def test_an_interval_of_nothing_is_refused() -> None:
@@ -239,7 +253,11 @@ def test_so_many_subjects_as_needed_show_the_margin_four_times_in_five() -> None
 def test_editors_who_agree_everywhere_could_still_differ_by_a_few_edits() -> None:
     all_hits = edits(np.ones(SUBJECTS), np.random.default_rng(0))
     told = difference(all_hits, all_hits)
-    assert (told.value, told.spread) == (0, 0)
+    assert (told.value, told.spread, told.p) == (0, 0, 1)
+    # Six people could not show two points, however much they agree.
+    assert [-told.low, told.high] == pytest.approx([3 / (12 * SUBJECTS)] * 2)
+    few = difference(*[edits(np.ones(6), np.random.default_rng(0))] * 2)
+    assert few.low < -0.02 < 0.02 < few.high
     assert told.detectable == 6 / (12 * SUBJECTS)
     rng = np.random.default_rng(14)
     shown = []
