@@ -27,7 +27,7 @@ from trainer.evaluation.editing import candidate, forget_engine
 from trainer.evaluation.plan import BLEND_INTENSITY, NEUTRAL, mixed, plan_of, single
 from trainer.evaluation.reading import resized
 from trainer.evaluation.report import Probe
-from trainer.evaluation.statistics import Difference, Sample, difference, estimate
+from trainer.evaluation.statistics import Sample, difference, estimate
 from trainer.parts import forget, in_parts
 from trainer.provenance import code_digest
 from trainer.sections import SuiteSection
@@ -150,8 +150,8 @@ def safety_part(
 
 def unrelated(spec: ConditioningSpec) -> list[str]:
     """The prompts of `UNRELATED` without any word that an adapter declares."""
-    declared = {word for name in (spec.neutral, *spec.expressions) for word in name.lower().split()}
-    return [text for text in UNRELATED if not declared & set(text.lower().split())]
+    declared = {word for name in (spec.neutral, *spec.expressions) for word in name.split()}
+    return [text for text in UNRELATED if not declared & set(text.split())]
 
 
 # -- strength 0 --------------------------------------------------------------------------------------------
@@ -235,17 +235,15 @@ def judge_neutral(
         ("identity", -1, MOST_IDENTITY, "identity"),
         ("expression", 1, MOST_EXPRESSION, "strongest judged expression"),
     ):
-        gap = _beyond(adapter[name], base[name], sign, seed)
-        if gap is None:
+        known = np.isfinite(base[name])
+        if not known.any():
             continue
-        here, there = float(np.nanmean(adapter[name])), float(np.nanmean(base[name]))
-        figures |= {
-            name: here,
-            f"{name}_base": there,
-            f"{name}_beyond": gap.value,
-            f"{name}_beyond_low": gap.low,
-        }
-        figures |= {f"{name}_beyond_high": gap.high}
+        # A face that the base keeps and the adapter's edit lacks has no identity left.
+        with_it, alone = np.nan_to_num(adapter[name][known], nan=0.0), base[name][known]
+        gap = difference(Sample.of(sign * with_it), Sample.of(sign * alone), seed=seed)
+        here, there = float(with_it.mean()), float(alone.mean())
+        figures |= {name: here, f"{name}_base": there, f"{name}_beyond": gap.value}
+        figures |= {f"{name}_beyond_low": gap.low, f"{name}_beyond_high": gap.high}
         said = f"{words} {here:.3f} (base {there:.3f})"
         told.append(said)
         if most is not None and gap.low > most:
@@ -253,20 +251,6 @@ def judge_neutral(
     if not figures:
         return _probe(IDLE, "skipped", "no neutral edit could be compared with its source", figures)
     return _probe(IDLE, "fail" if wrong else "pass", "; ".join(wrong or told), figures)
-
-
-def _beyond(
-    adapter: NDArray[np.float64], base: NDArray[np.float64], sign: int, seed: int
-) -> Difference | None:
-    """How much worse the adapter is than the base; None where nobody can be compared.
-
-    What the base shows and the adapter's edit does not (a face, an expression) counts as 0.
-    """
-    known = np.isfinite(base)
-    if not known.any():
-        return None
-    worse = Sample.of(sign * np.nan_to_num(adapter[known], nan=0.0))
-    return difference(worse, Sample.of(sign * base[known]), seed=seed)
 
 
 # -- prompts that name no expression -----------------------------------------------------------------------
