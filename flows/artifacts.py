@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from registry.evaluation import required
 from registry.index import figures
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def compared(
                 "value": f"{value:.4g}{_interval(row.get('value'))}",
                 "now": now,
                 "difference": difference,
-                "required": _required(row),
+                "required": required(row) or "-",
                 "passed": {True: "yes", False: "NO"}.get(row.get("passed"), "-"),
             }
         )
@@ -214,17 +215,6 @@ def _interval(value: Any, sign: str = "") -> str:
 
 def _gap(gap: Mapping[str, Any]) -> str:
     return f"{_number(gap, 'value', sign='+')}{_interval(gap, '+')}, p {_number(gap, 'p_holm')}"
-
-
-def _required(row: Mapping[str, Any]) -> str:
-    """The rules on a metric; reports before schema 2 have one threshold and say which end it is."""
-    ends = {">=": row.get("minimum"), "<=": row.get("maximum")}
-    if row.get("threshold") is not None:
-        ends["<=" if row.get("bound") == "max" else ">="] = row["threshold"]
-    words = [f"{sign} {end:g}" for sign, end in ends.items() if isinstance(end, int | float)]
-    if isinstance(row.get("max_regression"), int | float):
-        words.append(f"at most {row['max_regression']:g} worse")
-    return " and ".join(words) or "-"
 
 
 def scan_rows(predicate: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -106,6 +106,8 @@ def judge(
     report = EvaluationReport.model_validate_json((evaluated.folder / REPORT_NAME).read_bytes())
     for reason in report.verdict.reasons:
         job.display.say(f"      GATE MISSED: {reason}; the adapter will not be approved")
+    for note in report.verdict.notes:
+        job.display.say(f"      {note}")
     show_evaluation(evaluated.folder, report)
     problem = log_evaluation(trained.folder, evaluated)
     if problem is not None:
@@ -121,12 +123,15 @@ def judge_for_release(
     Raises:
         RegistryError: what the alias means cannot be believed, or the store does not answer.
     """
-    from trainer.evaluation.gates import rules_of
+    from trainer.evaluation.gates import rules_of, unknown_of
 
     registry = Registry.open(job.home)
     against = standing(registry, recipe, trained.folder / "adapter")
     job.display.say(f"      {against.why}")
     rules = rules_of(registry.policy, recipe.release.alias)
+    left = unknown_of(registry.policy, recipe.release.alias)
+    if left:
+        job.display.say(f"      the policy also asks for {', '.join(left)}, which only the registry judges")
     return judge(job, recipe, base, trained, data, against, rules)
 
 
