@@ -557,9 +557,16 @@ def _check_outcomes(
             continue  # another machine may make something else without anybody's fault; a gate can ask
         if found.outcome == "fail":
             raise PolicyRefused(
-                f"the {found.kind} statement of {name} says that it failed",
+                f"the {found.kind} statement of {name} says that it failed{_because(found)}",
                 "push a corrected version; a signed refusal cannot be outvoted",
             )
+
+
+def _because(found: Statement) -> str:
+    """The first reasons that a statement gives for its refusal."""
+    reasons = found.predicate.get("reasons")
+    told = [shown(reason, 300) for reason in reasons[:3]] if isinstance(reasons, list) else []
+    return f": {'; '.join(told)}" if told else ""
 
 
 def _is_waived(found: Statement, waived: Waivers) -> bool:

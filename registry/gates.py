@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from registry import admission, attestation, behaviour, evaluation, waivers
+from registry import admission, attestation, behaviour, belief, evaluation, waivers
 from registry.attestation import ROLE_OF, Kind
 from registry.digest import Digest
 from registry.errors import (
@@ -135,6 +135,7 @@ class _Bench:
     checks: list[GateCheck] = field(default_factory=list)
     refusal: RegistryError | None = None
     statements: dict[Kind, list[attestation.Statement]] = field(default_factory=dict)
+    evaluations: Sequence[bytes] = ()
     waivers: waivers.Waivers = waivers.NONE
 
     def look(self, name: str, step: Callable[[], object]) -> None:
@@ -185,6 +186,7 @@ def _look_at_statements(bench: _Bench) -> None:
         by_kind.setdefault(kind, []).append(data)
     if strange is not None:
         bench.note("statements", "fail", strange.message, strange)
+    bench.evaluations = by_kind.get("evaluation", [])
     wanted: Sequence[Kind] = bench.policy.required
     for kind in (*wanted, *(kind for kind in by_kind if kind not in wanted)):
         waiving = by_kind.get("waiver", []) if kind in _WAIVABLE and kind != "waiver" else []
@@ -277,14 +279,20 @@ def _look_at_metrics(bench: _Bench, before: Target | None, *, back: bool) -> Non
             raise
         except RegistryError as error:
             bench.note("what the alias means", "fail", error.message, error)
-    found = [evaluation.parse(one.predicate) for one in bench.statements.get("evaluation", [])]
-    for check in evaluation.check_metrics(gate, found, baseline):
+    for check in evaluation.check_metrics(gate, _evaluations(bench), baseline):
         refusal = None
         if check.outcome != "pass":
             kind = Unsigned if check.outcome == "missing" else PolicyRefused
             refusal = kind(f"{check.name}: {check.detail}", check.mend)
         name = check.name if check.kind == "range" else f"{check.name}, no regression"
         bench.note(name, check.outcome, check.detail, refusal, check)
+
+
+def _evaluations(bench: _Bench) -> list[evaluation.Evaluation]:
+    """What genuine evaluations say of this adapter, also one that refuses it: people see by how much."""
+    believed, _ = belief.believe(bench.manifest.digest, bench.evaluations, bench.trust)
+    read = [evaluation.parse(found.statement.predicate) for found in believed]
+    return [found for found in read if attestation.judged_another(found, bench.manifest) is None]
 
 
 def _baseline(bench: _Bench, before: Target | None, *, back: bool) -> evaluation.Baseline:

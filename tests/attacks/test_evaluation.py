@@ -107,6 +107,8 @@ def test_an_evaluation_of_another_adapter_promotes_nothing(registry: Registry, t
         registry.approve(reference, "a person", "looks right")
     with pytest.raises(BadSignature, match="about the weights"):
         registry.promote(reference, "prod")
+    found = outcomes(registry, reference)
+    assert (found["evaluation"], found["top1_accuracy"], found[REGRESSION]) == ("fail", "missing", "missing")
 
 
 def test_leaving_out_what_was_judged_does_not_help(registry: Registry, tmp_path: Path) -> None:

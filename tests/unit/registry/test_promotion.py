@@ -199,6 +199,29 @@ def test_a_revoked_version_is_nothing_to_be_compared_with(
     assert strict.promote(reference, "prod").version == 2
 
 
+def test_a_refused_version_tells_by_how_much(home: Path, registry: Registry, tmp_path: Path) -> None:
+    """The evaluation says no; its reasons and its figures are shown, and promote nothing."""
+    strict, path = with_policy(home, NO_WORSE), adapter_folder(tmp_path / "refused", seed=1)
+    report = evaluation(
+        digest_bytes((path / WEIGHTS_NAME).read_bytes()),
+        row(value=0.7, difference=(0.1, 0.05, 0.15)),
+        against=weights_of(registry, PROD),
+        verdict="fail",
+        reasons=["top1_accuracy is 0.7\x1b"],
+    )
+    reference = strict.push(path, NAME, evaluation=report).reference
+    checks = {check.name: check for check in strict.gates(reference, "prod").checks}
+    assert checks["evaluation"].detail.endswith("says that it failed: top1_accuracy is 0.7\\x1b")
+    assert [checks[name].outcome for name in ("evaluation", "top1_accuracy", LINE)] == [
+        "fail",
+        "fail",
+        "pass",
+    ]
+    assert "0.7 (95 % interval" in checks["top1_accuracy"].detail
+    with pytest.raises(PolicyRefused, match="says that it failed"):
+        strict.promote(reference, "prod")
+
+
 def test_the_command_tells_the_figures_of_a_metric(home: Path, registry: Registry, tmp_path: Path) -> None:
     strict = with_policy(home, NO_WORSE)
     reference = compared(strict, tmp_path, -0.2)
