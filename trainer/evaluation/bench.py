@@ -47,7 +47,7 @@ _LOOKS = (
         "html",
     ),
     *("measure", "memorisation", "page", "paper", "pictures", "report", "safety", "sheets", "statistics"),
-    *("tables", "targets", "terminal"),
+    *("per_edit", "tables", "targets", "terminal"),
 )
 NOT_MEASURING = (
     *(f"trainer/evaluation/{name}" for name in _LOOKS),
