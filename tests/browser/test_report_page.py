@@ -159,7 +159,9 @@ def test_a_narrow_screen_scrolls_tables_and_never_the_page(
 
 
 def test_the_page_prints(report_page: Path, tab: chromium.Page) -> None:
-    show(tab, report_page.as_uri())
+    show(tab, report_page.as_uri(), width=739)  # what margins leave of a sheet of letter paper
+    tab.send("Emulation.setEmulatedMedia", media="print")
+    assert tab.value("document.documentElement.scrollWidth") == 739, "nothing is cut at the right"
     printed = base64.b64decode(tab.send("Page.printToPDF", printBackground=True)["data"])
     assert printed.startswith(b"%PDF")
     assert 4 <= printed.count(b"/Type /Page\n") <= 30

@@ -275,6 +275,7 @@ def _write(canvas: Image.Image, shape: Shape, at: Point, scale: float) -> None:
     from trainer.evaluation.sheets import font
 
     letters, colour = font(shape.size * scale), _colour(PAINTS[shape.kind].fill, 1.0)
+    assert colour is not None, "letters have a colour"
     heavy = scale * 0.22 if shape.kind == "bold" else 0
     where = {"start": "ls", "middle": "ms", "end": "rs"}[shape.anchor]
     if not shape.angle:

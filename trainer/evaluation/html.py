@@ -55,8 +55,12 @@ svg.matrix{min-width:720px;max-width:1080px;margin:0 auto}svg.rows{min-width:680
 @media(max-width:700px){main{padding:24px 14px 48px}dl{grid-template-columns:1fr;gap:0}dd{margin:0 0 8px}
 .card{padding:12px}.gallery{grid-template-columns:1fr}.wide-table td:first-child{min-width:130px}
 .curves{grid-template-columns:1fr 1fr}}
-@media print{nav{display:none}.faces td:first-child{position:static}.faces img{width:52px}
-svg.matrix,svg.rows{min-width:0}.wide-table td{white-space:normal}}
+@media print{nav{display:none}svg.matrix,svg.rows,svg.heat{min-width:0}h1{font-size:22px}
+.faces{border-spacing:2px}.faces th{font-size:7.5px;padding:0 1px 2px}.faces img{width:42px;min-width:0}
+.faces td:first-child,.faces th:first-child{position:static;min-width:0;padding-right:3px;font-size:9px}
+.faces td.after,.faces th.after{padding-left:6px}td small,th small{font-size:8.5px}
+.wide-table{font-size:11px}.wide-table th{font-size:10px;white-space:normal;padding:4px 4px}
+.wide-table td{padding:4px 4px}.wide-table td:first-child{min-width:96px}.card{padding:10px}}
 """
 
 

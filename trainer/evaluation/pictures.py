@@ -93,8 +93,9 @@ def _images(report: EvaluationReport, shots: Shown, title: str) -> Iterable[tupl
         said = "Below the diagonal: blends with both expressions, and how strong each was judged"
         yield framed("blends.png", [shots.blends], said)
     yield framed("confusion.png", [page.confusion(report)], "Asked down, judged across, per cent of edits")
-    against = "" if report.against is None else f"; amber: {shown(report.against.reference)}"
-    yield framed("curves.png", page.responses(report), f"Judged against asked intensity{against}", 4)
+    if report.curves:
+        against = "" if report.against is None else f"; amber: {shown(report.against.reference)}"
+        yield framed("curves.png", page.responses(report), f"Judged against asked intensity{against}", 4)
     if shots.worst:
         yield "worst.png", worst_sheet(shots.worst, title).image()
 
@@ -225,10 +226,11 @@ def blend_matrix(album: Album, report: EvaluationReport) -> Drawing | None:
     first: int | None = None
     for index, subject in enumerate(plan.subjects):
         for ask in subject.asks:
-            if len(ask) == 2 and (portrait := album.edit(index, ask)) is not None:
-                first = index if first is None else first
-                a, b = sorted((name for name, _ in ask), key=order.index)
-                pictures.setdefault((a, b), _tile(portrait))
+            a, b = sorted((name for name, _ in ask), key=order.index) if len(ask) == 2 else ("", "")
+            if not a or (a, b) in pictures or (portrait := album.edit(index, ask)) is None:
+                continue
+            first = index if first is None else first
+            pictures[a, b] = _tile(portrait)
     if first is None:
         return None
     for name in order:
