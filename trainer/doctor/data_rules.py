@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from pathlib import Path
+
+import numpy as np
 
 from serving.pipelines.base import Size
 from trainer.data.buckets import nearest
 from trainer.data.dataset import Triplet
 from trainer.doctor.advice import Advice, Findings, some
-from trainer.doctor.hashes import NEAR, alike
+from trainer.doctor.hashes import NEAR, alike, dhash
 from trainer.doctor.material import Material
+from trainer.errors import DataError
 from trainer.recipe import Recipe
 
 _RARE = 0.25  # of the mean
@@ -231,19 +235,54 @@ def _license(data: Material) -> Findings:
 
 
 def judged(data: Material, recipe: Recipe) -> Findings:
-    """Yield the people of the evaluation whom the training sees; drawn people are called "human-90000"."""
+    """Yield the people of the evaluation whom the training sees.
+
+    Drawn people are called "human-90000"; pictures of tasks are known by their looks.
+    """
     from trainer.evaluation.suites import of_recipe
 
     suite = of_recipe(recipe)
+    why = "the report then says how well people are remembered, and the gates pass too easily"
     names = {f"{domain}-{number}" for domain in suite.identities for number in suite.people}
     met = sorted({one.identity for one in data.triplets} & names)
     if met:
         yield Advice(
             rule="identity-leak", level="error",
-            seen=f"the evaluation judges people of the data: {some(met)}",
-            why="the report then says how well people are remembered, and the gates pass too easily",
+            seen=f"the evaluation judges people of the data: {some(met)}", why=why,
             mend="move evaluation.first_identity behind the people of the data",
         )  # fmt: skip
+    if suite.path is None:
+        return
+    try:
+        same = _asked_of(data, Path(suite.path))
+    except DataError as error:
+        yield Advice(
+            rule="judges", level="error", seen=error.message,
+            why="the evaluation of what is trained would stop there", mend=error.mend,
+        )  # fmt: skip
+        return
+    if same:
+        yield Advice(
+            rule="identity-leak", level="error",
+            seen=f"pictures of the evaluation's tasks that the data have, too (dHash): {some(same, 2)}",
+            why=why, mend="leave these pictures out of the data",
+        )  # fmt: skip
+
+
+def _asked_of(data: Material, folder: Path) -> list[str]:
+    """Return the pictures of the data that tasks ask about, whole or as the square that is edited.
+
+    Raises:
+        DataError: something in the folder of tasks is not right.
+    """
+    from trainer.evaluation.tasks import sources
+
+    found = []
+    for name, looks in sources(folder):
+        for pixels in looks:
+            differing = np.bitwise_count(data.hashes ^ dhash(pixels)).sum(axis=1, dtype=np.int64)
+            found += [f"{name} is {data.names[row]}" for row in np.flatnonzero(differing <= NEAR)]
+    return list(dict.fromkeys(found))
 
 
 def sizes(data: Material, wanted: Sequence[Sequence[Size]]) -> Findings:

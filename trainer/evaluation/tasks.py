@@ -172,6 +172,16 @@ def plan(suite: SuiteSection, conditioning: ConditioningSpec) -> Plan:
     )
 
 
+def sources(folder: Path) -> Iterator[tuple[str, tuple[Portrait, Portrait]]]:
+    """Yield the name of each picture that tasks ask about, and its pixels: whole, and the square of it.
+
+    Raises:
+        DataError: something in the folder is not right.
+    """
+    for one in _listed(folder.expanduser()):
+        yield one.name, (_pixels(one.known), _opened(one.known))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Listed:
     """A picture with its tasks: expression -> prompt."""
@@ -182,7 +192,6 @@ class _Listed:
     tasks: Mapping[str, str]
 
 
-@lru_cache(maxsize=2)
 def _listed(folder: Path) -> tuple[_Listed, ...]:
     """Read and check a folder: its list, then every picture once.
 
@@ -327,7 +336,13 @@ def _read(path: Path) -> tuple[bytes, Portrait]:
 
 @lru_cache(maxsize=4)
 def _opened(known: Known) -> Portrait:
-    """The square of a picture that is edited.
+    """The square of a picture that is edited; see `_pixels`."""
+    left, top, side = known.crop
+    return np.ascontiguousarray(_pixels(known)[top : top + side, left : left + side])
+
+
+def _pixels(known: Known) -> Portrait:
+    """A whole picture.
 
     Raises:
         DataError: the file is not the one that the plan was made with.
@@ -341,8 +356,7 @@ def _opened(known: Known) -> Portrait:
             f"{known.path} was changed since the evaluation began",
             "evaluate again, and let nothing write there",
         )
-    left, top, side = known.crop
-    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+    return pixels
 
 
 def square(width: int, height: int, box: Box) -> tuple[int, int, int]:

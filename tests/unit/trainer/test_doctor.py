@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from fakes.tasks import write_list, write_tasks
 from trainer.cli import cli
 from trainer.data.dataset import Dataset
 from trainer.doctor import data_rules, material, prompts, recipe_rules
@@ -207,6 +208,24 @@ def test_people_of_the_evaluation_in_the_data_are_an_error(sound: Path, tiny_rec
     assert not list(
         data_rules.judged(material.look(sound), changed(tiny_recipe, "evaluation", first_identity=1))
     )
+
+
+def test_pictures_of_tasks_in_the_data_are_an_error(sound: Path, tiny_recipe: Recipe, tmp_path: Path) -> None:
+    tasks = tmp_path / "tasks"
+    listed = write_tasks(tasks)
+    recipe = changed(
+        tiny_recipe, "evaluation", suite="ffe-bench", path=str(tasks), identities=None, first_identity=None
+    )
+    assert not list(data_rules.judged(material.look(sound), recipe))
+    with Image.open(sound / lines_of(sound)[0]["source"]) as one:
+        one.convert("RGB").resize((200, 200)).save(tasks / "anime" / "001.png")
+    (found,) = data_rules.judged(material.look(sound), recipe)
+    assert (found.rule, found.level) == ("identity-leak", "error")
+    assert "anime/001.png is" in found.seen
+    write_list(tasks / "tasks.jsonl", [{**listed[0], "expression": "hapy"}])
+    (found,) = data_rules.judged(material.look(sound), recipe)
+    assert found.rule == "judges"
+    assert "did you mean 'happy'" in found.seen
 
 
 def test_small_and_wide_pictures_are_noticed(sound: Path) -> None:

@@ -22,7 +22,7 @@ from trainer.apis.ledger import Ledger
 from trainer.data import likeness
 from trainer.data.blobs import Blobs, encode_png
 from trainer.errors import BudgetSpent, DataError
-from trainer.evaluation import background, tasks
+from trainer.evaluation import background
 from trainer.evaluation.judges import judges_of
 from trainer.evaluation.plan import NEUTRAL, Plan, mixed, plan_of, single
 from trainer.evaluation.reading import read, resized
@@ -240,7 +240,6 @@ def photographs(tmp_path: Path, vendor: Vendor) -> Plan:
         [{"image": name, "face_box": [65, 60, 115, 120], "expression": "happy", "prompt": "smile"}
          for name in ("face.png", "nobody.png")],
     )  # fmt: skip
-    tasks._listed.cache_clear()
     vlm(vendor, lambda pixels, seed: answer({"happy": 0.8, "shy": 0.1}))
     return plan_for(
         ["happy"], source="tasks", identities={}, path=str(folder), faces="buffalo_l",

@@ -210,7 +210,6 @@ def test_a_paid_judge_may_cost_what_the_recipe_says(tiny_recipe: Recipe) -> None
 
 
 def tasks_plan(folder: Path, spec: ConditioningSpec = WORDS, **changes: Any) -> Plan:
-    tasks._listed.cache_clear()
     value = {"name": "own", "source": "tasks", "path": str(folder), "intensities": [0, 0.5, 1], **changes}
     return plan_of(SuiteSection.model_validate(value), spec)
 
