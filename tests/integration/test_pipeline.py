@@ -144,7 +144,7 @@ def test_what_may_be_worse_than_what_production_runs_is_evaluated_beside_it_and_
 ) -> None:
     worse = small_recipe(repository, data_folder / "worse.yaml")
     recipe = yaml.safe_load(worse.read_text())
-    recipe["optimiser"] |= {"steps": 1, "warmup_steps": 1}
+    recipe["optimiser"] |= {"steps": 2, "warmup_steps": 1}
     recipe["evaluation"]["identities"] = {"human": 4, "anime": 2}  # as few as a rule takes
     worse.write_text(yaml.safe_dump(recipe))
     rules = [f"[gates.prod.metrics.{name}]\nmax_regression = 0.0" for name in NOT_WORSE]
