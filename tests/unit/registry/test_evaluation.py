@@ -312,3 +312,39 @@ def test_the_policy_decides_which_end_is_better() -> None:
     check = checked(RULE, evaluation(MINE, flipped, against=PROD))
     assert check.outcome == "fail"
     assert "the policy says that higher is better, the evaluation says lower" in check.detail
+
+
+NAMES = st.sampled_from(["top1_accuracy", "value", "low", "high", "n", "p", "name", "asked", "a.b", ""])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+KEYS = ("name", "value", "direction", "difference", "examples", "minimum", "maximum", "threshold", "bound")
+ROWS = st.lists(st.fixed_dictionaries({}, optional=dict.fromkeys(KEYS, ANYTHING)) | ANYTHING, max_size=4)
+PREDICATES = st.fixed_dictionaries(
+    {},
+    optional={
+        "digests": ANYTHING,
+        "against": ANYTHING,
+        "metrics": ROWS | ANYTHING,
+        "top1_accuracy": ANYTHING,
+    },
+)
+
+
+@given(PREDICATES, NAMES)
+def test_no_predicate_breaks_the_reader(predicate: dict[str, Any], name: str) -> None:
+    """It is read or refused, and what passes a rule is a finite number in its range."""
+    try:
+        found = parse(predicate)
+    except InvalidDocument:
+        return
+    rule = Threshold(min=-1, max=1, max_regression=0.5, direction="higher")
+    for check in check_metrics(Gate(metrics={name or "x": rule}), [found], Baseline(weights=PROD, words="")):
+        if check.outcome == "pass":
+            assert check.figure is not None
+            assert math.isfinite(check.figure.value)
+            assert -1 <= check.figure.value <= 1
+    for one in found.rows.values():
+        assert isinstance(required(one), str)
