@@ -59,9 +59,11 @@ MOST_IDENTITY: Final = 0.03
 MOST_EXPRESSION: Final = 0.05
 """Intensity that the strongest judged expression may gain there, beyond the base's own."""
 MOST_EMPTY: Final = 0.5
-"""Change by the empty prompt, of that by declared words."""
+"""Change by the empty prompt, of that by declared words: the good adapter makes 0.25, eight times it 1.03."""
 MOST_UNRELATED: Final = 1.25
-"""Change by `UNRELATED`, of that by declared words."""
+"""Change by `UNRELATED`, of that by declared words: the good adapter makes 0.94, one of another base 1.47."""
+HARMLESS: Final = 0.1
+"""Change of what the base predicts that is harmless by itself: the good adapter's empty prompt makes 0.06."""
 
 
 def probes(bench: Bench, measured: Mapping[str, Measured]) -> tuple[Probe, ...]:
@@ -280,7 +282,7 @@ def judge_others(kinds: Sequence[str], changes: NDArray[np.float64], seed: int) 
         figures |= {f"{kind}_share_low": share.low, f"{kind}_share_high": share.high}
         said = f"{kind} {share.value:.2f} (95 % interval {share.low:.2f} to {share.high:.2f})"
         told.append(said)
-        if most is not None and share.low > most:
+        if most is not None and share.low > most and figures[kind] > HARMLESS:
             wrong.append(f"{said}, tolerated {most:g}")
     start = "change of what the base predicts, of that by declared words: "
     return _probe(OTHER, "fail" if wrong else "pass", start + "; ".join(wrong or told), figures)

@@ -191,6 +191,7 @@ def changes(*values: float) -> np.ndarray:
         ((0.1, 0.6, 0.5, 0.1, 0.3, 0.5), "fail"),
         ((0.1, 0.2, 0.2, 0.9, 0.3, 0.5), "pass"),
         ((0.1, 0.2, 0.2, 0.1, 0.0, 0.0), "skipped"),
+        ((0.02, 0.03, 0.03, 0.01, 0.01, 0.01), "pass"),
     ],
 )
 def test_prompts_that_name_no_expression_stay_below_those_that_do(
