@@ -126,14 +126,16 @@ def _wrapped(text: str, margin: str = "") -> str:
 def compared(found: Comparison, place: Path) -> str:
     """A comparison for a terminal: every metric of every adapter with its rank, and who is really better."""
     names = [one.name for one in found.adapters]
+    said = {name: shown(name) for name in (*names, TRUTH)}
     columns = [*names, *([TRUTH] if any(TRUTH in row.values for row in found.metrics) else [])]
-    rows = [["metric", *columns]]
+    rows = [["metric", *(said[name] for name in columns)]]
     for row in found.metrics:
         arrow = {"higher": " (+)", "lower": " (-)"}[row.direction]
         rows.append([row.name + arrow, *(_ranked(row, name) for name in columns)])
     suite = found.suite
     lines = [
-        f"{len(names)} editors on {suite.name}: {len(suite.subjects)} people, {suite.pictures} pictures each",
+        f"{len(names)} editors on {shown(suite.name)}: {len(suite.subjects)} people, {suite.pictures} "
+        "pictures each",
         "",
         table(rows),
         "",
@@ -146,10 +148,12 @@ def compared(found: Comparison, place: Path) -> str:
         for second in names:
             won = found.better(first, second)
             if won:
-                lines.append(f"{first} is really better than {second} in {len(won)}: {', '.join(won)}")
+                lines.append(
+                    f"{said[first]} is really better than {said[second]} in {len(won)}: {', '.join(won)}"
+                )
     for first, second in combinations(names, 2):
         if not found.better(first, second) and not found.better(second, first):
-            lines.append(f"{first} and {second} cannot be told apart on this suite")
+            lines.append(f"{said[first]} and {said[second]} cannot be told apart on this suite")
     return "\n".join([*lines, "", f"page      {place / PAGE}", f"figures   {place / COMPARISON_NAME}"])
 
 
