@@ -29,7 +29,7 @@ from trainer.evaluation.readings import Readings
 from trainer.parts import Mapper, here
 from trainer.progress import Progress, silent
 from trainer.provenance import code_digest
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import STAGE_NAME, StageResult, finished, new_folder, stage_key, write_result
 
 READINGS_NAME = "readings.parquet"
 EDITS_NAME = "edits.json"
@@ -170,6 +170,12 @@ class Bench:
     def pictures(self, who: Editor) -> int:
         """How many edits the plan asks of an editor."""
         return sum(len(who.asks(self.plan, index)) for index in range(len(self.plan.subjects)))
+
+    @property
+    def kept_bytes(self) -> int:
+        """Size of all edits that are kept, of this suite and others."""
+        found = (json.loads(file.read_bytes()) for file in self.place.glob(f"*/{STAGE_NAME}"))
+        return sum(one["facts"].get("bytes", 0) for one in found)
 
     def _kept(self, who: Editor, out: Path, key: Digest) -> Measured | None:
         """What was measured before; None where there is nothing, or not all that was written then."""

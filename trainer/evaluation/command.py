@@ -90,7 +90,7 @@ def evaluate(
     )  # fmt: skip
     place = out or home() / FOLDER / _safe(f"{who.label} on {bench.plan.suite.name}")
     report = judge(bench, wanted, place)
-    click.echo(json.dumps(facts(report, place)) if as_json else told(report, place, who))
+    click.echo(json.dumps(facts(report, place)) if as_json else told(report, place, who, bench))
     if not report.verdict.passed:
         raise click.exceptions.Exit(REFUSED)
 

@@ -15,6 +15,7 @@ from trainer.evaluation.comparison import COMPARISON_NAME, PAGE, TRUTH, Comparis
 from trainer.evaluation.report import EvaluationReport, Gap, Metric
 
 if TYPE_CHECKING:
+    from trainer.evaluation.bench import Bench
     from trainer.evaluation.targets import Target
 
 
@@ -54,7 +55,7 @@ def _row_facts(metric: Metric) -> dict[str, Any]:
     return found
 
 
-def told(report: EvaluationReport, place: Path, who: Target) -> str:
+def told(report: EvaluationReport, place: Path, who: Target, bench: Bench) -> str:
     """The report for a terminal."""
     suite, figures = report.suite, place / "evaluation.json"
     beside = [] if report.against is None else [f"difference to {shown(report.against.reference)}"]
@@ -77,6 +78,7 @@ def told(report: EvaluationReport, place: Path, who: Target) -> str:
         "",
         f"report    {place / 'report.html'}",
         f"figures   {figures}",
+        f"edits     {bench.place} ({bench.kept_bytes / 1e6:.1f} MB)",
     ]
     if who.reference is None:
         said = f"registry push {quote(str(who.folder))} --name NAME --evaluation {quote(str(figures))}"

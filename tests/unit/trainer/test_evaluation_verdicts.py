@@ -289,7 +289,8 @@ def comparison_of(bench: Bench, names: Mapping[str, str]) -> Comparison:
 def test_only_real_differences_make_ranks(crowd: Bench) -> None:
     comparison = comparison_of(crowd, {name: name for name in ("swapped", "perfect", "none")})
     rows = {row.name: row for row in comparison.metrics}
-    assert rows["top1_accuracy"].ranks == {"perfect": 1, "swapped": 2, "lazy": 2}
+    # Who shows nothing is right once in a while, by the noise of the judge; who is always wrong never is.
+    assert rows["top1_accuracy"].ranks == {"perfect": 1, "none": 2, "swapped": 3}
     for row in rows.values():
         for pair in row.pairs:
             real = pair.gap.p_holm < 0.05 and not pair.gap.low <= 0 <= pair.gap.high
