@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from math import ceil, log2
 from pathlib import Path
 from typing import Final, Literal
 
@@ -104,6 +105,18 @@ class Comparison(_Frozen):
     adapters: tuple[Compared, ...]
     metrics: tuple[Row, ...]
     curves: dict[str, tuple[Curve, ...]]
+
+    @property
+    def warning(self) -> str:
+        """What a reader must know before the ranks; empty where people are enough to show a difference."""
+        people, tests = len(self.suite.subjects), sum(len(row.pairs) for row in self.metrics)
+        # Editors of n people can be exchanged in 2**n ways, of which two are the most extreme ones.
+        if not tests or 2.0 ** (1 - people) * tests < SEEN:
+            return ""
+        return (
+            f"{people} people are too few to show any difference among {tests} comparisons, however large it "
+            f"is: ranks say nothing here. {ceil(1 + log2(tests / SEEN)) + 1} people could."
+        )
 
     def better(self, first: str, second: str) -> tuple[str, ...]:
         """Names of the metrics in which the first adapter is really better than the second."""

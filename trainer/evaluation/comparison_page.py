@@ -36,7 +36,7 @@ _HOW: Final = (
     "A difference is real if its 95 % interval excludes 0 and its p-value, corrected for every pair and "
     f"every metric of this page, is below {SEEN:g}. The number at the right of a value is its rank: 1 + how "
     "many are really better. Who shares a rank cannot be told apart here, whatever the figures look like. "
-    "Shaded: nobody is really better."
+    "Shaded: somebody is really worse, and nobody is really better."
 )
 _DIFFERENCES: Final = (
     "Paired differences on the same people, with 95 % intervals and corrected p-values. “sees” is the "
@@ -70,7 +70,8 @@ def page(found: Comparison, plan: Plan, measured: Mapping[str, Measured]) -> str
         f"pictures of each adapter, {suite.steps} sampling steps, seed {suite.seed}. Nobody of them was part "
         "of a training.</p>"
     )
-    body = [about, html.contents((key, title) for key, title, *_ in parts)]
+    warning = html.verdict("warn", found.warning) if found.warning else ""
+    body = [about, warning, html.contents((key, title) for key, title, *_ in parts)]
     body += [html.section(title, lead, content, anchor=key) for key, title, lead, content in parts]
     return html.document(f"Comparison of {', '.join(map(html.shown, names))}", "".join(body), _STYLE)
 
@@ -126,7 +127,7 @@ def _row(row: Row, columns: Sequence[str]) -> str:
             continue
         rank = row.ranks.get(name)
         mark = f'<span class="rank">{rank}</span>' if rank is not None else ""
-        best = ' class="best"' if rank == 1 else ""
+        best = ' class="best"' if rank == 1 and len(set(row.ranks.values())) > 1 else ""
         low, high = show(value.low, row.unit).removesuffix(row.unit), show(value.high, row.unit)
         cells.append(
             f"<td{best}>{mark}<b>{show(value.value, row.unit)}</b><small>{low} to {high}</small></td>"

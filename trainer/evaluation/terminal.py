@@ -144,6 +144,7 @@ def compared(found: Comparison, place: Path) -> str:
         "#1, #2, ...: rank, 1 + how many are really better; who shares a rank cannot be told apart here.",
         "(+) higher is better, (-) lower is better. Real: interval excludes 0, and p < 0.05 over all pairs",
         "and metrics.",
+        *([_wrapped(f"Mind: {found.warning}")] if found.warning else []),
         "",
     ]
     for first in names:

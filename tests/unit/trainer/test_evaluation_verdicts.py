@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -332,6 +333,19 @@ def test_few_people_show_no_difference_and_are_not_ranked(crowd: Bench) -> None:
     few = replace(crowd, plan=plan_of(suite, load("pixelsmile-portraits").conditioning))
     found = comparison_of(few, {"swapped": "swapped", "perfect": "perfect"})
     assert all(set(row.ranks.values()) <= {1} for row in found.metrics)
+    assert "3 people are too few" in found.warning
+    assert found.warning[:20] in " ".join(compared(found, Path("place")).split())
+
+
+def test_as_many_people_as_the_warning_says_show_a_difference(crowd: Bench) -> None:
+    names = {"swapped": "swapped", "perfect": "perfect"}
+    assert not comparison_of(crowd, names).warning
+    suite = crowd.plan.suite.model_copy(update={"identities": {"human": 5}})
+    few = replace(crowd, plan=plan_of(suite, load("pixelsmile-portraits").conditioning))
+    (said,) = re.findall(r"(\d+) people could", comparison_of(few, names).warning)
+    suite = crowd.plan.suite.model_copy(update={"identities": {"human": int(said)}})
+    enough = replace(crowd, plan=plan_of(suite, load("pixelsmile-portraits").conditioning))
+    assert comparison_of(enough, names).better("perfect", "swapped")
 
 
 def test_a_difference_from_the_other_side() -> None:
