@@ -201,7 +201,9 @@ def _above(
     memory: NDArray[np.bool_], chance: NDArray[np.bool_], whose: NDArray[np.int64], subjects: int, seed: int
 ) -> dict[str, float]:
     """How much more often edits are memories than honest answers are, over subjects."""
-    found, null = (Sample.rows(one.astype(np.float64), whose, subjects) for one in (memory, chance))
+    found, null = (
+        Sample.rows(one.astype(np.float64), whose, subjects, rate=True) for one in (memory, chance)
+    )
     gap = difference(found, null, seed=seed)
     return {
         "above_chance": gap.value, "above_chance_low": gap.low, "above_chance_high": gap.high, "p": gap.p,
