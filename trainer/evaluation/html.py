@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from trainer.evaluation.sheets import Portrait, Sheet
 
 THUMBNAIL: Final = 128
+SENTENCES: Final = 2000
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 Kind = Literal["good", "warn", "bad", "off"]
 
@@ -65,8 +66,13 @@ svg.matrix{min-width:720px;max-width:1080px;margin:0 auto}svg.rows{min-width:680
 
 
 def text(value: object) -> str:
-    """Markup of a text that anybody may have written: one printable line, escaped."""
+    """Markup of a name that anybody may have written: one printable line, cut where it is long, escaped."""
     return escape(shown(value))
+
+
+def sentences(value: object) -> str:
+    """The same of sentences, which are longer than names."""
+    return escape(shown(value, SENTENCES))
 
 
 def document(title: str, body: str, style: str = "") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from trainer.evaluation import charts, html, tables
+from trainer.evaluation import charts, gates, html, tables
 from trainer.evaluation.drawing import Drawing
 from trainer.evaluation.report import Case, EvaluationReport, Metric
 
@@ -157,13 +157,13 @@ def _about(report: EvaluationReport) -> str:
         f"({html.text(', '.join(suite.groups))}), {len(suite.expressions)} expressions, "
         f"{suite.pictures} pictures, intensities {', '.join(f'{level:g}' for level in suite.intensities)}; "
         f"{suite.steps} sampling steps, seed {suite.seed}.{beside}</p>"
-        + "".join(f"<p>{html.text(note)}</p>" for note in suite.notes)
+        + "".join(f"<p>{html.sentences(note)}</p>" for note in suite.notes)
     )
 
 
 def _verdict(report: EvaluationReport, examples: Mapping[str, Sequence[CasePictures]]) -> str:
     gated = [metric for metric in report.metrics if metric.passed is not None]
-    notes = "".join(f"<p>{html.text(note)}</p>" for note in report.verdict.notes)
+    notes = "".join(f"<p>{html.sentences(note)}</p>" for note in report.verdict.notes)
     if report.verdict.passed:
         held = "".join(
             html.chip("good", f"✓ {metric.title} {', '.join(tables.rules(metric))}") for metric in gated
@@ -172,11 +172,13 @@ def _verdict(report: EvaluationReport, examples: Mapping[str, Sequence[CasePictu
         return html.verdict("good" if gated else "warn", headline(report), chips + notes)
     blocks = [_failure(metric, examples.get(metric.name, ())) for metric in gated if not metric.passed]
     blocks += [
-        f'<div class="why"><p><b>{escape(probe.title)}</b></p><p>{html.text(probe.found)}</p></div>'
+        f'<div class="why"><p><b>{escape(probe.title)}</b></p><p>{html.sentences(probe.found)}</p></div>'
         for probe in report.probes
         if probe.outcome == "fail"
     ]
-    reasons = "".join(blocks) or "".join(f"<p>{html.text(reason)}</p>" for reason in report.verdict.reasons)
+    reasons = "".join(blocks) or "".join(
+        f"<p>{html.sentences(reason)}</p>" for reason in report.verdict.reasons
+    )
     return html.verdict("bad", headline(report), reasons + notes)
 
 
@@ -188,9 +190,12 @@ def _failure(metric: Metric, examples: Sequence[CasePictures]) -> str:
         else f" Difference {tables.signed(gap.value, metric.unit)} ({tables.signed(gap.low, metric.unit)} to "
         f"{tables.signed(gap.high, metric.unit)})."
     )
+    # A range explains itself, a rule about regression may fail because too few people were compared.
+    told = "" if metric.max_regression is None else gates.reason(metric.model_copy(update={"examples": ()}))
+    why = f"<p class='faint'>{html.sentences(told)}</p>" if told else ""
     return (
         f'<div class="why"><p><b>{escape(metric.title)}</b> is {escape(metric.shown())}, required '
-        f"{escape(' and '.join(tables.rules(metric)))}.{escape(beside)}</p>{_gallery(examples)}</div>"
+        f"{escape(' and '.join(tables.rules(metric)))}.{escape(beside)}</p>{why}{_gallery(examples)}</div>"
     )
 
 
@@ -246,13 +251,13 @@ def _probes(report: EvaluationReport, pairs: Sequence[tuple[str, Portrait, Portr
         kind, word = _OUTCOMES[probe.outcome]
         rows.append(
             f"<tr><td>{html.text(probe.title)}</td><td>{html.chip(kind, word)}</td>"
-            f'<td class="text">{html.text(probe.found)}</td></tr>'
+            f'<td class="text">{html.sentences(probe.found)}</td></tr>'
         )
     content = html.table(["Probe", "Outcome", ""], rows) if rows else ""
     figures = "".join(
         f'<figure><div class="pair"><div>{html.thumbnail(edit, "edit")}<span>edit</span></div><div>'
         f"{html.thumbnail(training, 'nearest of training')}<span>nearest of training</span></div></div>"
-        f"<figcaption>{html.text(caption)}</figcaption></figure>"
+        f"<figcaption>{html.sentences(caption)}</figcaption></figure>"
         for caption, edit, training in pairs
     )
     return content + (

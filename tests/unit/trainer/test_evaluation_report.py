@@ -225,6 +225,25 @@ def test_names_from_outside_cannot_write_markup(tmp_path: Path) -> None:
         Image.open(tmp_path / name).verify()
 
 
+def test_a_rule_about_regression_says_why_it_fails(refused: Evaluated, tmp_path: Path) -> None:
+    rows = tuple(
+        one.model_copy(update={"max_regression": 0.02}) if one.name == "top1_accuracy" else one
+        for one in refused.report.metrics
+    )
+    report = refused.report.model_copy(update={"metrics": rows})
+    text = page_of(replace(refused, report=report), tmp_path)
+    assert "required ≥ 0.990 and at most 0.020 worse" in text
+    assert "the difference rests on 3 people, at least 6 are needed" in text
+
+
+def test_what_a_probe_found_is_told_to_its_end(refused: Evaluated, tmp_path: Path) -> None:
+    found = "levels that pixels move 2.853; " * 12 + "the end"
+    probe = Probe(name="p", title="Neutral", outcome="fail", found=found)
+    verdict = refused.report.verdict.model_copy(update={"notes": (found,)})
+    report = refused.report.model_copy(update={"probes": (probe,), "verdict": verdict})
+    assert page_of(replace(refused, report=report), tmp_path).count(found) == 3, "verdict, note and table"
+
+
 def test_tasks_of_one_expression_each_have_a_page_too(tmp_path: Path) -> None:
     found = evaluations.tasks(tmp_path, RAGGED)
     text = page_of(found, tmp_path)
