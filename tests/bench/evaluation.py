@@ -97,20 +97,21 @@ def engine_against_diffusers(steps: int) -> dict[str, float]:
 
 
 def whole_suite(people: int | None) -> dict[str, float]:
-    """Seconds of `trainer.evaluation.evaluate` for one adapter; of what, as its own progress tells."""
+    """Seconds of `trainer.evaluation.evaluate` for one adapter, and where they went by its own progress."""
     recipe = recipes.load("pixelsmile-portraits")
     suite = of_recipe(recipe)
     if people is not None:
         third = people // 3
         suite = suite.model_copy(update={"identities": {"human": people - third, "anime": third}})
-    begun, spent = time.perf_counter(), dict[str, float]()
-    last, what = begun, "loading"
+    begun = last = time.perf_counter()
+    spent = dict[str, float]()
 
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
-        nonlocal last, what
+        """Count the time since the last word as that of what is now done."""
+        nonlocal last
         now = time.perf_counter()
-        spent[what] = spent.get(what, 0.0) + now - last
-        last, what = now, note if done < total else "report"
+        spent[note] = spent.get(note, 0.0) + now - last
+        last = now
 
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(
@@ -120,7 +121,7 @@ def whole_suite(people: int | None) -> dict[str, float]:
         rules = thresholds(recipe.evaluation.thresholds)
         report = evaluate(bench, Wanted(adapter=GOOD, rules=rules), Path(folder) / "report")
     ended = time.perf_counter()
-    spent[what] = spent.get(what, 0.0) + ended - last
+    spent["report"] = ended - last
     pictures = sum(len(one.asks) + len(one.full_strength) for one in bench.plan.subjects)
     return {
         "people": len(bench.plan.subjects), "pictures": pictures, "passed": report.verdict.passed,
