@@ -22,8 +22,8 @@ from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
 from trainer.scoring.decisions import Decision, Decisions, digest_of
 from trainer.scoring.scorer import Picture, Scorer
-from trainer.sections import ApiSection, ScoringSection
 from trainer.scoring.table import agreement, digest, joined, pictures_of, table_of
+from trainer.sections import ApiSection, ScoringSection
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
 FORMAT = 1

@@ -118,8 +118,8 @@ def load(path: Path) -> Factors:
         DataError: a file is missing.
         RegistryError: the scan blocks it.
     """
-    from trainer.evaluation.probe.deltas import deltas_of
     from trainer.evaluation.editing import candidate
+    from trainer.evaluation.probe.deltas import deltas_of
 
     adapter, _ = candidate(path, allow_review=True)
     found = deltas_of(adapter, adapter.card.base.family)
