@@ -137,7 +137,7 @@ class Bench:
             )
         key = self.key(who)
         out = self.place / key.hex[:32]
-        with self._alone(out, who.called):
+        with self.alone(out, who.called):
             kept = self._kept(who, out, key)
             if kept is not None:
                 self.say(f"{who.name}: {who.called} was measured before")
@@ -234,7 +234,7 @@ class Bench:
             code=str(running_code(NOT_MEASURING)),
         )
         out = self.place / f"truth-{key.hex[:32]}"
-        with self._alone(out, "the true answers"):
+        with self.alone(out, "the true answers"):
             result = finished(out, key)
             if result is None or not (out / READINGS_NAME).is_file() or _digest(out) != result.digest:
                 self._look_at_truth(out, key)
@@ -254,7 +254,7 @@ class Bench:
             write_result(new, StageResult(stage="truth", folder=out, key=key, digest=_digest(new)))
 
     @contextmanager
-    def _alone(self, out: Path, what: str) -> Iterator[None]:
+    def alone(self, out: Path, what: str) -> Iterator[None]:
         """Let one at a time, thread or process, make a folder; the lock dies with its process."""
         out.parent.mkdir(parents=True, exist_ok=True)
         with out.with_name(f".{out.name}.lock").open("w") as stream:
