@@ -120,7 +120,7 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
         out: becomes a folder with evaluation.json, report.html and the sheets, all at once.
 
     Raises:
-        RecipeError: the suite asks for what cannot be done, or a rule is on what it does not measure.
+        RecipeError: the suite asks for what cannot be done.
         EvaluationError: the judge labelled the training data, or the adapters cannot be compared.
         DataError: an adapter folder is incomplete, or the training data are not there.
         BaseModelError: there is no base model.
@@ -230,9 +230,6 @@ def build_report(
         wanted: has the rules.
         digests: what was judged, on what, by what.
         probes: what else was asked.
-
-    Raises:
-        RecipeError: a rule is on a metric that the suite does not measure.
     """
     plan, seed = bench.plan, bench.plan.suite.seed
     readings = {name: one.readings for name, one in measured.items()}
@@ -245,13 +242,10 @@ def build_report(
         for name, value in values[who].items():
             references.setdefault(name, {})[who] = value
     gaps = compared(samples["adapter"], samples["against"], seed) if "against" in samples else {}
-    try:
-        metrics = rows(
-            values["adapter"], references, gaps, wanted.rules, taken=wanted.taken,
-            worst=lambda name: measure.worst(plan, readings, name),
-        )  # fmt: skip
-    except ValueError as error:
-        raise RecipeError(str(error), "correct or remove that threshold") from None
+    metrics = rows(
+        values["adapter"], references, gaps, wanted.rules, taken=wanted.taken,
+        worst=lambda name: measure.worst(plan, readings, name),
+    )  # fmt: skip
     beside = measured["against"].editor if "against" in measured else None
     return EvaluationReport(
         code_version=code_version(),
@@ -260,7 +254,7 @@ def build_report(
         suite=plan.describe(),
         against=None if beside is None else Against(reference=beside.called, weights=beside.weights),
         metrics=metrics,
-        verdict=judge(metrics, probes),
+        verdict=judge(metrics, probes, wanted.rules),
         confusion=measure.confusion(plan, readings["adapter"]),
         curves=measure.response_curves(plan, readings["adapter"]),
         against_curves=() if beside is None else measure.response_curves(plan, readings["against"]),

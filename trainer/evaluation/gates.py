@@ -8,6 +8,7 @@ asks for more: that the comparison was made with what the alias means then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from registry import evaluation
 from registry.policy import RegistryPolicy, Threshold
@@ -111,13 +112,7 @@ def rows(
         taken: the alias means another version already: a no-regression rule without a difference fails.
             Otherwise it is left out, and `judge` says so.
         worst: the edits that speak most against the adapter in a metric.
-
-    Raises:
-        ValueError: a rule on a metric that was not measured.
     """
-    missing = sorted(rules.keys() - values.keys())
-    if missing:
-        raise ValueError(f"thresholds on metrics that this evaluation did not measure: {', '.join(missing)}")
     found = []
     for name, facts in METRICS.items():
         if name not in values:
@@ -163,20 +158,39 @@ def _figure(row: Metric) -> evaluation.Figure:
     )
 
 
-def judge(metrics: tuple[Metric, ...], probes: tuple[Probe, ...] = ()) -> Verdict:
-    """The verdict: passed only if no rule and no probe failed. Without any rule nothing can fail."""
+def judge(
+    metrics: tuple[Metric, ...],
+    probes: tuple[Probe, ...] = (),
+    rules: Mapping[str, Threshold] = MappingProxyType({}),
+) -> Verdict:
+    """The verdict: passed only if no rule and no probe failed. Without any rule nothing can fail.
+
+    Args:
+        metrics: see `rows`.
+        probes: what else was asked.
+        rules: all rules by metric name; what the suite did not measure was not shown, and fails.
+    """
     failed = [metric for metric in metrics if metric.passed is False]
     wrong = [probe for probe in probes if probe.outcome == "fail"]
+    unseen = sorted(rules.keys() - {metric.name for metric in metrics})
     return Verdict(
-        passed=not failed and not wrong,
-        failed=(*(metric.name for metric in failed), *(probe.name for probe in wrong)),
-        reasons=(*map(reason, failed), *(f"{probe.name}: {probe.found}" for probe in wrong)),
+        passed=not failed and not wrong and not unseen,
+        failed=(*(metric.name for metric in failed), *unseen, *(probe.name for probe in wrong)),
+        reasons=(
+            *map(reason, failed),
+            *(f"{name}: this suite does not measure it, required {_words(rules[name])}" for name in unseen),
+            *(f"{probe.name}: {probe.found}" for probe in wrong),
+        ),
         notes=tuple(
             f"{metric.name}: whether it got worse was not judged, for it was compared with nothing"
             for metric in metrics
             if metric.max_regression is not None and metric.difference is None and metric not in failed
         ),
     )
+
+
+def _words(rule: Threshold) -> str:
+    return evaluation.required({"minimum": rule.min, "maximum": rule.max, "max_regression": rule.max_regression})
 
 
 def reason(metric: Metric) -> str:

@@ -148,9 +148,14 @@ def test_the_worst_edits_of_a_metric_are_its_examples() -> None:
     assert asked == ["top1_accuracy"]
 
 
-def test_a_rule_on_what_was_not_measured_is_an_error() -> None:
-    with pytest.raises(ValueError, match="blend_success"):
-        gates.rows({"top1_accuracy": value(0.9)}, {}, {}, {"blend_success": Threshold(min=0.5)})
+def test_a_rule_on_what_the_suite_does_not_measure_is_not_kept() -> None:
+    rules = {"blend_success": Threshold(min=0.5)}
+    assert gates.rows({}, {}, {}, rules) == ()
+    verdict = gates.judge((), (), rules)
+    assert (verdict.passed, verdict.failed) == (False, ("blend_success",))
+    assert verdict.reasons == ("blend_success: this suite does not measure it, required >= 0.5",)
+    kept = row(Threshold(min=0.5))
+    assert gates.judge((kept,), (), {kept.name: Threshold(min=0.5)}).passed
 
 
 def test_the_policy_gives_rules_on_metrics_that_are_known_and_says_the_others() -> None:
