@@ -190,7 +190,9 @@ def judge(
 
 
 def _words(rule: Threshold) -> str:
-    return evaluation.required({"minimum": rule.min, "maximum": rule.max, "max_regression": rule.max_regression})
+    return evaluation.required(
+        {"minimum": rule.min, "maximum": rule.max, "max_regression": rule.max_regression}
+    )
 
 
 def reason(metric: Metric) -> str:
