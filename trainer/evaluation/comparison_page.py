@@ -25,6 +25,9 @@ _DASHES: Final = ("", "6 3", "2 3")
 _STYLE: Final = """
 .swatch{display:inline-block;width:22px;height:0;border-top:3px solid;vertical-align:middle;margin-right:6px}
 td.best{background:var(--ours-bg)}td .rank{float:right;color:var(--faint);font-size:12px;margin-left:10px}
+.wins td:not(:first-child){min-width:110px;white-space:normal}.wins details{margin:0;border:0;padding:0}
+.wins summary{font-size:15px;font-weight:700;cursor:pointer}
+.wins ul{margin:6px 0 0;padding:0;list-style:none;font-size:12px;color:var(--faint);text-align:left}
 .legend{display:flex;flex-wrap:wrap;gap:6px 20px;margin:0 0 12px}
 svg.over{width:100%;max-width:300px}
 .curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:14px}
@@ -55,7 +58,8 @@ def page(found: Comparison, plan: Plan, measured: Mapping[str, Measured]) -> str
     """
     names = [one.name for one in found.adapters]
     parts = [
-        ("who", "Who is really better", "In how many metrics, and in which.", _wins(found, names)),
+        ("who", "Who is really better", "In how many metrics; a number opens their names.",
+         _wins(found, names)),
         ("metrics", "Metrics", _HOW, _metrics(found, names)),
         ("differences", f"Differences to {html.shown(names[0])}", _DIFFERENCES, _differences(found, names)),
         ("intensity", "Response to intensity", "Judged against asked intensity; grey dashes: ideal.",
@@ -67,8 +71,7 @@ def page(found: Comparison, plan: Plan, measured: Mapping[str, Measured]) -> str
     suite = found.suite
     about = (
         f"<p class='faint'>Suite {html.text(suite.name)}: {len(suite.subjects)} people, {suite.pictures} "
-        f"pictures of each adapter, {suite.steps} sampling steps, seed {suite.seed}. Nobody of them was part "
-        "of a training.</p>"
+        f"pictures of each adapter, {suite.steps} sampling steps, seed {suite.seed}.</p>"
     )
     warning = html.verdict("warn", found.warning) if found.warning else ""
     body = [about, warning, html.contents((key, title) for key, title, *_ in parts)]
@@ -99,8 +102,9 @@ def _wins(found: Comparison, names: Sequence[str]) -> str:
         cells = [f"<b>{html.text(first)}</b> is really better"]
         for second in names:
             won = found.better(first, second)
-            titles = ", ".join(METRICS[name].title for name in won)
-            cells.append("" if first == second else f"<b>{len(won)}</b><small>{escape(titles)}</small>")
+            titles = "".join(f"<li>{escape(METRICS[name].title)}</li>" for name in won)
+            many = f"<details><summary>{len(won)}</summary><ul>{titles}</ul></details>" if won else "0"
+            cells.append("" if first == second else many)
         rows.append(html.row(cells))
     return html.table(heads, rows, kind="wide-table wins")
 
