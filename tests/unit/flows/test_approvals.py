@@ -5,43 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from fakes.releases import report
 from flows.approvals import Decision
-from flows.artifacts import MAX_PICTURE_BYTES, compared, data_uri, licence_rows, scan_rows
-
-
-def test_metrics_are_shown_beside_those_of_production() -> None:
-    rows = {row["metric"]: row for row in compared(report(0.9).predicate(), report(0.8).predicate())}
-    assert rows["top1_accuracy"] == {
-        "metric": "top1_accuracy",
-        "value": "0.9",
-        "now": "0.8",
-        "difference": "+0.1",
-        "threshold": ">= 0.85",
-        "passed": "yes",
-    }
-    assert rows["paired_psnr"]["threshold"] == rows["paired_psnr"]["passed"] == "-"
-
-
-def test_a_threshold_that_is_missed_is_shown() -> None:
-    rows = {row["metric"]: row for row in compared(report(0.5).predicate(), {})}
-    assert rows["top1_accuracy"]["passed"] == "NO"
-    assert rows["top1_accuracy"]["now"] == rows["top1_accuracy"]["difference"] == "-"
-
-
-@pytest.mark.parametrize(
-    "predicate",
-    [{}, {"metrics": None}, {"metrics": [None, 3, {"name": "x"}]}, {"metrics": {"a": {"b": "c"}}}],
-)
-def test_an_evaluation_of_another_form_is_no_error(predicate: Any) -> None:
-    assert compared(predicate, predicate) == []
+from flows.artifacts import MAX_PICTURE_BYTES, data_uri, licence_rows, scan_rows
 
 
 def test_findings_of_a_signed_scan_are_named() -> None:
