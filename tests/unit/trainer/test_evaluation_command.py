@@ -190,16 +190,16 @@ def test_a_comparison_needs_an_adapter(home: Path, capsys: pytest.CaptureFixture
     assert "no prompts" in err
 
 
-def test_a_threshold_on_what_the_suite_does_not_measure_is_explained(
+def test_a_rule_on_what_the_suite_does_not_measure_refuses(
     home: Path, base: Path, adapter: Path, suite: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """This suite blends nobody."""
     policy = tmp_path / "policy.toml"
     policy.write_text("[gates.prod.metrics.blend_success]\nmin = 0.5\n")
     words = ["evaluate", adapter, "--suite", suite, "--base", base, "--policy", policy]
-    code, _, err = run(capsys, *words)
-    assert code == 2
-    assert "blend_success" in err
+    code, out, _ = run(capsys, *words)
+    assert code == 14
+    assert "blend_success: this suite does not measure it" in " ".join(out.split())
 
 
 def test_the_command_runs_as_a_process_and_its_help_names_every_flag() -> None:
