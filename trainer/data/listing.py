@@ -114,7 +114,7 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
     path = folder / PAIRS_NAME
     problems, pairs, files = Problems(path), list[tuple[int, Pair]](), dict[str, Path]()
     split_of: dict[str, str] = {}
-    for number, text in enumerate(lines_of(path), 1):
+    for number, text in enumerate(lines_of(path, _MAX_LIST_BYTES), 1):
         try:
             pair = Pair.model_validate(json_object(text))
         except ValidationError as error:
@@ -138,7 +138,7 @@ def read_listing(folder: Path, expressions: Sequence[str] | None = None) -> List
     return Listing(folder=folder, pairs=tuple(pairs), files=files)
 
 
-def lines_of(path: Path, most: int = _MAX_LIST_BYTES) -> list[str]:
+def lines_of(path: Path, most: int) -> list[str]:
     """Return the lines of a list of at most that many bytes.
 
     Raises:
