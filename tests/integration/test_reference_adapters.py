@@ -151,7 +151,7 @@ def test_the_scan_cannot_tell_them_from_the_good_one(fault: Fault, tmp_path: Pat
     folder = adapter(fault, tmp_path / "adapter")
     files = {name: (folder / name).read_bytes() for name in (WEIGHTS_NAME, CARD_NAME)}
 
-    admit_candidate(files, Policy(allow_review=False))
+    assert admit_candidate(files, Policy(allow_review=False)).scan.verdict == "pass"
 
 
 def test_the_good_adapter_was_made_for_the_base_that_ships() -> None:

@@ -480,7 +480,7 @@ def test_a_model_that_scored_the_data_cannot_judge(tmp_path: Path, ingredient: I
     [said("seer-2"), said("seer"), said("seer-1", kind="auxiliary-model"), said("seer-1", kind="dataset")],
 )
 def test_others_can(tmp_path: Path, ingredient: Ingredient) -> None:
-    judges(tmp_path, **VLM).require_independent(trained_with(ingredient))
+    assert judges(tmp_path, **VLM).require_independent(trained_with(ingredient)) is None
 
 
 def test_the_shipped_judge_under_another_name_is_known_by_its_digest(tmp_path: Path) -> None:
@@ -523,4 +523,5 @@ def test_who_has_only_seen_portraits_judges_no_photographs(changes: dict[str, An
 
 
 def test_others_judge_photographs() -> None:
-    require_able(drawn(source="tasks", identities={}, judge=VLM, faces="buffalo_l"), PHOTOGRAPHS)
+    able = drawn(source="tasks", identities={}, judge=VLM, faces="buffalo_l")
+    assert require_able(able, PHOTOGRAPHS) is None
