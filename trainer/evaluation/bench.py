@@ -7,7 +7,6 @@ runs is measured once and every candidate is compared with it.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import BaseModelRef, canonical_json
+from registry.manifest import BaseModelRef
 from trainer.data.blobs import Blobs, encode_png
 from trainer.errors import BaseModelError, DataError, EvaluationError
 from trainer.evaluation.editing import BLOBS_NAME, Edited, Editor, edit
@@ -292,17 +291,15 @@ def _halves(progress: Progress, pictures: int) -> tuple[Progress, Progress]:
 
 
 def folder_digest(folder: Path) -> Digest:
-    """Digest over the names and contents of a base model's files.
+    """The fingerprint of a base model: of its files' names and contents, the one that adapters' cards name.
 
     Raises:
         BaseModelError: there is no such folder.
     """
+    from serving.bases import fingerprint
+
     if not (folder / "model_index.json").is_file():
         raise BaseModelError(
             f"{folder} holds no base model: model_index.json is missing", "give a folder in diffusers layout"
         )
-    entries = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as stream:  # a hub's folder has links into its cache
-            entries[path.relative_to(folder).as_posix()] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest_bytes(canonical_json(entries))
+    return fingerprint(folder)

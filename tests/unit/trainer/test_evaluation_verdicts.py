@@ -404,7 +404,8 @@ def test_the_digest_of_a_base_covers_names_and_contents(tmp_path: Path) -> None:
     weights = tmp_path / "vae" / "weights.safetensors"
     weights.write_bytes(b"a")
     first = folder_digest(tmp_path)
-    assert folder_digest(tmp_path) == first
+    (tmp_path / "base.json").write_text("{}")
+    assert folder_digest(tmp_path) == first, "a base that is registered is the same base"
     weights.write_bytes(b"b")
     assert folder_digest(tmp_path) != first
     weights.write_bytes(b"a")
