@@ -116,6 +116,8 @@ class DataSection(Section):
             raise ValueError(f"{', '.join(foreign)}: not for source {self.source}, which has them elsewhere")
         if missing:
             raise ValueError(f"source {self.source} needs {', '.join(missing)}")
+        if self.source == "folder" and self.pairing == "random":
+            raise ValueError("pairing: the pairs of source folder are those that its list names")
         return self
 
 

@@ -90,3 +90,12 @@ def test_pictures_that_are_not_there_are_missed_before_anything_is_loaded(tmp_pa
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "pairs.jsonl").touch()
     recipes.require_data(recipe)
+
+
+def test_a_list_of_pairs_is_not_paired_at_random(tmp_path: Path) -> None:
+    from trainer.sections import DataSection
+
+    listed = {"source": "folder", "path": str(tmp_path)}
+    assert DataSection(**listed).pairing == "confusing"
+    with pytest.raises(ValueError, match="those that its list names"):
+        DataSection(**listed, pairing="random")
