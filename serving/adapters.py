@@ -1,167 +1,354 @@
-"""A verified adapter on a base: attached whole or not at all, at an exact strength, removed without a trace.
+"""Verified adapters on a base: several at once, each row of a batch with its own, and gone without a trace.
 
-The adapter's layers stand beside the base's weights and are never merged into them: detaching puts the base's
-own modules back, so the base is bit for bit what it was. Tensors come from the bytes that admission verified,
-their layout from the signed card; nothing that a file says about itself is believed.
+The adapters' layers stand beside the base's weights: taking them away puts the base's own modules back, so
+that the base is bit for bit what it was. Tensors come from the bytes that admission verified, their layout
+from the signed card; nothing that a file says about itself is believed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from registry.admission import VerifiedAdapter
-from registry.families import FamilyFacts, family
-from registry.formats import LoraKey, parse_key
-from serving.errors import AdapterMismatch, StrengthOutOfRange, UsageError
+from registry.families import family
+from serving.errors import AdapterMismatch, Overloaded, StrengthOutOfRange, UsageError
+from serving.fitting import Place, fitting_updates
 
 if TYPE_CHECKING:
     import torch
 
-    from serving.layers import Update
+    from serving.layers import AdaptedLinear, Key, Placed, Shares
     from serving.pipelines.base import EditPipeline
 
-_SHOWN = 4
-
-Place = tuple[str, str]
-"""A part of the pipeline, and the name of one of its modules there."""
+Stack = tuple[tuple[VerifiedAdapter, float], ...]
+"""Adapters that work together, and the strength of each; the first conditions the edit."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Mounted:
-    """An adapter and the layers that were built for it, by the place of the module each one wraps."""
+@dataclass(kw_only=True, slots=True, eq=False)
+class Resident:
+    """An adapter whose tensors lie where the base computes.
+
+    Attributes:
+        adapter: what it is.
+        updates: its tensors by the place of the module that they belong to.
+        nbytes: that they take.
+        pins: uses that are not over.
+        used: when it was last used, counted in uses.
+    """
 
     adapter: VerifiedAdapter
-    layers: Mapping[Place, torch.nn.Module]
+    updates: Mapping[Place, Placed]
+    nbytes: int
+    pins: int = 0
+    used: int = 0
+
+    @property
+    def parts(self) -> set[str]:
+        """The parts of the pipeline that it changes."""
+        return {part for part, _ in self.updates}
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Merged:
+    """Adapters whose updates are in the base's weights, and the weights as they were."""
+
+    shares: Shares
+    weights: Mapping[Place, torch.Tensor] = field(repr=False)
 
 
 class AdapterSlots:
-    """The place for one adapter on a pipeline: on its denoiser, and on the text encoders of its family.
+    """The adapters on a pipeline: on its denoiser, and on the text encoders of its family.
 
-    Not for concurrent use: the engine holds a lock around it.
+    `prepare` may run beside a forward pass; everything else is for one thread at a time: the engine holds a
+    lock around it.
 
     Args:
         pipeline: the base; one whose text encoders can be trained has them as ``text_encoders``, by part.
+        budget: bytes that resident adapters may take; those that are neither pinned nor in use make room, the
+            least recently used first. None is no limit.
     """
 
-    def __init__(self, pipeline: EditPipeline) -> None:
+    def __init__(self, pipeline: EditPipeline, budget: int | None = None) -> None:
         self._family = family(pipeline.family)
         texts: Mapping[str, torch.nn.Module] = getattr(pipeline, "text_encoders", {})
         self._parts: dict[str, torch.nn.Module] = {
             self._family.prefix: pipeline.transformer,
             **{part: texts[part] for part in self._family.text_encoders if part in texts},
         }
-        self._mounted: _Mounted | None = None
+        self._budget = budget
+        self._residents: dict[Key, Resident] = {}
+        self._layers: dict[Place, AdaptedLinear] = {}
+        self._routing: Any = None
+        self._all: Stack = ()
+        self._merged: _Merged | None = None
+        self._clock = itertools.count(1)
+
+    @property
+    def residents(self) -> tuple[VerifiedAdapter, ...]:
+        """The adapters that are on the device, the least recently used first."""
+        kept = sorted(self._residents.values(), key=lambda resident: resident.used)
+        return tuple(resident.adapter for resident in kept)
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the resident adapters take."""
+        return sum(resident.nbytes for resident in self._residents.values())
 
     @property
     def current(self) -> VerifiedAdapter | None:
-        """The adapter that is attached."""
-        return None if self._mounted is None else self._mounted.adapter
+        """The adapter that every row gets where `routed` says nothing else."""
+        return self._all[0][0] if self._all else None
 
-    def attach(self, adapter: VerifiedAdapter) -> None:
-        """Put ``adapter`` on the base at strength 1, in the place of what was there.
+    # Resident adapters
+
+    def prepare(self, adapter: VerifiedAdapter) -> Resident:
+        """Check an adapter against the base and copy its tensors to where the base computes.
 
         Raises:
             AdapterMismatch: a tensor is missing, unexpected or of the wrong shape, or the base carries layers
-                of somebody else, or is quantised and the adapter DoRA. Whatever was attached before is still
-                attached.
+                of somebody else, or is quantised and the adapter DoRA.
             UsageError: ``adapter`` did not pass admission.
         """
+        from serving import layers
+
         if type(adapter) is not VerifiedAdapter:
             raise UsageError(
                 f"a {type(adapter).__name__} is not a verified adapter",
                 "only what `registry pull` or admission returns can be attached",
             )
-        if self._mounted is not None and self._mounted.adapter is adapter:
-            self.set_strength(1.0)
-            return
+        known = self._residents.get(_key(adapter))
+        if known is not None:
+            return known
         self._refuse_strangers()
-        updates = _fitting_updates(adapter, self._parts, self._family)
-        previous = self._mounted
-        self._unmount()
-        wants_grad = [
-            (parameter, parameter.requires_grad)
-            for model in self._parts.values()
-            for parameter in model.parameters()
-        ]
+        fitting = fitting_updates(adapter, self._parts, self._family)
+        updates = {where: layers.place(update, linear) for where, (update, linear) in fitting.items()}
+        return Resident(
+            adapter=adapter, updates=updates, nbytes=sum(update.nbytes for update in updates.values())
+        )
+
+    def install(self, resident: Resident) -> None:
+        """Make a prepared adapter resident; nothing changes for the rows that run.
+
+        Raises:
+            Overloaded: the adapters in use leave no room for it.
+        """
+        key = _key(resident.adapter)
+        if key not in self._residents:
+            self._make_room(resident.nbytes)
+            self._residents[key] = resident
+            try:
+                for where, update in resident.updates.items():
+                    self._layer(where).updates[key] = update
+            except BaseException:
+                self._remove(key)
+                raise
+        self._residents[key].used = next(self._clock)
+
+    def load(self, adapter: VerifiedAdapter) -> Resident:
+        """Make an adapter resident; raises as `prepare` and `install`."""
+        self.install(self.prepare(adapter))
+        return self._residents[_key(adapter)]
+
+    def pin(self, adapter: VerifiedAdapter) -> None:
+        """Keep a resident adapter until it is unpinned as often as it was pinned."""
+        self._residents[_key(adapter)].pins += 1
+
+    def unpin(self, adapter: VerifiedAdapter) -> None:
+        """Take one pin off."""
+        resident = self._residents.get(_key(adapter))
+        if resident is not None:
+            resident.pins = max(0, resident.pins - 1)
+
+    def evict(self, adapter: VerifiedAdapter) -> bool:
+        """Take an adapter off the device unless it is in use; returns whether it is gone."""
+        key = _key(adapter)
+        resident = self._residents.get(key)
+        if resident is None:
+            return True
+        if resident.pins or key in {_key(one) for one, _ in self._all}:
+            return False
+        self._remove(key)
+        return True
+
+    def changes_text(self, adapter: VerifiedAdapter) -> bool:
+        """Whether a resident adapter changes what prompts are encoded to."""
+        return self._residents[_key(adapter)].parts != {self._family.prefix}
+
+    # What a batch gets
+
+    @contextmanager
+    def routed(self, rows: Sequence[Stack]) -> Iterator[None]:
+        """Give the rows of the forward passes inside their own resident adapters."""
+        shares = [tuple((_key(adapter), strength) for adapter, strength in stack) for stack in rows]
+        if self._merged is not None:
+            if all(one == self._merged.shares for one in shares):
+                shares = [() for _ in shares]
+            else:
+                self.unmerge()
+        for stack in rows:
+            for adapter, _ in stack:
+                self._residents[_key(adapter)].used = next(self._clock)
+        if self._routing is not None:
+            self._routing.set(shares)
         try:
-            layers = self._inject(updates, adapter.card.lora.rank)
-        except BaseException:
-            self._unwrap()
-            if previous is not None:
-                self._mount(previous)
-            raise
+            yield
         finally:
-            # PEFT freezes the whole model; who trains on it has its own mind about that.
-            for parameter, wanted in wants_grad:
-                parameter.requires_grad_(wanted)
-        self._mounted = _Mounted(adapter=adapter, layers=layers)
+            if self._routing is not None:
+                self._routing.set([self._shares_of_all()])
+
+    def merge(self, stack: Stack) -> bool:
+        """Add the updates of resident adapters to the base's own weights, as long as only they are wanted.
+
+        Rows then cost what the base costs. The weights as they were are kept beside them and put back, never
+        subtracted: any number of merges leaves the base as it was to the bit. Until then forward passes
+        belong inside `routed`, which puts them back for rows that want anything else.
+
+        Returns:
+            False where the base is quantised, or waits elsewhere: there nothing is merged.
+        """
+        from serving import layers
+
+        shares = tuple((_key(adapter), strength) for adapter, strength in stack)
+        if self._merged is not None and self._merged.shares == shares:
+            return True
+        self.unmerge()
+        wanted = {where for key, _ in shares for where in self._residents[key].updates}
+        linears = {where: self._layers[where].base_layer for where in wanted}
+        if any(not layers.mergeable(linear) for linear in linears.values()):
+            return False
+        import torch
+
+        kept = {where: linear.weight.data.clone() for where, linear in linears.items()}
+        with torch.no_grad():
+            for where, linear in linears.items():
+                change = sum(
+                    update.weight(kept[where], strength)
+                    for key, strength in shares
+                    if (update := self._residents[key].updates.get(where)) is not None
+                )
+                linear.weight.data.copy_(kept[where].float() + change)
+        self._merged = _Merged(shares=shares, weights=kept)
+        return True
+
+    def unmerge(self) -> None:
+        """Put the base's weights back, bit for bit."""
+        if self._merged is not None:
+            for where, weight in self._merged.weights.items():
+                self._layers[where].base_layer.weight.data.copy_(weight)
+            self._merged = None
+
+    # One adapter for all rows
+
+    def attach(self, adapter: VerifiedAdapter) -> None:
+        """Give every row ``adapter`` at strength 1, in the place of what it had.
+
+        Raises:
+            AdapterMismatch, UsageError, Overloaded: see `load`. Whatever was attached before still is.
+        """
+        self.load(adapter)
+        self._all = ((adapter, 1.0),)
+        self._route_all()
 
     def detach(self) -> None:
-        """Leave the base alone, bit for bit as it was before the first attach."""
-        self._unmount()
+        """Leave the base alone, bit for bit as it was before the first adapter."""
+        self.unmerge()
+        self._all = ()
+        for key in tuple(self._residents):
+            self._remove(key)
 
     def use(self, adapter: VerifiedAdapter, strength: float) -> None:
-        """Attach ``adapter`` unless it is there already, and set its strength.
+        """Give every row ``adapter`` at a strength.
 
         Raises:
             AdapterMismatch: as `attach`.
             StrengthOutOfRange: ``strength`` is not a finite number.
         """
         _require_finite(strength)
-        if self.current is not adapter:
-            self.attach(adapter)
-        self.set_strength(strength)
+        self.load(adapter)
+        self._all = ((adapter, strength),)
+        self._route_all()
 
     def set_strength(self, strength: float) -> None:
-        """Multiply the adapter's update by ``strength``; 1 is as trained, 0 the base alone.
+        """Multiply the attached adapter's update by ``strength``; 1 is as trained, 0 the base alone.
 
         Raises:
             UsageError: no adapter is attached.
             StrengthOutOfRange: ``strength`` is not a finite number.
         """
-        from serving import layers
-
         _require_finite(strength)
-        if self._mounted is None:
+        if not self._all:
             raise UsageError("no adapter is attached", "attach one first")
-        for layer in self._mounted.layers.values():
-            layers.set_strength(layer, strength)
+        self._all = ((self._all[0][0], strength),)
+        self._route_all()
 
-    def _inject(self, updates: Mapping[Place, Update], rank: int) -> dict[Place, torch.nn.Module]:
+    # Inside
+
+    def _shares_of_all(self) -> Shares:
+        if self._merged is not None:
+            return ()
+        return tuple((_key(adapter), strength) for adapter, strength in self._all)
+
+    def _route_all(self) -> None:
+        self.unmerge()
+        if self._routing is not None:
+            self._routing.set([self._shares_of_all()])
+
+    def _layer(self, where: Place) -> AdaptedLinear:
+        """The layer at a place; put in where there is none yet."""
         from serving import layers
 
-        made: dict[Place, torch.nn.Module] = {}
-        for part, model in self._parts.items():
-            mine = {name: update for (where, name), update in updates.items() if where == part}
-            if mine:
-                made |= {(part, name): layer for name, layer in layers.inject(model, mine, rank).items()}
-        return made
-
-    def _mount(self, mounted: _Mounted) -> None:
-        from serving import layers
-
-        for (part, name), layer in mounted.layers.items():
+        if self._routing is None:
+            self._routing = layers.Routing()
+            self._route_all()
+        if where not in self._layers:
+            part, name = where
+            layer = layers.AdaptedLinear(self._parts[part].get_submodule(name), self._routing)  # type: ignore[arg-type]
             layers.replace(self._parts[part], name, layer)
-        self._mounted = mounted
+            self._layers[where] = layer
+        return self._layers[where]
 
-    def _unmount(self) -> None:
-        if self._mounted is not None:
-            self._unwrap()
-            self._mounted = None
-
-    def _unwrap(self) -> None:
+    def _remove(self, key: Key) -> None:
         from serving import layers
 
-        for model in self._parts.values():
-            layers.unwrap(model)
+        if self._merged is not None and key in dict(self._merged.shares):
+            self.unmerge()
+        for where in self._residents.pop(key).updates:
+            layer = self._layers.get(where)
+            if layer is None:
+                continue  # it was not put in before something failed
+            layer.updates.pop(key, None)
+            if not layer.updates:
+                layers.replace(self._parts[where[0]], where[1], layer.base_layer)
+                del self._layers[where]
+
+    def _make_room(self, nbytes: int) -> None:
+        if self._budget is None:
+            return
+        used = {_key(adapter) for adapter, _ in self._all}
+        free = sorted(
+            (key for key, resident in self._residents.items() if not resident.pins and key not in used),
+            key=lambda key: self._residents[key].used,
+        )
+        for key in free:
+            if self.memory + nbytes <= self._budget:
+                return
+            self._remove(key)
+        if self.memory + nbytes > self._budget and self._residents:
+            raise Overloaded(
+                f"the adapters in use take {self.memory} of the {self._budget} bytes set aside for adapters, "
+                f"and this one needs {nbytes}",
+                "try again later, or raise the setting adapter_memory",
+            )
 
     def _refuse_strangers(self) -> None:
         from serving import layers
 
-        mine = set() if self._mounted is None else {id(layer) for layer in self._mounted.layers.values()}
+        mine = {id(layer) for layer in self._layers.values()}
         for part, model in self._parts.items():
             for name, module in layers.found(model).items():
                 if id(module) not in mine:
@@ -171,96 +358,10 @@ class AdapterSlots:
                     )
 
 
+def _key(adapter: VerifiedAdapter) -> Key:
+    return str(adapter.digest)
+
+
 def _require_finite(strength: float) -> None:
     if not math.isfinite(strength):
         raise StrengthOutOfRange(f"the strength {strength} is not a finite number", "use for example 1.0")
-
-
-def _fitting_updates(
-    adapter: VerifiedAdapter, parts: Mapping[str, torch.nn.Module], facts: FamilyFacts
-) -> dict[Place, Update]:
-    """Return what is done to each module; every tensor of the file has its place.
-
-    Raises:
-        AdapterMismatch: the file and the base do not fit each other.
-    """
-    from safetensors.torch import load
-
-    from serving.layers import Update
-
-    targets = _targets(adapter, parts, facts)
-    rank = adapter.card.lora.rank
-    found: dict[str, dict[str, torch.Tensor]] = {}
-    problems: list[str] = []
-    for key, tensor in load(adapter.weights).items():
-        parsed = parse_key(key)
-        if parsed is None or parsed.module not in targets or not key.startswith(facts.key(parsed.module)):
-            problems.append(f"unexpected tensor {key}")
-            continue
-        shape = _shape(parsed, targets[parsed.module].linear, rank)
-        if tuple(tensor.shape) != shape:
-            problems.append(f"{key} has the shape {list(tensor.shape)}, not {list(shape)}")
-            continue
-        found.setdefault(parsed.module, {})[parsed.factor] = tensor
-    sides = {"A", "B"} | ({"magnitude"} if any("magnitude" in one for one in found.values()) else set())
-    for module, target in targets.items():
-        has = found.get(module, {}).keys()
-        if (target.required or has) and not has >= sides:
-            problems += [f"missing tensor of {module} (lora_{side})" for side in sorted(sides - has)]
-    if problems:
-        rest = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise AdapterMismatch(
-            "the adapter does not fit the base model: " + "; ".join(problems[:_SHOWN]) + rest,
-            "serve it on the base it was trained for, or export it again with every target",
-        )
-    return {
-        targets[module].place: Update(a=one["A"], b=one["B"], magnitude=one.get("magnitude"))
-        for module, one in found.items()
-    }
-
-
-def _shape(key: LoraKey, linear: torch.nn.Linear, rank: int) -> tuple[int, ...]:
-    if key.factor == "magnitude":
-        return (linear.out_features,)
-    return (rank, linear.in_features) if key.factor == "A" else (linear.out_features, rank)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Target:
-    """A module that the signed card names; ``required`` unless training cannot reach it."""
-
-    place: Place
-    linear: torch.nn.Linear
-    required: bool
-
-
-def _targets(
-    adapter: VerifiedAdapter, parts: Mapping[str, torch.nn.Module], facts: FamilyFacts
-) -> dict[str, _Target]:
-    """Return the modules that the signed card names, as the registry calls them."""
-    import torch
-
-    kinds = set(adapter.card.lora.targets)
-    modules: dict[str, tuple[Place, torch.nn.Linear]] = {}
-    for part, model in parts.items():
-        start = ""
-        if part != facts.prefix:
-            # Newer transformers have no `text_model` around some encoders' layers; files always name it.
-            start = f"{part}." if hasattr(model, "text_model") else f"{part}.text_model."
-        for name, module in model.named_modules():
-            plain = name.replace(".base_layer", "")
-            if isinstance(module, torch.nn.Linear) and facts.is_target(start + plain):
-                modules[start + plain] = (part, plain), module
-    absent = kinds - {facts.block_of(name)[1] for name in modules}
-    if absent:
-        raise AdapterMismatch(
-            f"the base model has no module of the kind {', '.join(sorted(absent))}",
-            "serve the adapter on the base it was trained for",
-        )
-    # The output of silent modules is discarded, so an exporter may leave them out and nothing changes.
-    silent = facts.silent(modules)
-    return {
-        name: _Target(place=place, linear=linear, required=name not in silent)
-        for name, (place, linear) in modules.items()
-        if facts.block_of(name)[1] in kinds
-    }

@@ -1,4 +1,4 @@
-"""The command line of serving: `serving edit`, `serving sweep`, `serving register-base`.
+"""The command line of serving: edits of files, the HTTP service, its keys and its bases.
 
 Data goes to stdout, progress and hints to stderr. torch and the models are imported by the commands that run
 them, so that `serving --help` answers at once.
@@ -18,6 +18,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from registry.command import run
+from serving.credentials_command import credentials
+from serving.keys_command import keys
+from serving.plan_command import plan
+from serving.ray_command import ray_command
+from serving.serve_command import serve
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +39,10 @@ _READABLE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Pat
 @click.version_option(package_name="adapter-foundry", prog_name="serving")
 def cli() -> None:
     """Edit portraits with signed adapters."""
+
+
+for command in (serve, ray_command, keys, credentials, plan):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,11 +16,14 @@ gives the neutral embedding and a single a = 1 the expression's embedding bit by
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from serving.errors import ConditioningError
+from registry.errors import shown
+from registry.manifest import ConditioningSpec
+from serving.errors import ConditioningError, StrengthOutOfRange, UnknownExpression
 
 if TYPE_CHECKING:
     import torch
@@ -175,4 +178,36 @@ def require_equal_lengths(neutral: PromptEmbeds, target: PromptEmbeds, name: str
             f"the prompt of {name!r} has {lengths[1]} tokens, the neutral one {lengths[0]}; they cannot be "
             "interpolated",
             "choose words of equally many tokens, both for the neutral word and for the expressions",
+        )
+
+
+def require_offered(spec: ConditioningSpec, rows: Sequence[Mapping[str, float]]) -> None:
+    """Refuse expressions and intensities that a signed conditioning does not offer.
+
+    Raises:
+        UnknownExpression: the adapter has no such expression; the nearest is named.
+        StrengthOutOfRange: an intensity is outside of the signed range.
+    """
+    for name in {name: None for row in rows for name in row}:
+        if name not in spec.expressions:
+            near = difflib.get_close_matches(name, spec.expressions, n=1, cutoff=0.0)[0]
+            raise UnknownExpression(
+                f"the adapter has no expression {shown(name)!r}",
+                f"did you mean {near!r}? It has: {', '.join(spec.expressions)}",
+            )
+    for row in rows:
+        for name, value in row.items():
+            require_strength(spec, value, f"the intensity of {name!r}")
+
+
+def require_strength(spec: ConditioningSpec, value: float, what: str = "the strength") -> None:
+    """Refuse a strength outside of the signed range.
+
+    Raises:
+        StrengthOutOfRange: it is.
+    """
+    if not spec.strength_min <= value <= spec.strength_max:
+        signed = f"{spec.strength_min:g} to {spec.strength_max:g}"
+        raise StrengthOutOfRange(
+            f"{what} is {value:g}; the adapter is signed for {signed}", f"choose a value from {signed}"
         )

@@ -9,8 +9,11 @@ ServingError                    1   anything else
  ├─ Cancelled                   1   the caller stopped the run
  ├─ CandidateRefused           10   the adapter was never signed
  ├─ BaseNotFound               11   the base model is not on this machine
+ ├─ NotServed                  11   no such adapter is served here
  ├─ WrongBase                  14   the adapter was made for another base model
- └─ AdapterMismatch            14   the adapter's tensors do not fit the base model
+ ├─ AdapterMismatch            14   the adapter's tensors do not fit the base model
+ ├─ Overloaded                 20   the queue is full, try again later
+ └─ Draining                   20   the server is going down
 
 The number is the exit code of the command line. Each error says what happened (``message``) and what to do
 about it (``mend``). What the registry refuses keeps the registry's own errors and exit codes.
@@ -73,3 +76,29 @@ class AdapterMismatch(ServingError):
     """The adapter's tensors do not fit the modules of the base model."""
 
     exit_code = 14
+
+
+class NotServed(ServingError):
+    """No such adapter is served here."""
+
+    exit_code = 11
+
+
+class Overloaded(ServingError):
+    """There are more requests than can be taken now.
+
+    Attributes:
+        retry_after: seconds after which to try again.
+    """
+
+    exit_code = 20
+
+    def __init__(self, message: str, mend: str, retry_after: float = 1.0) -> None:
+        super().__init__(message, mend)
+        self.retry_after = retry_after
+
+
+class Draining(ServingError):
+    """The server finishes what it has and takes nothing new."""
+
+    exit_code = 20

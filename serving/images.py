@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from serving.errors import ImageRefused
@@ -18,17 +19,26 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL import Image
+    from PIL.ImageFile import ImageFile
 
 MAX_IMAGE_BYTES = 32 << 20
 MAX_IMAGE_PIXELS = 4096 * 4096
 MIN_IMAGE_SIDE = 8
 FORMATS = ("PNG", "JPEG", "WEBP")
 TEXT_KEY = "adapter-foundry"
+MAX_CHUNKS = 50_000
+MAX_BESIDE = 4 << 20
+"""Bytes of a PNG that are no pixels: profiles, texts, manifests."""
 
 
-def open_portrait(data: bytes) -> Image.Image:
-    """Return the picture in ``data`` as an upright, square RGB image without metadata; see `open_picture`."""
-    return _square(open_picture(data))
+def open_portrait(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return the picture in ``data`` as an upright RGB image without metadata; see `open_picture`.
+
+    Args:
+        data: a file.
+        size: height and width whose aspect the middle is cut out with; None is a square.
+    """
+    return _cut(open_picture(data), size)
 
 
 def open_picture(data: bytes) -> Image.Image:
@@ -40,20 +50,40 @@ def open_picture(data: bytes) -> Image.Image:
     Raises:
         ImageRefused: not a PNG, JPEG or WebP picture, damaged, or over a limit.
     """
+    with _opened(data) as opened:
+        opened.load()
+        return _upright(opened)
+
+
+def read_size(data: bytes) -> tuple[int, int]:
+    """Return width and height as the header of a picture says; not a pixel is decoded.
+
+    Raises:
+        ImageRefused: as `open_picture`, as far as the header tells.
+    """
+    with _opened(data) as opened:
+        return opened.size
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[ImageFile]:
     from PIL import Image
 
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageRefused(
             f"the picture has {len(data)} bytes; at most {MAX_IMAGE_BYTES} are read", "send a smaller file"
         )
+    _check_chunks(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
         with opened:
             _check_size(*opened.size)
-            opened.load()
-            return _upright(opened)
+            # Telephones write JPEG files of several pictures, of which the first is meant
+            if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
+                raise ImageRefused("the picture is animated", "send one of its frames")
+            yield opened
     except Image.DecompressionBombError as error:
         raise ImageRefused(
             f"the picture has too many pixels; at most {MAX_IMAGE_PIXELS} are read", "send a smaller picture"
@@ -65,15 +95,16 @@ def open_picture(data: bytes) -> Image.Image:
         ) from error
 
 
-def clean(image: Image.Image) -> Image.Image:
-    """Return an upright, square RGB copy of ``image`` that carries nothing but its pixels.
+def clean(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Return an upright RGB copy of ``image`` that carries nothing but its pixels.
 
-    The EXIF orientation is applied, transparency is laid on white, and the middle square is cut out.
+    The EXIF orientation is applied, transparency is laid on white, and the middle is cut out with the aspect
+    of ``size``, height and width; None is a square.
 
     Raises:
         ImageRefused: the sides are outside of the limits.
     """
-    return _square(_upright(image))
+    return _cut(_upright(image), size)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -94,11 +125,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
-def _square(image: Image.Image) -> Image.Image:
-    """Return the middle square of an image."""
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image if image.width == image.height else image.crop((left, top, left + side, top + side))
+def _cut(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Return the middle of an image, as large as it can be with the aspect of a size."""
+    tall, wide = size or (1, 1)
+    width = max(1, min(image.width, image.height * wide // tall))
+    height = max(1, min(image.height, image.width * tall // wide))
+    if (width, height) == image.size:
+        return image
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def png_bytes(image: Image.Image, facts: Mapping[str, Any]) -> bytes:
@@ -124,6 +159,29 @@ def read_facts(path: Path) -> dict[str, Any]:
         text = opened.info.get(TEXT_KEY)
     facts = json.loads(text) if isinstance(text, str) else {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _check_chunks(data: bytes) -> None:
+    """Refuse a PNG that is mostly no picture: what else it carries is copied several times in reading.
+
+    Raises:
+        ImageRefused: it has too many chunks, or too much in those that are no pixels.
+    """
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return
+    place, beside = 8, 0
+    for _ in range(MAX_CHUNKS):
+        if place + 8 > len(data):
+            break
+        length = int.from_bytes(data[place : place + 4], "big")
+        beside += length if data[place + 4 : place + 8] not in (b"IDAT", b"fdAT") else 0
+        place += length + 12
+    else:
+        beside = MAX_BESIDE + 1
+    if beside > MAX_BESIDE:
+        raise ImageRefused(
+            "the picture carries too much besides its pixels", "export it again without metadata"
+        )
 
 
 def _check_size(width: int, height: int) -> None:

@@ -1,26 +1,27 @@
-"""The layers that hold an adapter beside a base's own modules: put in, found again, taken out.
+"""The layers that hold adapters beside a base's own modules: put in, found again, taken out.
 
-Plain LoRA layers are PEFT's. DoRA has a layer of ours: PEFT's computes the lengths of the rows anew in every
-forward pass, and at strength 0 it is not the base.
+A layer holds the updates of every adapter that is resident. Which of them a row of the batch gets, and how
+strongly, is said once for all layers by their `Routing`: another adapter serves as soon as it says so, with
+no byte copied, and rows of one batch can have different ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from serving.errors import AdapterMismatch
+from serving.frozen import FrozenLinear, home_of
 
-SLOT = "verified"
-"""The name of the adapter in PEFT's layers."""
+Key = str
+"""What a resident adapter is called here: its digest."""
 
-SHOWN = 4
-"""How many of several problems a message names."""
+Shares = tuple[tuple[Key, float], ...]
+"""Resident adapters and the strength of each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,33 +39,72 @@ class Update:
     magnitude: torch.Tensor | None = None
 
 
-class RescaledLinear(torch.nn.Module):
-    """A linear layer and DoRA's update of it, at a strength.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placed:
+    """An update where its module computes, in the numbers that it computes in.
 
-    The trained weight is W' = m (W + B A) / |W + B A|, row by row (Liu et al., arXiv 2402.09353, eq. 5), and
-    the output W x + strength (W' - W) x + bias: the base at strength 0, as trained at 1.
-
-    Args:
-        base: the base's own layer, of floating-point weights.
-        update: with a magnitude.
+    Attributes:
+        gain: with DoRA what each row of W + B A is multiplied with [out], fp32.
     """
 
-    def __init__(self, base: torch.nn.Linear, update: Update) -> None:
+    a: torch.Tensor
+    b: torch.Tensor
+    gain: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return sum(tensor.nbytes for tensor in (self.a, self.b, self.gain) if tensor is not None)
+
+    def weight(self, base: torch.Tensor, strength: float) -> torch.Tensor:
+        """Return in fp32 what a weight [out, in] changes by at a strength."""
+        product = self.b.float() @ self.a.float()
+        if self.gain is None:
+            return strength * product
+        gain = self.gain[:, None]
+        return strength * ((gain - 1) * base.float() + gain * product)
+
+
+@dataclass(slots=True)
+class Routing:
+    """Which adapters each row of a batch gets; one for all layers of a base.
+
+    Attributes:
+        groups: how many rows have which adapters, one group after another; a single group is all rows,
+            however many they are.
+    """
+
+    groups: tuple[tuple[int, Shares], ...] = field(default_factory=tuple)
+
+    def set(self, rows: Sequence[Shares]) -> None:
+        """Say it for the rows of the next forward passes; neighbours with the same adapters go together."""
+        groups: list[tuple[int, Shares]] = []
+        for shares in rows:
+            if groups and groups[-1][1] == shares:
+                groups[-1] = (groups[-1][0] + 1, shares)
+            else:
+                groups.append((1, shares))
+        self.groups = tuple(groups)
+
+
+class AdaptedLinear(torch.nn.Module):
+    """A linear layer of the base, and the updates that adapters have for it.
+
+    The output for a row is W x + bias + sum_k s_k B_k A_k x over the adapters k of its row. With DoRA the
+    trained weight is W' = m (W + B A) / |W + B A|, row by row (Liu et al., arXiv 2402.09353, eq. 5), and its
+    term is s (W' - W) x. At strength 0 a term is left out, not multiplied, so the row is the base's to the
+    bit.
+
+    Args:
+        base: the base's own layer.
+        routing: says who gets what.
+    """
+
+    def __init__(self, base: torch.nn.Linear, routing: Routing) -> None:
         super().__init__()
-        weight = base.weight
-        assert update.magnitude is not None
         self.base_layer = base
-        self.strength = 1.0
-        a, b, magnitude = (
-            tensor.to(weight.device, torch.float32) for tensor in (update.a, update.b, update.magnitude)
-        )
-        self.register_buffer("lora_A", a.to(weight.dtype), persistent=False)
-        self.register_buffer("lora_B", b.to(weight.dtype), persistent=False)
-        with torch.no_grad():
-            lengths = (weight.float() + b @ a).norm(dim=1)
-        # A row of zeros has no direction to give a length to.
-        gain = torch.where(lengths > 0, magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
-        self.register_buffer("gain", gain, persistent=False)
+        self.routing = routing
+        self.updates: dict[Key, Placed] = {}
         self.train(base.training)
 
     @property
@@ -78,76 +118,77 @@ class RescaledLinear(torch.nn.Module):
         return self.base_layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output with the update."""
+        """Return the layer's output [..., out] for x [rows, ..., in].
+
+        Some models put the same rows twice into a layer, one whole batch after the other.
+        """
         output: torch.Tensor = self.base_layer(x)
-        gain = self.get_buffer("gain")
-        plain = output if self.bias is None else output - self.bias
-        update = F.linear(F.linear(x, self.get_buffer("lora_A")), self.get_buffer("lora_B"))
-        # gain - 1 is taken in fp32: what is left of a gain near 1 in bf16 would be one of 256 steps.
-        change = (gain - 1).to(x.dtype) * plain + gain.to(x.dtype) * update
-        return output + self.strength * change
+        groups = self.routing.groups
+        if len(groups) == 1:
+            for change, strength in self._changes(output, x, groups[0][1]):
+                output = torch.add(output, change, alpha=strength)
+            return output
+        rows = sum(count for count, _ in groups)
+        for first in range(0, len(x) if rows else 0, rows or 1):
+            for count, shares in groups:
+                part, first = slice(first, first + count), first + count
+                for change, strength in self._changes(output[part], x[part], shares):
+                    output[part].add_(change, alpha=strength)
+        return output
+
+    def _changes(
+        self, plain: torch.Tensor, x: torch.Tensor, shares: Shares
+    ) -> list[tuple[torch.Tensor, float]]:
+        """What each adapter adds to the base's output for some rows, and how strongly."""
+        found = []
+        for key, strength in shares:
+            update = self.updates.get(key)
+            if update is None or strength == 0:
+                continue
+            change = F.linear(F.linear(x, update.a), update.b)
+            if update.gain is not None:
+                bare = plain if self.bias is None else plain - self.bias.to(plain.dtype)
+                # gain - 1 is taken in fp32: what is left of a gain near 1 in bf16 would be one of 256 steps.
+                change = (update.gain - 1).to(x.dtype) * bare + update.gain.to(x.dtype) * change
+            found.append((change, strength))
+        return found
 
 
-def inject(model: torch.nn.Module, updates: Mapping[str, Update], rank: int) -> dict[str, torch.nn.Module]:
-    """Wrap linear layers of a model in layers that hold ``updates``; returns the layers by module name.
+def place(update: Update, linear: torch.nn.Linear) -> Placed:
+    """Copy an update to where a module of the base computes.
 
     Raises:
-        AdapterMismatch: PEFT wrapped other modules than those named, or the base is quantised and the update
-            DoRA.
+        AdapterMismatch: it is DoRA, and the base is quantised.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if any(update.magnitude is not None for update in updates.values()):
-        made: dict[str, torch.nn.Module] = {
-            name: _rescaled(model.get_submodule(name), update) for name, update in updates.items()
-        }
-        for name, layer in made.items():
-            replace(model, name, layer)
-        return made
-    # lora_alpha == rank: the scale of the layer is 1 until a strength is set. The layers are made empty (on
-    # the meta device), because PEFT would fill them from the global random state, which others rely on.
-    config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=sorted(updates), lora_dropout=0.0, bias="none",
-        init_lora_weights=False,
-    )  # fmt: skip
-    inject_adapter_in_model(config, model, adapter_name=SLOT, low_cpu_mem_usage=True)
-    layers = found(model)
-    if layers.keys() != updates.keys():
-        raise AdapterMismatch(
-            "the LoRA layers did not land on the modules of the adapter: "
-            + ", ".join(sorted(layers.keys() ^ updates.keys())[:SHOWN]),
-            "report this with the versions of peft and diffusers",
-        )
-    for name, layer in layers.items():
-        base: Any = _base_of(layer)
-        dtype = base.weight.dtype if base.weight.is_floating_point() else torch.bfloat16
-        update = updates[name]
-        for bank, tensor in ((layer.lora_A, update.a), (layer.lora_B, update.b)):
-            value = tensor.to(device=base.weight.device, dtype=dtype, copy=True)
-            bank[SLOT].weight = torch.nn.Parameter(value, requires_grad=False)  # type: ignore[index, union-attr]
-        layer.train(base.training)
-    return layers
-
-
-def _rescaled(base: torch.nn.Module, update: Update) -> RescaledLinear:
-    if not isinstance(base, torch.nn.Linear) or base.weight.dtype not in (
-        torch.float32, torch.bfloat16, torch.float16,
-    ):  # fmt: skip
+    device, dtype = home_of(linear)
+    if update.magnitude is None:
+        return Placed(a=_copied(update.a, device, dtype), b=_copied(update.b, device, dtype))
+    if not _is_plain(linear):
         raise AdapterMismatch(
             "the adapter is DoRA, which needs the lengths of the base's rows, and the base is quantised",
             "serve it on the base in bfloat16, or train a plain LoRA",
         )
-    return RescaledLinear(base, update)
+    a, b, magnitude = (tensor.to(device, torch.float32) for tensor in (update.a, update.b, update.magnitude))
+    with torch.no_grad():
+        lengths = (linear.weight.to(device).float() + b @ a).norm(dim=1)
+    # A row of zeros has no direction to give a length to.
+    gain = torch.where(lengths > 0, magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
+    return Placed(a=_copied(a, device, dtype), b=_copied(b, device, dtype), gain=gain)
 
 
-def set_strength(layer: torch.nn.Module, strength: float) -> None:
-    """Set what a layer's update is multiplied with."""
-    if isinstance(layer, RescaledLinear):
-        layer.strength = float(strength)
-    else:
-        # Set, never multiplied: the strength of the request before leaves nothing behind. The exported file
-        # has alpha folded into B, so the scale of PEFT's layer is the strength itself.
-        layer.scaling[SLOT] = float(strength)  # type: ignore[index, operator]
+def _copied(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor there; on a processor the file's own bytes serve, which nothing writes to."""
+    return tensor.to(device=device, dtype=dtype, non_blocking=True)
+
+
+def mergeable(linear: torch.nn.Linear) -> bool:
+    """Whether a weight is plain numbers that stay where the layer computes; copies of what waits do not."""
+    waits = getattr(linear, "home", None) is not None
+    return _is_plain(linear) and not isinstance(linear, FrozenLinear) and not waits
+
+
+def _is_plain(linear: torch.nn.Linear) -> bool:
+    return linear.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
 
 def found(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -155,24 +196,19 @@ def found(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer) or (hasattr(module, "base_layer") and hasattr(module, "lora_A"))
+        if isinstance(module, AdaptedLinear | BaseTunerLayer)
+        or (hasattr(module, "base_layer") and hasattr(module, "lora_A"))
     }
 
 
 def unwrap(model: torch.nn.Module) -> None:
     """Put the base's own modules back into their places."""
     for name, layer in found(model).items():
-        replace(model, name, _base_of(layer))
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+        base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.base_layer
+        replace(model, name, base)  # type: ignore[arg-type]
 
 
 def replace(model: torch.nn.Module, name: str, module: torch.nn.Module) -> None:
     """Put a module into the place of another."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, module)
-
-
-def _base_of(layer: torch.nn.Module) -> torch.nn.Module:
-    base: Any = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer.base_layer
-    return base  # type: ignore[no-any-return]

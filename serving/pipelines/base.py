@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from serving.pipelines.denoising import Denoising
     from serving.pipelines.process import Process
 
 Size = tuple[int, int]
@@ -37,6 +38,20 @@ class PromptEmbeds:
         """The pairs of `index`."""
         pooled = None if self.pooled is None else self.pooled[index]
         return PromptEmbeds(embeds=self.embeds[index], mask=self.mask[index], pooled=pooled)
+
+    @classmethod
+    def join(cls, parts: Sequence[PromptEmbeds]) -> PromptEmbeds:
+        """The pairs of several, which have one length, one after another."""
+        import torch
+
+        if len(parts) == 1:
+            return parts[0]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(
+            embeds=torch.cat([part.embeds for part in parts]),
+            mask=torch.cat([part.mask for part in parts]),
+            pooled=torch.cat(pooled) if pooled else None,
+        )
 
 
 class EditPipeline(Protocol):
@@ -76,6 +91,25 @@ class EditPipeline(Protocol):
         A text-to-image family does not look at ``image_latents``.
         """
 
+    def begin(
+        self,
+        image_latents: torch.Tensor,
+        prompts: PromptEmbeds,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        size: Size | None = None,
+        shift: float | None = None,
+    ) -> Denoising:
+        """N edits before their first step; row i starts from the noise of ``seeds[i]``.
+
+        A text-to-image family starts from the noised source instead (SDEdit, Meng et al., arXiv 2108.01073).
+        ``shift`` takes the place of the base's own schedule, see `serving.schedules`.
+        """
+
+    def advance(self, runs: Sequence[Denoising]) -> None:
+        """Take the next step of each run, all in one forward pass; the runs have one `Denoising.shape`."""
+
     def denoise(
         self,
         image_latents: torch.Tensor,
@@ -86,10 +120,7 @@ class EditPipeline(Protocol):
         on_step: OnStep | None = None,
         size: Size | None = None,
     ) -> torch.Tensor:
-        """Latents [N, T, C] of the edited images; row i starts from the noise of ``seeds[i]``.
-
-        A text-to-image family starts from the noised source instead (SDEdit, Meng et al., arXiv 2108.01073).
-        """
+        """Latents [N, T, C] of the edited images: `begin`, and `advance` to the end."""
 
     def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """Images [N, 3, H, W] in about [-1, 1] from latents [N, T, C]; differentiable."""

@@ -1,4 +1,4 @@
-"""What the flow-matching pipelines of the FLUX families share: loading, starting noise, Euler steps.
+"""What the flow-matching pipelines share: loading, starting noise, Euler steps without a second pass.
 
 The noise of a seed is drawn in the layout in which diffusers draws it, so seed s here and
 ``generator=[torch.Generator().manual_seed(s)]`` there make the same picture.
@@ -6,23 +6,22 @@ The noise of a seed is drawn in the layout in which diffusers draws it, so seed 
 
 from __future__ import annotations
 
-import itertools
-import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from PIL import Image
 
-from serving.memory import keep_freed_memory
-from serving.pipelines.base import OnStep, Size, pixels_of
+from serving.pipelines.base import PromptEmbeds, Size, pixels_of
+from serving.pipelines.denoising import Denoising, Stepwise
+from serving.pipelines.loading import Loadable
 from serving.pipelines.process import Flow, Process
+from serving.schedules import shifted
 
 
-class FlowPipeline(ABC):
+class FlowPipeline(Loadable, Stepwise):
     """Common parts of `EditPipeline` on a loaded diffusers pipeline; its own size is a square.
 
     A base's folder may hold ``resolution.json`` with ``{"pixels": side, "prompt_tokens": length}``; the
@@ -34,11 +33,9 @@ class FlowPipeline(ABC):
         prompt_tokens: prompts are padded and cut to so many tokens, all of which the model attends to.
     """
 
-    family: ClassVar[str]
     sees_image = False
-    diffusers_class: ClassVar[str]
     default_pixels: ClassVar[int]
-    default_tokens: ClassVar[int]
+    default_tokens: ClassVar[int] = 512
 
     def __init__(self, pipe: Any, pixels: int | None = None, prompt_tokens: int | None = None):
         side = pixels or self.default_pixels
@@ -53,35 +50,9 @@ class FlowPipeline(ABC):
         self._positions: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
-    def load(
-        cls,
-        base: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Load a base from a local folder or from a hub id at `revision`.
-
-        Args:
-            dtype: of the weights; None means float32 on a CPU and bfloat16 elsewhere.
-
-        Raises:
-            OSError: the folder or id holds no such pipeline.
-        """
-        import diffusers
-
-        if device == "cpu":
-            keep_freed_memory()
-        folder = str(base)
-        local = Path(folder) / "resolution.json"
-        given = json.loads(local.read_text()) if local.is_file() else {}
-        weights = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        # Without use_safetensors a folder that holds only pickled weights would have them unpickled.
-        pipe = getattr(diffusers, cls.diffusers_class).from_pretrained(
-            folder, revision=revision, dtype=weights, use_safetensors=True
-        )
-        return cls(pipe.to(device), given.get("pixels"), given.get("prompt_tokens"))
+    def of(cls, pipe: Any, sizes: Mapping[str, int]) -> Self:
+        """See `Loadable`."""
+        return cls(pipe, sizes.get("pixels"), sizes.get("prompt_tokens"))
 
     @torch.no_grad()
     def encode_images(self, images: Sequence[Image.Image], size: Size | None = None) -> torch.Tensor:
@@ -98,9 +69,9 @@ class FlowPipeline(ABC):
     def latent_noise(self, seed: int, size: Size) -> torch.Tensor:
         """Packed noise [1, T, C] of one seed, drawn as the diffusers pipeline draws it."""
 
-    def noise(self, seeds: Sequence[int], like: torch.Tensor, size: Size) -> torch.Tensor:
+    def noise(self, seeds: Sequence[int], like: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """Starting noise [N, T, C]; a row depends on its own seed alone, on every device."""
-        return torch.cat([self.latent_noise(seed, size) for seed in seeds]).to(like)
+        return torch.cat([self.latent_noise(seed, size or self.size) for seed in seeds]).to(like)
 
     def levels(self, steps: int, shift: float) -> list[float]:
         """The scheduler's noise levels from 1 to 0, ``steps + 1`` of them.
@@ -112,16 +83,38 @@ class FlowPipeline(ABC):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
         return [float(level) for level in scheduler.sigmas]
 
-    def euler(
+    @abstractmethod
+    def schedule(self, steps: int, size: Size) -> list[float]:
+        """The ``steps + 1`` noise levels of an edit, 1 to 0."""
+
+    def start(
+        self, image_latents: torch.Tensor, noise: torch.Tensor, levels: list[float]
+    ) -> tuple[torch.Tensor, list[float]]:
+        """The latents that denoising starts from, and the levels that are left of ``levels``."""
+        return noise, levels
+
+    @torch.no_grad()
+    def begin(
         self,
-        latents: torch.Tensor,
-        levels: Sequence[float],
-        velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        on_step: OnStep | None,
-    ) -> torch.Tensor:
-        """Latents [N, T, C] after Euler steps along ``velocity(latents, level [N])`` from level to level."""
-        for step, (high, low) in enumerate(itertools.pairwise(levels)):
-            latents = latents + (low - high) * velocity(latents, latents.new_full((len(latents),), high))
-            if on_step is not None and not on_step(step, latents):
-                break
-        return latents
+        image_latents: torch.Tensor,
+        prompts: PromptEmbeds,
+        *,
+        seeds: Sequence[int],
+        steps: int,
+        size: Size | None = None,
+        shift: float | None = None,
+    ) -> Denoising:
+        """See `EditPipeline`."""
+        place = size or self.size
+        noise = self.noise(seeds, image_latents, place)
+        levels = self.schedule(steps, place) if shift is None else shifted(steps, shift)
+        latents, levels = self.start(image_latents, noise, levels)
+        return Denoising(
+            latents=latents, image_latents=image_latents, prompts=prompts, levels=tuple(levels), size=place
+        )
+
+    def follow(self, run: Denoising, predicted: torch.Tensor) -> None:
+        """See `Stepwise`; an Euler step along the velocity."""
+        high, low = run.levels[run.step : run.step + 2]
+        run.clean = run.latents - high * predicted
+        run.latents = run.latents + (low - high) * predicted

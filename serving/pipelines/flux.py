@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 
-from serving.pipelines.base import OnStep, PromptEmbeds, Size
+from serving.pipelines.base import PromptEmbeds, Size
+from serving.pipelines.denoising import Batch
 from serving.pipelines.flow import FlowPipeline
 
 DEFAULT_PIXELS = 1024
@@ -129,8 +130,8 @@ class Flux(FlowPipeline):
         )[0]
         return predicted[:, : latents.shape[1]]
 
-    def sigmas(self, steps: int, size: Size) -> list[float]:
-        """The ``steps + 1`` noise levels of the scheduler, 1 to 0; larger pictures stay noisy longer."""
+    def schedule(self, steps: int, size: Size) -> list[float]:
+        """See `FlowPipeline`; larger pictures stay noisy longer."""
         from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
         config = self.pipe.scheduler.config
@@ -149,7 +150,7 @@ class Flux(FlowPipeline):
     def start(
         self, image_latents: torch.Tensor, noise: torch.Tensor, levels: list[float]
     ) -> tuple[torch.Tensor, list[float]]:
-        """The latents that denoising starts from, and the levels that are left of ``levels``.
+        """See `FlowPipeline`.
 
         As `FluxImg2ImgPipeline` counts: of n steps the last ``strength * n`` are taken, rounded up, at least
         one.
@@ -158,26 +159,11 @@ class Flux(FlowPipeline):
         left = levels[min(int(steps - min(steps * self.strength, steps)), steps - 1) :]
         return self.process.noisy(image_latents, noise, image_latents.new_tensor(left[:1])), left
 
-    @torch.no_grad()
-    def denoise(
-        self,
-        image_latents: torch.Tensor,
-        prompts: PromptEmbeds,
-        *,
-        seeds: Sequence[int],
-        steps: int,
-        on_step: OnStep | None = None,
-        size: Size | None = None,
-    ) -> torch.Tensor:
-        """See `EditPipeline`; Euler steps over the scheduler's noise levels, at ``guidance``."""
-        place = size or self.size
-        noise = self.noise(seeds, image_latents, place)
-        latents, levels = self.start(image_latents, noise, self.sigmas(steps, place))
-
-        def velocity(latents: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            return self._velocity(latents, image_latents, prompts, level, place, self.guidance)
-
-        return self.euler(latents, levels, velocity, on_step)
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """See `Stepwise`; at ``guidance``."""
+        return self._velocity(
+            batch.latents, batch.image_latents, batch.prompts, batch.level, batch.size, self.guidance
+        )
 
     def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`."""
@@ -213,5 +199,5 @@ class FluxKontext(Flux):
     def start(
         self, image_latents: torch.Tensor, noise: torch.Tensor, levels: list[float]
     ) -> tuple[torch.Tensor, list[float]]:
-        """See `Flux`."""
+        """See `FlowPipeline`; from noise."""
         return noise, levels

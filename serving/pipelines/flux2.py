@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 
-from serving.pipelines.base import OnStep, PromptEmbeds, Size
+from serving.pipelines.base import PromptEmbeds, Size
+from serving.pipelines.denoising import Batch
 from serving.pipelines.flow import FlowPipeline
 
 DEFAULT_PIXELS = 1024
@@ -111,27 +112,16 @@ class Flux2Klein(FlowPipeline):
         )[0]
         return predicted[:, : latents.shape[1]]
 
-    @torch.no_grad()
-    def denoise(
-        self,
-        image_latents: torch.Tensor,
-        prompts: PromptEmbeds,
-        *,
-        seeds: Sequence[int],
-        steps: int,
-        on_step: OnStep | None = None,
-        size: Size | None = None,
-    ) -> torch.Tensor:
-        """See `EditPipeline`; Euler steps over the scheduler's noise levels, no classifier-free guidance."""
+    def schedule(self, steps: int, size: Size) -> list[float]:
+        """See `FlowPipeline`."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        latents = self.noise(seeds, image_latents, size or self.size)
-        levels = self.levels(steps, compute_empirical_mu(latents.shape[1], steps))
+        tokens = (size[0] // self.multiple) * (size[1] // self.multiple)
+        return self.levels(steps, compute_empirical_mu(tokens, steps))
 
-        def velocity(latents: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-            return self.predict(latents, image_latents, prompts, level, size)
-
-        return self.euler(latents, levels, velocity, on_step)
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """See `Stepwise`."""
+        return self.predict(batch.latents, batch.image_latents, batch.prompts, batch.level, batch.size)
 
     def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`."""

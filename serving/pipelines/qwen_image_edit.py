@@ -9,20 +9,15 @@ order with the same arithmetic. A folder may hold `resolution.json` with ``{"pix
 from __future__ import annotations
 
 import importlib.util
-import itertools
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from PIL import Image
 
-from serving.memory import keep_freed_memory
-from serving.pipelines.base import OnStep, PromptEmbeds, Size, pixels_of
-from serving.pipelines.kernels import fast_linears
-from serving.pipelines.process import Flow, Process
+from serving.pipelines.base import PromptEmbeds, Size, pixels_of
+from serving.pipelines.denoising import Batch
+from serving.pipelines.flow import FlowPipeline
 
 if TYPE_CHECKING:
     from diffusers import QwenImageEditPlusPipeline
@@ -92,61 +87,32 @@ def single_frame(vae: Any) -> None:
             module.forward = bind(module)
 
 
-class QwenImageEdit:
+class QwenImageEdit(FlowPipeline):
     """`EditPipeline` on a loaded `QwenImageEditPlusPipeline`; its own size is a square of `pixels` a side."""
 
     family = FAMILY
     sees_image = True
+    diffusers_class = "QwenImageEditPlusPipeline"
+    default_pixels = DEFAULT_PIXELS
 
     def __init__(self, pipe: QwenImageEditPlusPipeline, pixels: int, condition_pixels: int):
-        self.pipe, self.pixels, self.condition_pixels = pipe, pixels, condition_pixels
-        self.transformer: torch.nn.Module = pipe.transformer
-        for module in (pipe.transformer, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False).eval()
+        super().__init__(pipe, pixels)
+        self.pixels, self.condition_pixels = pixels, condition_pixels
         single_frame(pipe.vae)
-        self.process: Process = Flow()
-        self.size: Size = (pixels, pixels)
-        self.multiple: int = 2 * pipe.vae_scale_factor
         vae = pipe.vae.config
         self._mean = torch.tensor(vae.latents_mean).view(1, -1, 1, 1, 1)
         self._std = torch.tensor(vae.latents_std).view(1, -1, 1, 1, 1)
 
     @classmethod
-    def load(
-        cls,
-        base: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> QwenImageEdit:
-        """Load a base from a local folder or from a hub id at `revision`.
+    def of(cls, pipe: Any, sizes: Mapping[str, int]) -> Self:
+        """See `Loadable`."""
+        condition = sizes.get("condition_pixels", DEFAULT_CONDITION_PIXELS)
+        return cls(pipe, sizes.get("pixels", DEFAULT_PIXELS), condition)
 
-        Args:
-            dtype: of the weights; None means float32 on a CPU and bfloat16 elsewhere.
-
-        Raises:
-            OSError: the folder or id holds no such pipeline.
-        """
-        from diffusers import QwenImageEditPlusPipeline
-
-        if device == "cpu":
-            keep_freed_memory()
-        folder = str(base)
-        local = Path(folder) / "resolution.json"
-        sides = json.loads(local.read_text()) if local.is_file() else {}
-        weights = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-        # Without use_safetensors a folder that holds only pickled weights would have them unpickled.
-        pipe = QwenImageEditPlusPipeline.from_pretrained(
-            folder,
-            revision=revision,
-            processor=_processor(folder, revision),
-            dtype=weights,
-            use_safetensors=True,
-        ).to(device)
-        return cls(
-            pipe, sides.get("pixels", DEFAULT_PIXELS), sides.get("condition_pixels", DEFAULT_CONDITION_PIXELS)
-        )
+    @classmethod
+    def components(cls, source: str, revision: str | None) -> Mapping[str, Any]:
+        """See `Loadable`."""
+        return {"processor": _processor(source, revision)}
 
     @property
     def device(self) -> torch.device:
@@ -233,48 +199,29 @@ class QwenImageEdit:
         )[0]
         return predicted[:, : latents.shape[1]]
 
-    def noise(self, seeds: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-        """Starting noise [N, T, C]; a row depends on its own seed alone, on every device."""
-        rows = [torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(rows).to(like)
+    def latent_noise(self, seed: int, size: Size) -> torch.Tensor:
+        """Packed noise [1, T, C] of one seed."""
+        tokens = (size[0] // self.multiple) * (size[1] // self.multiple)
+        shape = (1, tokens, 4 * self.pipe.vae.config.z_dim)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    def sigmas(self, steps: int, tokens: int) -> list[float]:
-        """The scheduler's noise levels from 1 to 0, ``steps + 1`` of them."""
+    def schedule(self, steps: int, size: Size) -> list[float]:
+        """See `FlowPipeline`; larger pictures stay noisy longer."""
         from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus import calculate_shift
 
-        scheduler, config = self.pipe.scheduler, self.pipe.scheduler.config
+        config = self.pipe.scheduler.config
         mu = calculate_shift(
-            tokens,
+            (size[0] // self.multiple) * (size[1] // self.multiple),
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.15),
         )
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
-        return [float(level) for level in scheduler.sigmas]
+        return self.levels(steps, mu)
 
-    @torch.no_grad()
-    def denoise(
-        self,
-        image_latents: torch.Tensor,
-        prompts: PromptEmbeds,
-        *,
-        seeds: Sequence[int],
-        steps: int,
-        on_step: OnStep | None = None,
-        size: Size | None = None,
-    ) -> torch.Tensor:
-        """See `EditPipeline`; Euler steps over the scheduler's noise levels, no classifier-free guidance."""
-        latents = self.noise(seeds, image_latents)
-        levels = self.sigmas(steps, latents.shape[1])
-        for step, (high, low) in enumerate(itertools.pairwise(levels)):
-            level = latents.new_full((len(latents),), high)
-            with fast_linears():
-                velocity = self.predict(latents, image_latents, prompts, level, size)
-            latents = latents + (low - high) * velocity
-            if on_step is not None and not on_step(step, latents):
-                break
-        return latents
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """See `Stepwise`; no classifier-free guidance."""
+        return self.predict(batch.latents, batch.image_latents, batch.prompts, batch.level, batch.size)
 
     def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`."""

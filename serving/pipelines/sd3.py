@@ -25,6 +25,7 @@ class StableDiffusion3(StableDiffusion):
     """See `StableDiffusion`; latents of 16 channels, the model itself makes tokens of 2 x 2 of them."""
 
     family = "sd3"
+    diffusers_class = "StableDiffusion3Img2ImgPipeline"
     default_pixels = DEFAULT_PIXELS
 
     def __init__(self, pipe: Any, pixels: int) -> None:
@@ -35,12 +36,6 @@ class StableDiffusion3(StableDiffusion):
     @staticmethod
     def _denoiser(pipe: Any) -> Any:
         return pipe.transformer
-
-    @staticmethod
-    def _class() -> tuple[Any, Mapping[str, Any]]:
-        from diffusers import StableDiffusion3Img2ImgPipeline
-
-        return StableDiffusion3Img2ImgPipeline, {}
 
     def encode_prompts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None

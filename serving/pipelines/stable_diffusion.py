@@ -6,24 +6,23 @@ the arithmetic of diffusers' image-to-image pipelines and without classifier-fre
 very noise that those pipelines draw from a generator of that seed. Latents [N, C, h, w] travel as
 [N, h w, C]. Each part works where it lies: in training, text encoders, VAE and denoiser may be on different
 devices.
-
-A folder may hold `resolution.json` with ``{"pixels": side}``; the published weights have none.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 
 from serving.errors import UsageError
-from serving.memory import keep_freed_memory
-from serving.pipelines.base import OnStep, PromptEmbeds, Size, pixels_of
+from serving.pipelines.base import PromptEmbeds, Size, pixels_of
+from serving.pipelines.denoising import Batch, Denoising, Stepwise
+from serving.pipelines.loading import Loadable
 from serving.pipelines.process import Process
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ STRENGTH = 0.6
 """How much of the schedule an edit runs, unless `StableDiffusion.strength` is set otherwise."""
 
 
-class StableDiffusion(ABC):
+class StableDiffusion(Loadable, Stepwise):
     """An `EditPipeline` around one of diffusers' image-to-image pipelines.
 
     Attributes:
@@ -41,7 +40,6 @@ class StableDiffusion(ABC):
         strength: share of the schedule in (0, 1] that an edit runs; 1 keeps the least of the source.
     """
 
-    family: str
     sees_image = False
     default_pixels: int
     process: Process
@@ -69,45 +67,10 @@ class StableDiffusion(ABC):
     def _denoiser(pipe: Any) -> Any:
         """The part that LoRA layers go into."""
 
-    @staticmethod
-    @abstractmethod
-    def _class() -> tuple[Any, Mapping[str, Any]]:
-        """diffusers' class, and components that it is loaded with instead of those in the folder."""
-
     @classmethod
-    def load(
-        cls,
-        base: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Self:
-        """Load a base from a local folder or from a hub id at ``revision``.
-
-        Args:
-            dtype: of the weights; None means float32 on a CPU and bfloat16 elsewhere.
-
-        Raises:
-            OSError: the folder or id holds no such pipeline, or only pickled weights.
-        """
-        if device == "cpu":
-            keep_freed_memory()
-        local = Path(base) / "resolution.json"
-        sides = json.loads(local.read_text()) if local.is_file() else {}
-        kind, parts = cls._class()
-        # diffusers has an entry of null pass for a missing component only if it is told so.
-        index = kind.load_config(str(base), revision=revision)
-        absent = {name: None for name, entry in index.items() if isinstance(entry, list) and not any(entry)}
-        # Without use_safetensors a folder that holds only pickled weights would have them unpickled.
-        pipe = kind.from_pretrained(
-            str(base),
-            revision=revision,
-            dtype=dtype or (torch.float32 if device == "cpu" else torch.bfloat16),
-            use_safetensors=True,
-            **{**absent, **parts},
-        ).to(device)
-        return cls(pipe, sides.get("pixels", cls.default_pixels))
+    def of(cls, pipe: Any, sizes: Mapping[str, int]) -> Self:
+        """See `Loadable`."""
+        return cls(pipe, sizes.get("pixels", cls.default_pixels))
 
     @property
     def device(self) -> torch.device:
@@ -200,37 +163,71 @@ class StableDiffusion(ABC):
         return result
 
     @torch.no_grad()
-    def denoise(
+    def begin(
         self,
         image_latents: torch.Tensor,
         prompts: PromptEmbeds,
         *,
         seeds: Sequence[int],
         steps: int,
-        on_step: OnStep | None = None,
         size: Size | None = None,
-    ) -> torch.Tensor:
-        """See `EditPipeline`; runs about ``strength * steps`` of the scheduler's ``steps``."""
-        whole, scheduler = size or self.size, self.pipe.scheduler
+        shift: float | None = None,
+    ) -> Denoising:
+        """See `EditPipeline`; about ``strength * steps`` of the scheduler's ``steps`` will be taken.
+
+        Raises:
+            UsageError: there is a ``shift``, which these schedulers do not know.
+        """
+        if shift is not None:
+            raise UsageError(
+                f"the schedule of a {self.family} base has no shift",
+                "take the shift out of the setting schedules; steps may stay",
+            )
+        whole = size or self.size
         latents = self.unpack(image_latents, whole)
         sources = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = torch.stack([torch.randn(latents.shape[1:], generator=source) for source in sources])
         timesteps = self._schedule(steps, whole, latents.device)
-        latents = self._noised(latents, timesteps[:1], noise.to(latents))
+        return Denoising(
+            latents=self.pack(self._noised(latents, timesteps[:1], noise.to(latents))),
+            image_latents=image_latents,
+            prompts=prompts,
+            levels=(*timesteps.tolist(), 0.0),
+            size=whole,
+            # A scheduler counts steps and some remember predictions, so that each run has its own.
+            scheduler=copy.deepcopy(self.pipe.scheduler),
+            sources=sources,
+        )
+
+    def batch(self, runs: Sequence[Denoising]) -> Batch:
+        """See `Stepwise`; in the scale that each scheduler wants."""
+        batch = super().batch(runs)
+        parts = torch.split(batch.latents, [len(run) for run in runs])
+        scaled = [
+            run.scheduler.scale_model_input(part, timestep)
+            if hasattr(run.scheduler, "scale_model_input") else part
+            for run, part, timestep in zip(runs, parts, map(_timestep, runs), strict=True)
+        ]  # fmt: skip
+        level = torch.cat([_timestep(run).expand(len(run)) for run in runs])
+        return replace(batch, latents=torch.cat(scaled), level=level)
+
+    def predicted(self, batch: Batch) -> torch.Tensor:
+        """See `Stepwise`."""
+        latents = self.unpack(batch.latents, batch.size)
+        return self.pack(self.forward(latents, batch.level, batch.prompts, batch.size))
+
+    def follow(self, run: Denoising, predicted: torch.Tensor) -> None:
+        """See `Stepwise`; a step of the run's own scheduler."""
         # Schedulers that add noise on the way draw it from the same generators, one a row.
-        takes = inspect.signature(scheduler.step).parameters
-        extra = {"generator": sources} if "generator" in takes else {}
-        for step, timestep in enumerate(timesteps):
-            inputs = latents
-            if hasattr(scheduler, "scale_model_input"):
-                inputs = scheduler.scale_model_input(latents, timestep)
-            predicted = self.forward(inputs, timestep.expand(len(latents)), prompts, whole)
-            # A denoiser that computes in fewer bits than the latents have must not take them away.
-            same = predicted.to(latents.dtype)
-            latents = scheduler.step(same, timestep, latents, return_dict=False, **extra)[0]
-            if on_step is not None and not on_step(step, self.pack(latents)):
-                break
-        return self.pack(latents)
+        takes = inspect.signature(run.scheduler.step).parameters
+        extra = {"generator": run.sources} if "generator" in takes else {}
+        # A denoiser that computes in fewer bits than the latents have must not take them away.
+        same = self.unpack(predicted.to(run.latents.dtype), run.size)
+        latents = self.unpack(run.latents, run.size)
+        stepped = run.scheduler.step(same, _timestep(run), latents, **extra)
+        clean = getattr(stepped, "pred_original_sample", None)
+        run.clean = None if clean is None else self.pack(clean)
+        run.latents = self.pack(stepped.prev_sample)
 
     def decode(self, latents: torch.Tensor, size: Size | None = None) -> torch.Tensor:
         """See `EditPipeline`."""
@@ -239,3 +236,9 @@ class StableDiffusion(ABC):
         shift, scale = self._affine(whole)
         pixels: torch.Tensor = vae.decode(whole / scale + shift, return_dict=False)[0]
         return pixels
+
+
+def _timestep(run: Denoising) -> torch.Tensor:
+    """The timestep of a run's next step, as its scheduler has it."""
+    timesteps: torch.Tensor = run.scheduler.timesteps
+    return timesteps[len(timesteps) - run.steps + run.step]

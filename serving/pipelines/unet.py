@@ -24,6 +24,7 @@ class StableDiffusion15(StableDiffusion):
     """See `StableDiffusion`; one CLIP."""
 
     family = "sd15"
+    diffusers_class = "StableDiffusionImg2ImgPipeline"
     default_pixels = DEFAULT_PIXELS["sd15"]
 
     def __init__(self, pipe: Any, pixels: int) -> None:
@@ -37,12 +38,11 @@ class StableDiffusion15(StableDiffusion):
     def _denoiser(pipe: Any) -> Any:
         return pipe.unet
 
-    @staticmethod
-    def _class() -> tuple[Any, Mapping[str, Any]]:
-        from diffusers import StableDiffusionImg2ImgPipeline
-
+    @classmethod
+    def components(cls, source: str, revision: str | None) -> Mapping[str, Any]:
+        """See `Loadable`."""
         without = {"safety_checker": None, "feature_extractor": None, "image_encoder": None}
-        return StableDiffusionImg2ImgPipeline, {**without, "requires_safety_checker": False}
+        return {**without, "requires_safety_checker": False}
 
     def encode_prompts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None
@@ -77,14 +77,13 @@ class StableDiffusionXL(StableDiffusion15):
     """See `StableDiffusion`; two CLIPs, a pooled vector, and sizes as Fourier features."""
 
     family = "sdxl"
+    diffusers_class = "StableDiffusionXLImg2ImgPipeline"
     default_pixels = DEFAULT_PIXELS["sdxl"]
 
-    @staticmethod
-    def _class() -> tuple[Any, Mapping[str, Any]]:
-        from diffusers import StableDiffusionXLImg2ImgPipeline
-
-        without = {"feature_extractor": None, "image_encoder": None}
-        return StableDiffusionXLImg2ImgPipeline, {**without, "add_watermarker": False}
+    @classmethod
+    def components(cls, source: str, revision: str | None) -> Mapping[str, Any]:
+        """See `Loadable`."""
+        return {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
 
     def encode_prompts(
         self, images: Sequence[Image.Image], prompts: Sequence[str], size: Size | None = None

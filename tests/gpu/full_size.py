@@ -1,6 +1,9 @@
-"""The full-size Qwen-Image-Edit transformer on one GPU: our loop against the published one, in the same run.
+"""The full-size Qwen-Image-Edit transformer on one GPU: training and serving against what is published.
 
-    PYTHONPATH=tests python tests/gpu/full_size.py [--steps 9] [--small] [--only NAME ...] [--out FILE]
+    PYTHONPATH=tests python tests/gpu/full_size.py [--steps 9] [--small] [--only NAME ...] [--serve NAME ...]
+        [--out FILE]
+
+``--only`` chooses trainings and ``--serve`` runs of serving (`serving_runs`); without both, everything runs.
 
 Twenty billion random weights are made on the device; pictures are drawn at 512 x 512, four pairs a step,
 rank 64, all twelve kinds of modules. Every run trains a few steps through `trainer.launch.train`, with the
@@ -26,21 +29,20 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from random_base import FULL, SMALL, Size, random_base
+from serving_runs import SERVED, Service, ratios
 
 from bench.training.reference import ReferenceLoop
 from bench.training_loop import eyes, injected
-from serving.pipelines.qwen_image_edit import QwenImageEdit
 from trainer import recipe as recipes
 from trainer.data import Dataset, build_triplets, cache_dataset
 from trainer.data.batches import TrainingSet
 from trainer.data.cache import TensorCache, View
 from trainer.launch import train
-from trainer.portraits import base as portraits
 from trainer.recipe import Recipe, change
 from trainer.scoring import score
 from trainer.synthesis import synthesise
@@ -48,23 +50,6 @@ from trainer.synthesis import synthesise
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bf16, from NVIDIA's data sheets."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """Of the model and of its pictures."""
-
-    layers: int
-    heads: int
-    head: int
-    text: int
-    pixels: int
-    condition: int
-    pairs: int
-    rank: int
-
-
-FULL = Size(layers=60, heads=24, head=128, text=3584, pixels=512, condition=384, pairs=4, rank=64)
-SMALL = Size(layers=2, heads=2, head=32, text=128, pixels=64, condition=28, pairs=2, rank=8)
 
 RUNS: dict[str, dict[str, Any]] = {
     "whole-batch": {"checkpointing": True},
@@ -83,7 +68,7 @@ class Stand:
         self.dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
         self.recipe = self._recipe(steps)
         self.base = folder / "base"
-        self.pipeline = self._pipeline()
+        self.pipeline = random_base(size, self.device, self.dtype, self.base)
         self._data()
 
     def _recipe(self, steps: int) -> Recipe:
@@ -108,35 +93,6 @@ class Stand:
                 "running.checkpoint_every": 10 * steps,
             },
         )
-
-    def _pipeline(self) -> QwenImageEdit:
-        from diffusers import AutoencoderKLQwenImage, QwenImageEditPlusPipeline, QwenImageTransformer2DModel
-
-        size = self.size
-        template = QwenImageEditPlusPipeline(**dict.fromkeys(portraits.PARTS)).prompt_template_encode
-        tokenizer = portraits.build_tokenizer(template)
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with torch.device(self.device):
-                side = size.head * 3 // 8
-                transformer = QwenImageTransformer2DModel(
-                    patch_size=2, in_channels=64, out_channels=16, num_layers=size.layers,
-                    attention_head_dim=size.head, num_attention_heads=size.heads, zero_cond_t=True,
-                    joint_attention_dim=size.text, axes_dims_rope=(size.head - 2 * side, side, side),
-                )  # fmt: skip
-                full = size is FULL
-                vae = AutoencoderKLQwenImage() if full else portraits.build_vae()
-        finally:
-            torch.set_default_dtype(before)
-        text_encoder = portraits.build_text_encoder(tokenizer, size.text).to(self.device, self.dtype)
-        parts = {"vae": vae, "transformer": transformer, "tokenizer": tokenizer, "text_encoder": text_encoder}
-        pipe = portraits.assemble(parts)
-        vision = pipe.processor.image_processor
-        vision.size = {"shortest_edge": size.condition**2, "longest_edge": size.condition**2}
-        for name in ("vae", "tokenizer"):  # what the cache is named after
-            parts[name].save_pretrained(self.base / name)
-        return QwenImageEdit(pipe, size.pixels, size.condition)
 
     def _data(self) -> None:
         recipe, place = self.recipe, self.folder
@@ -211,13 +167,16 @@ class Stand:
 
     def step_flop(self) -> float:
         """FLOP of forward and backward of the full-size transformer in a step, without recomputation."""
-        from trainer.plan import bases
+        from serving.plan import bases
         from trainer.plan.reckoning import reckon
 
         whole = recipes.load("pixelsmile")
         optimiser = whole.optimiser.model_copy(update={"batch_pairs": self.size.pairs})
         step = reckon(
-            whole.model_copy(update={"optimiser": optimiser}), bases.load(whole, None), triplets=1, gpus=1
+            whole.model_copy(update={"optimiser": optimiser}),
+            bases.load(whole.base, None),
+            triplets=1,
+            gpus=1,
         ).step
         return float(step.forward + step.backward)
 
@@ -244,17 +203,10 @@ def attempt(name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure and print the line."""
-    parser = argparse.ArgumentParser(description="The full-size transformer on one GPU.")
-    parser.add_argument("--steps", type=int, default=9)
-    parser.add_argument("--small", action="store_true", help="a tiny model: proves that the script works")
-    parser.add_argument("--only", action="append", choices=[*RUNS, "published"], help="runs to do")
-    parser.add_argument("--out", type=Path, help="also write the line to this file")
-    asked = parser.parse_args(arguments)
-    wanted = asked.only or [*RUNS, "published"]
+def trained(size: Size, steps: int, wanted: list[str]) -> dict[str, Any]:
+    """Train by our loop in each way, and by the published one."""
     with tempfile.TemporaryDirectory() as temporary:
-        stand = Stand(SMALL if asked.small else FULL, asked.steps, Path(temporary))
+        stand = Stand(size, steps, Path(temporary))
         runs = {
             name: attempt(name, lambda name=name: stand.ours(name, RUNS[name]))  # type: ignore[misc]
             for name in RUNS
@@ -264,19 +216,49 @@ def main(arguments: list[str] | None = None) -> None:
             runs["published"] = attempt("published", lambda: stand.theirs(torch.bfloat16))
         if "fp8" in wanted:  # last: the base does not come back from eight bits
             runs["fp8"] = attempt("fp8", lambda: stand.ours("fp8", RUNS["fp8"]))
+        count = sum(p.numel() for p in stand.pipeline.transformer.parameters())
+    found: dict[str, Any] = {"parameters": count, "runs": runs}
+    peer = runs.get("published", {}).get("step_s")
+    if peer:
+        found["ratios"] = {
+            name: round(peer / one["step_s"], 2) for name, one in runs.items() if one.get("step_s")
+        }
+    return found
+
+
+def served(size: Size, steps: int, wanted: list[str]) -> dict[str, Any]:
+    """Serve on the same base: each run of `serving_runs` that is wanted, in its order."""
+    with tempfile.TemporaryDirectory() as temporary:
+        service = Service(size, steps, Path(temporary))
+        runs = {name: attempt(name, run) for name, run in service.runs().items() if name in wanted}
+    return {"runs": runs, "ratios": ratios(runs)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print the line."""
+    ours = [*RUNS, "published"]
+    parser = argparse.ArgumentParser(description="The full-size transformer on one GPU.")
+    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--small", action="store_true", help="a tiny model: proves that the script works")
+    parser.add_argument("--only", action="append", choices=ours, help="trainings to do")
+    parser.add_argument("--serve", action="append", choices=SERVED, help="runs of serving to do")
+    parser.add_argument("--out", type=Path, help="also write the line to this file")
+    asked = parser.parse_args(arguments)
+    everything = not asked.only and not asked.serve
+    size = SMALL if asked.small else FULL
     line: dict[str, Any] = {
-        "bench": "trainer-gpu",
+        "bench": "full-size",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "small": asked.small,
-        "parameters": sum(p.numel() for p in stand.pipeline.transformer.parameters()),
-        "runs": runs,
     }
-    peer = runs.get("published", {}).get("step_s")
-    if peer:
-        line["ratios"] = {
-            name: round(peer / one["step_s"], 2) for name, one in runs.items() if one.get("step_s")
-        }
+    if asked.serve or everything:
+        line["serving"] = served(size, asked.steps, asked.serve or list(SERVED))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    if asked.only or everything:
+        line |= trained(size, asked.steps, asked.only or ours)
     text = json.dumps(line)
     if asked.out:
         asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -59,10 +59,10 @@ def plan(
     # Its remark that a CPU has no fast kernels for 4 bits is beside the point where nothing is computed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+    from serving.plan import bases
+    from serving.plan.machines import MACHINES
     from trainer import recipe as recipes
-    from trainer.plan import bases
     from trainer.plan.apis import bills
-    from trainer.plan.machines import MACHINES
     from trainer.plan.reckoning import reckon
 
     wanted = recipes.load(recipe)
@@ -74,7 +74,7 @@ def plan(
         machine = replace(machine, utilisation=utilisation)
     found = reckon(
         wanted,
-        bases.load(wanted, base or _shipped(wanted)),
+        bases.load(wanted.base, base or _shipped(wanted)),
         triplets=known,
         machine=machine,
         gpus=gpus,

@@ -6,22 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
-
-from trainer import placement
-from trainer.frozen import Stored, stored_bytes
+from serving.frozen import Stored
+from serving.plan.weights import LOST, RESERVE, BaseBytes
 from trainer.losses import DECODED_AT_ONCE, DECODING, active
 from trainer.plan.count import Work
-from trainer.plan.machines import GIB
 from trainer.recipe import Recipe
 from trainer.sections import LossSection
 
 Name = Literal["adamw", "adamw-8bit", "prodigy"]
-
-RESERVE: Final = 3 * GIB // 2
-"""CUDA's context, the workspaces of cuBLAS and NCCL: what torch does not count as its own."""
-LOST: Final = 0.05
-"""Share of the activations that an allocator loses between them."""
 
 _NETWORKS: Final[Mapping[str, int]] = {
     # fp32 weights of what losses look through: R100, R50, ViT-L/14 (picture side), AlexNet and VGG-16.
@@ -50,46 +42,13 @@ class Placement:
     shard: bool
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BaseBytes:
-    """Bytes of a denoiser in one format.
-
-    Attributes:
-        linear: of the linear layers of each block, in the order of the blocks; they can wait elsewhere.
-        blocks: of everything in each block.
-        rest: of what lies outside of the blocks.
-    """
-
-    linear: tuple[int, ...]
-    blocks: tuple[int, ...]
-    rest: int
-
-    @classmethod
-    def of(cls, denoiser: torch.nn.Module, stored: Stored, plain: int) -> BaseBytes:
-        """Count a denoiser: linear layers of blocks as ``stored``, all else in numbers of ``plain`` bytes."""
-        linear, blocks = [], []
-        for _, block in placement.blocks(denoiser):
-            layers = [module for module in block.modules() if isinstance(module, torch.nn.Linear)]
-            weights = sum(stored_bytes(stored, one.out_features, one.in_features) for one in layers)
-            biases = sum(one.out_features for one in layers if one.bias is not None) * plain
-            numbers = _numbers(block) - sum(_numbers(one) for one in layers)
-            linear.append(weights + biases)
-            blocks.append(weights + biases + numbers * plain)
-        inside = sum(_numbers(block) for _, block in placement.blocks(denoiser))
-        return cls(linear=tuple(linear), blocks=tuple(blocks), rest=(_numbers(denoiser) - inside) * plain)
-
-    def on_a_gpu(self, place: Placement, waiting: int) -> int:
-        """Return the bytes that one GPU holds, with ``waiting`` blocks in the machine's memory."""
-        whole, largest = sum(self.blocks) + self.rest, max(self.blocks, default=0)
-        if place.shard and place.gpus > 1:
-            # Its share, and whole: what lies outside of the blocks, the block at work and the next one.
-            return -(-sum(self.blocks) // place.gpus) + self.rest + 2 * largest
-        away = placement.spread(len(self.blocks), waiting)
-        return whole - sum(self.linear[at] for at in away) + min(2, len(away)) * max(self.linear, default=0)
-
-
-def _numbers(module: torch.nn.Module) -> int:
-    return sum(value.numel() for value in module.parameters())
+def on_a_gpu(base: BaseBytes, place: Placement, waiting: int) -> int:
+    """Return the bytes of a base that one GPU holds, with ``waiting`` blocks in the machine's memory."""
+    if place.shard and place.gpus > 1:
+        # Its share, and whole: what lies outside of the blocks, the block at work and the next one.
+        largest = max(base.blocks, default=0)
+        return -(-sum(base.blocks) // place.gpus) + base.rest + 2 * largest
+    return base.held(waiting)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +106,7 @@ def parts(recipe: Recipe, sizes: Sizes, place: Placement, pairs: int, pixels: in
             min(pictures, max(1, DECODED_AT_ONCE // pixels)) if again else pictures
         )
     found = {
-        "base": sizes.base[place.stored].on_a_gpu(place, recipe.running.offload_blocks),
+        "base": on_a_gpu(sizes.base[place.stored], place, recipe.running.offload_blocks),
         "VAE": sizes.vae,
         "text encoders": sizes.text_encoders if recipe.lora.text_encoder else 0,
         "networks of the losses": sum(_NETWORKS[one.encoder] for one in looking(recipe)),

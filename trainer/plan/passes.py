@@ -11,8 +11,8 @@ from itertools import groupby
 
 import torch
 
+from serving.plan.bases import Base, latents, samples
 from trainer import lora
-from trainer.plan.bases import Base, latents, samples
 from trainer.plan.count import Work, work
 from trainer.recipe import Recipe
 

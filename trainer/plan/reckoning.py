@@ -9,15 +9,16 @@ from typing import Any, Final
 import torch
 
 from registry.families import family
+from serving.frozen import Stored
+from serving.plan.bases import Base, text_tokens
+from serving.plan.machines import MACHINES, Machine
+from serving.plan.weights import BaseBytes
 from trainer.data.batches import generator
-from trainer.frozen import Stored
 from trainer.noise import noise_level
 from trainer.plan import memory
 from trainer.plan.adapter import Adapter, shapes_of, text_shapes_of
-from trainer.plan.bases import Base, text_tokens
 from trainer.plan.count import Work
-from trainer.plan.machines import MACHINES, Machine
-from trainer.plan.memory import BaseBytes, Placement, Sizes
+from trainer.plan.memory import Placement, Sizes
 from trainer.plan.passes import decoding, denoising
 from trainer.recipe import Recipe
 

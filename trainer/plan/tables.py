@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trainer.plan.machines import GIB, MACHINES
+from serving.plan.machines import GIB, MACHINES
 from trainer.plan.reckoning import STORED, Need, Plan
 
 if TYPE_CHECKING:

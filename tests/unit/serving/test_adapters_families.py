@@ -175,20 +175,22 @@ def test_a_failure_in_a_later_part_leaves_the_adapter_before(
     bases: Callable[[str], tuple[Any, BaseFacts]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline, base = bases("sdxl")
-    facts, whole = family("sdxl"), layers.inject
+    facts, whole = family("sdxl"), layers.replace
     slots = AdapterSlots(pipeline)
     first = adapter(base, factors(base, kinds=facts.presets["attention"]))
     slots.use(first, 0.5)
     before = {name: id(module) for name, module in linears(pipeline).items()}
 
-    def fails(model: Any, updates: Any, rank: int) -> Any:
+    def fails(model: Any, name: str, module: Any) -> None:
         if model is not pipeline.transformer:
             raise MemoryError("no memory for the text encoder")
-        return whole(model, updates, rank)
+        whole(model, name, module)
 
-    monkeypatch.setattr(layers, "inject", fails)
-    with pytest.raises(MemoryError):
-        slots.attach(adapter(base, factors(base, kinds=facts.all_kinds)))
+    second = adapter(base, factors(base, kinds=facts.all_kinds))
+    with monkeypatch.context() as patched:
+        patched.setattr(layers, "replace", fails)
+        with pytest.raises(MemoryError):
+            slots.attach(second)
     assert slots.current is first
     assert {name: id(module) for name, module in linears(pipeline).items()} == before
     slots.detach()
@@ -230,12 +232,10 @@ def test_dora_in_half_precision_keeps_gains_near_one() -> None:
     linear = torch.nn.Linear(256, 64, dtype=torch.bfloat16)
     lengths = linear.weight.float().norm(dim=1)
     update = layers.Update(a=torch.zeros(2, 256), b=torch.zeros(64, 2), magnitude=lengths * 1.001)
-    layer = layers.RescaledLinear(linear, update)
-    gain = layer.get_buffer("gain")
+    gain = layers.place(update, linear).gain
+    assert gain is not None
     torch.testing.assert_close(gain, torch.full((64,), 1.001), rtol=1e-5, atol=0)
     assert not torch.equal(gain.bfloat16().float(), gain)
-    assert layer.weight is linear.weight
-    assert layer.bias is linear.bias
 
 
 def test_a_row_of_zeros_stays_a_row_of_zeros() -> None:
@@ -243,7 +243,8 @@ def test_a_row_of_zeros_stays_a_row_of_zeros() -> None:
     with torch.no_grad():
         linear.weight[0] = 0
     update = layers.Update(a=torch.zeros(1, 8), b=torch.zeros(2, 1), magnitude=torch.ones(2))
-    layer = layers.RescaledLinear(linear, update)
+    layer = layers.AdaptedLinear(linear, layers.Routing(groups=((1, (("one", 1.0),)),)))
+    layer.updates["one"] = layers.place(update, linear)
     x = torch.randn(3, 8)
     assert torch.equal(layer(x)[:, 0], linear(x)[:, 0])
     assert torch.isfinite(layer(x)).all()

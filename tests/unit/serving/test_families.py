@@ -28,6 +28,7 @@ from registry.manifest import (
 )
 from serving import pipelines
 from serving.engine import EditEngine
+from serving.pipelines.base import PromptEmbeds
 from trainer.portraits.bases import BUILDERS, build
 
 FAMILIES = tuple(name for name in BUILDERS if name != "qwen-image-edit")  # that has tests of its own
@@ -50,10 +51,15 @@ class Watched:
         self.asked.append(list(prompts))
         return self._pipeline.encode_prompts(images, prompts, size)
 
-    def denoise(self, image_latents: torch.Tensor, prompts: Any, **options: Any) -> torch.Tensor:
+    def begin(self, image_latents: torch.Tensor, prompts: Any, **options: Any) -> Any:
         self.prompts = prompts
-        self.latents = self._pipeline.denoise(image_latents, prompts, **options)
-        return self.latents
+        self.run = self._pipeline.begin(image_latents, prompts, **options)
+        return self.run
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """Of the run that began last."""
+        return self.run.latents
 
 
 def adapter_for(name: str, folder: Path) -> VerifiedAdapter:
@@ -121,10 +127,11 @@ def test_a_sweep_interpolates_tokens_and_pooled_vector_alike(
     pipeline.asked.clear()
     rows = [{}, {"happy": 1.0}, {"happy": 0.5, "sad": 0.25}]
     results = engine.sweep(portrait, adapter, rows, seed=5, steps=2)
-    assert pipeline.asked == [[f"show a {word} expression" for word in ("neutral", "happy", "sad")]]
+    asked = [f"show a {word} expression" for word in ("neutral", "happy", "sad")]
+    assert pipeline.asked == [[prompt] for prompt in asked]  # each alone: its company must not matter
     assert len(results) == 3
     assert bool(torch.isfinite(pipeline.latents).all())
-    encoded = pipeline.encode_prompts([portrait] * 3, pipeline.asked[0])
+    encoded = PromptEmbeds.join([pipeline.encode_prompts([portrait], [prompt]) for prompt in asked])
     assert (encoded.pooled is not None) == (pipeline.family in POOLED)
     for ours, plain in (
         (pipeline.prompts.embeds, encoded.embeds),

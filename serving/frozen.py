@@ -8,16 +8,22 @@ the small weight, never the whole one, so a backward pass costs no second copy o
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 
-Stored = Literal["fp32", "bf16", "fp8", "nf4"]
+Stored = Literal["fp32", "bf16", "fp16", "fp8", "nf4"]
 
 NF4_BLOCK = 64
 _FP8 = torch.float8_e4m3fn
-_PLAIN = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PLAIN: Final[Mapping[Stored, torch.dtype]] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+"""Formats that are plain numbers."""
 
 
 def stored_bytes(stored: Stored, out: int, into: int) -> int:
@@ -25,7 +31,7 @@ def stored_bytes(stored: Stored, out: int, into: int) -> int:
     count = out * into
     if stored == "nf4":
         return -(-count // 2) + 4 * -(-count // NF4_BLOCK)
-    return count + 4 * out if stored == "fp8" else count * _PLAIN[stored].itemsize
+    return count + 4 * out if stored == "fp8" else count * PLAIN[stored].itemsize
 
 
 def pack(weight: torch.Tensor, stored: Stored) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -35,8 +41,8 @@ def pack(weight: torch.Tensor, stored: Stored) -> tuple[torch.Tensor, torch.Tens
     power of two that puts its largest weight between 224 and 448, the largest that e4m3 has: the scale itself
     then never rounds anything.
     """
-    if stored in _PLAIN:
-        return weight.to(_PLAIN[stored]), None
+    if stored in PLAIN:
+        return weight.to(PLAIN[stored]), None
     if stored == "fp8":
         largest = weight.float().abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         exponent = torch.ceil(torch.log2(largest / torch.finfo(_FP8).max)).clamp(-100, 100)
@@ -55,7 +61,8 @@ def whole(
     if scale is None:
         return packed.to(dtype)
     if stored == "fp8":
-        return packed.view(_FP8).to(dtype) * scale.to(dtype)[:, None]
+        # In place: a second copy of the largest layer would count on a small device.
+        return packed.view(_FP8).to(dtype).mul_(scale.to(dtype)[:, None])
     # `pack` has imported the package that registers this operator.
     found: torch.Tensor = torch.ops.bitsandbytes.dequantize_4bit.default(
         packed[:, None], scale, NF4_BLOCK, "nf4", list(shape), dtype
@@ -100,7 +107,11 @@ class _Product(torch.autograd.Function):
 class FrozenLinear(torch.nn.Linear):
     """A `torch.nn.Linear` that is never trained; see the module.
 
-    ``fetched`` holds copies on the device of the computation while the layer's own tensors wait elsewhere.
+    Attributes:
+        stored: the format of the weight.
+        dtype: of the weight before it became small, in which is computed.
+        home: the device of the computation while the layer's own tensors wait elsewhere.
+        fetched: copies of the layer's tensors there, while they are used.
     """
 
     weight: torch.nn.Parameter
@@ -110,7 +121,9 @@ class FrozenLinear(torch.nn.Linear):
         torch.nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.stored: Stored = stored
+        self.dtype = linear.weight.dtype
         self.shape = torch.Size((self.out_features, self.in_features))
+        self.home: torch.device | None = None
         self.fetched: tuple[torch.Tensor | None, ...] | None = None
         with torch.no_grad():
             packed, scale = pack(linear.weight.detach(), stored)
@@ -147,6 +160,12 @@ class FrozenLinear(torch.nn.Linear):
     def extra_repr(self) -> str:
         """Say the format beside the shape."""
         return f"{super().extra_repr()}, stored={self.stored}"
+
+
+def home_of(linear: torch.nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return where a linear layer computes and in which numbers, wherever and however its weight is kept."""
+    weight: torch.Tensor = linear.weight  # type: ignore[assignment]
+    return getattr(linear, "home", None) or weight.device, getattr(linear, "dtype", None) or weight.dtype
 
 
 def dense_weight(linear: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The module trees of base models on the meta device, and what one sample of a training step gives them.
+"""The module trees of base models on the meta device, and what samples of a step give them.
 
 The shapes come from a base's own folder, or for the bases of `registry.families.KNOWN_BASES` from
 ``configs/*.json``, the values of the published config files with their source.
@@ -11,25 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Protocol
 
 from registry.families import family
-from trainer.errors import BaseModelError
-from trainer.recipe import Recipe
+from serving.errors import BaseNotFound
 
 if TYPE_CHECKING:
     import torch
 
 Size = tuple[int, int]
-
-OWN_PIXELS: Final[Mapping[str, int]] = MappingProxyType(
-    {
-        "qwen-image-edit": 512, "flux": 1024, "flux-kontext": 1024, "flux2-klein": 1024, "sd3": 1024,
-        "sdxl": 1024, "sd15": 512,
-    }
-)  # fmt: skip
-"""Family -> side in pixels that its pipeline takes where the base says nothing."""
 
 _LAYOUT = "give a folder in diffusers layout"
 _CLIP_TOKENS, _T5_TOKENS, _SD3_T5_TOKENS = 77, 512, 256
@@ -76,7 +66,7 @@ class Base:
         """Return a component in ``dtype`` on the meta device: shapes without weights.
 
         Raises:
-            BaseModelError: neither diffusers nor transformers knows its class.
+            BaseNotFound: neither diffusers nor transformers knows its class.
         """
         import diffusers
         import torch
@@ -91,7 +81,7 @@ class Base:
                 kind = getattr(transformers, name)
                 found = kind(kind.config_class(**values))
             else:
-                raise BaseModelError(
+                raise BaseNotFound(
                     f"neither diffusers nor transformers has the class {name} of the base's {part}",
                     "update them, or give another base",
                 )
@@ -99,22 +89,34 @@ class Base:
         return torch.nn.Module.to(found.requires_grad_(False).eval(), dtype)
 
 
-def load(recipe: Recipe, folder: Path | None) -> Base:
-    """Return the base of ``recipe``: of ``folder``, or of the published configuration of that name.
+class Named(Protocol):
+    """What says which base is meant: a recipe's section, or an adapter's reference."""
+
+    @property
+    def id(self) -> str:
+        """Of the base."""
+
+    @property
+    def family(self) -> str:
+        """Of the base."""
+
+
+def load(base: Named, folder: Path | None) -> Base:
+    """Return the shapes of a base: of ``folder``, or of the published configuration of that name.
 
     Raises:
-        BaseModelError: there is no folder and no published configuration, or the folder is no pipeline.
+        BaseNotFound: there is no folder and no published configuration, or the folder is no pipeline.
     """
     if folder is not None:
-        return _from_folder(recipe.base.family, folder)
-    shipped = resources.files("trainer.plan") / "configs" / f"{recipe.base.id.rpartition('/')[2]}.json"
+        return _from_folder(base.family, folder)
+    shipped = resources.files("serving.plan") / "configs" / f"{base.id.rpartition('/')[2]}.json"
     if shipped.is_file():
         value = json.loads(shipped.read_text("utf-8"))
-        if value["base"] == recipe.base.id:
-            family_name = recipe.base.family
-            return Base(family=family_name, parts=value["parts"], pixels=OWN_PIXELS[family_name])
-    raise BaseModelError(
-        f"the shapes of {recipe.base.id} are not known here", "give the folder of the base with --base"
+        if value["base"] == base.id:
+            family_name = base.family
+            return Base(family=family_name, parts=value["parts"], pixels=family(family_name).pixels)
+    raise BaseNotFound(
+        f"the shapes of {base.id} are not known here", "give the folder of the base with --base"
     )
 
 
@@ -129,14 +131,14 @@ def _from_folder(family_name: str, folder: Path) -> Base:
         local = folder / "resolution.json"
         sides = json.loads(local.read_text("utf-8")) if local.is_file() else {}
     except (OSError, ValueError) as error:
-        raise BaseModelError(f"{folder} is no base model: {error}", _LAYOUT) from None
+        raise BaseNotFound(f"{folder} is no base model: {error}", _LAYOUT) from None
     missing = {family(family_name).prefix, "vae"} - set(parts)
     if missing:
-        raise BaseModelError(f"the base in {folder} has no {', '.join(sorted(missing))}", _LAYOUT)
+        raise BaseNotFound(f"the base in {folder} has no {', '.join(sorted(missing))}", _LAYOUT)
     return Base(
         family=family_name,
         parts=parts,
-        pixels=sides.get("pixels", OWN_PIXELS[family_name]),
+        pixels=sides.get("pixels", family(family_name).pixels),
         condition_pixels=sides.get("condition_pixels", _QWEN_CONDITION),
         prompt_tokens=sides.get("prompt_tokens"),
     )

@@ -1,0 +1,56 @@
+"""A Ray cluster of this machine's own that speaks to nobody else.
+
+Left to itself, Ray listens on the machine's network address, and its head asks the metadata services of three
+clouds (one of them by a name, so a server of names is asked, too) where it runs, even with
+``RAY_USAGE_STATS_ENABLED=0``. It does not ask when ``~/ray_bootstrap_config.yaml`` tells it, so it gets a
+home of its own that has one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_CLUSTER = """\
+cluster_name: here
+max_workers: 0
+provider: {type: local}
+auth: {}
+available_node_types: {}
+"""
+
+
+@contextmanager
+def kept_here(folder: Path) -> Iterator[dict[str, str]]:
+    """Let a Ray cluster that is started in the block be one of 127.0.0.1 alone.
+
+    Call it before Ray is imported for the first time: its address is decided then.
+
+    Args:
+        folder: Ray's own home; who may use the cluster is decided by a token there.
+
+    Yields:
+        variables that the cluster's workers need (``runtime_env``): they live in the user's home.
+    """
+    token = folder / "token"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ray_bootstrap_config.yaml").write_text(_CLUSTER)
+    if not token.exists():
+        token.touch(mode=0o600)
+        token.write_text(secrets.token_hex(32))
+    # Despite its name it counts on every system: without a "cluster" Ray stays on the loopback.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(folder)
+    try:
+        yield {} if before is None else {"HOME": before}
+    finally:
+        if before is None:
+            del os.environ["HOME"]
+        else:
+            os.environ["HOME"] = before

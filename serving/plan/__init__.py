@@ -1,0 +1,1 @@
+"""What serving a base takes: shapes on the meta device, machines, and the memory of each way to serve it."""

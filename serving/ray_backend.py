@@ -1,0 +1,292 @@
+"""Edits that are answered by engines on a Ray cluster.
+
+The ingress decides once what a reference means and asks for that very ``name@sha256:…``. The digest is the
+model id by which Ray routes: a moved alias is a new id, and replicas that hold an adapter get its requests. A
+replica pulls the adapter from the registry and admits it itself, for a verified adapter is a proof of the
+process that verified it and cannot be sent.
+
+An edit is a pure function of its request, so one whose replica died is done again by another replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+
+from registry.digest import Digest
+from registry.errors import Explained, NetworkError, shown
+from serving import tracing
+from serving.backend import AdapterStatus, Health, Progress
+from serving.errors import Draining, NotServed, Overloaded
+from serving.schema import EditResult, StackedAdapter, SweepRequest
+from serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+ATTEMPTS = 5
+"""How often a request is sent while its replicas die."""
+_PAUSE = 0.1
+"""Seconds before the second attempt, doubled with each: the router needs a moment to see who is dead."""
+_HEARD = 0.5
+"""Seconds between two questions of the ingress how its engines are."""
+_COLLECTED = 5.0
+"""Seconds between two questions for the engines' metrics."""
+_PATIENCE = 5.0
+"""Seconds after which an engine that does not say how it is counts as silent."""
+_ADMITTING = 600.0
+"""Seconds within which engines have to pull and verify an adapter, and put it onto their devices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """An explained error on its way from a replica; Ray would wrap what is raised."""
+
+    error: Explained
+
+
+class Meaning(Protocol):
+    """What a reference means now."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> Digest: ...
+
+
+class Resolver(Protocol):
+    """Knows what references mean, without weights; see `serving.following`. Its calls block."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def meaning(self, reference: str) -> Meaning: ...
+
+    def statuses(self) -> Sequence[AdapterStatus]: ...
+
+    def status(self, reference: str) -> AdapterStatus: ...
+
+    @property
+    def missing(self) -> str | None: ...
+
+
+class RayBackend:
+    """The backend of an ingress: resolves references, and has engines answer.
+
+    Args:
+        engines: handle of the deployment of engines.
+        resolver: makes what knows the references; it is given a function that has all engines admit a
+            version and raises why they cannot, to be called before a followed reference moves to it.
+        settings: of serving.
+
+    Attributes:
+        told: the engines' metrics, by their names.
+    """
+
+    def __init__(
+        self,
+        engines: DeploymentHandle[Any],
+        resolver: Callable[[Callable[[Meaning], None]], Resolver],
+        settings: ServingSettings,
+    ) -> None:
+        self._engines = engines
+        self._resolver = resolver(self._admit)
+        self._settings = settings
+        self._in_flight: Counter[str] = Counter()
+        self._heard: Sequence[Health] = ()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._listening: Sequence[asyncio.Task[None]] = ()
+        self.told: Mapping[str, str] = {}
+        self._draining = False
+
+    async def start(self) -> None:
+        """Follow the registry, and hear how the engines are."""
+        self._loop = asyncio.get_running_loop()
+        await asyncio.to_thread(self._resolver.start)
+        self._listening = [asyncio.create_task(one) for one in (self._listen(), self._collect())]
+
+    async def stream(
+        self, request: SweepRequest, *, key: str, previews: int = 0
+    ) -> AsyncGenerator[Progress | list[EditResult]]:
+        """See `serving.backend.Backend.stream`.
+
+        Raises:
+            NetworkError: every replica that took the request died.
+        """
+        if self._draining:
+            raise Draining("the server is going down", "send the request again, another server takes it")
+        asked, model = await asyncio.to_thread(self._resolve, request)
+        seen = -1
+        problem: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                async with aclosing(self._once(asked, model, key, previews)) as items:
+                    async for item in items:
+                        if isinstance(item, Progress):
+                            if item.step <= seen:
+                                continue  # of an attempt that has not come as far as the one before
+                            seen = item.step
+                        yield item
+                return
+            except _Lost as lost:
+                problem = lost.reason
+                await asyncio.sleep(_PAUSE * 2**attempt)
+        raise NetworkError(
+            f"{ATTEMPTS} replicas were lost while they worked on this request: {shown(problem)}",
+            "send it again in a minute; the cluster's log says why they end",
+        ) from problem
+
+    async def adapters(self) -> Sequence[AdapterStatus]:
+        """Return what is served."""
+        return await asyncio.to_thread(self._resolver.statuses)
+
+    async def adapter(self, reference: str) -> AdapterStatus:
+        """Return what a reference means now."""
+        return await asyncio.to_thread(self._resolver.status, reference)
+
+    async def health(self) -> Health:
+        """Return how the engines were half a second ago, taken together."""
+        heard = self._heard
+        full = [engine.retry_after for engine in heard if engine.retry_after is not None]
+        problem = self._resolver.missing
+        if problem is None and not any(engine.ready for engine in heard):
+            problem = next((engine.problem for engine in heard if engine.problem), "no engine answers yet")
+        return Health(
+            ready=problem is None and not self._draining,
+            draining=self._draining,
+            waiting=sum(engine.waiting for engine in heard),
+            running=sum(engine.running for engine in heard),
+            problem=problem,
+            retry_after=min(full) if heard and len(full) == len(heard) else None,
+        )
+
+    async def close(self, grace: float) -> None:
+        """Take nothing new, wait for what was taken, and stop following."""
+        self._draining = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while self._in_flight.total():
+                    await asyncio.sleep(0.05)
+        for task in self._listening:
+            task.cancel()
+        await asyncio.to_thread(self._resolver.stop)
+
+    def _resolve(self, request: SweepRequest) -> tuple[SweepRequest, str]:
+        """Return the request with each reference replaced by what it means now, and the model id.
+
+        What always lies under the reference that was asked for is written into the request, for a replica
+        knows the adapter by its digest alone.
+        """
+        reference = request.adapter or next(iter(self._settings.adapters), None)
+        if reference is None:
+            raise NotServed("the request names no adapter, and none is served", "name one, as name@alias")
+        under = [StackedAdapter(adapter=other) for other in self._settings.stacked.get(reference, ())]
+        exact = _exact(self._resolver.meaning(reference))
+        stacked = tuple(
+            StackedAdapter(adapter=_exact(self._resolver.meaning(one.adapter)), strength=one.strength)
+            for one in (*under, *request.stacked)
+        )
+        fields = {name: getattr(request, name) for name in type(request).model_fields}
+        return SweepRequest.make(**fields | {"adapter": exact, "stacked": stacked}), exact
+
+    async def _once(
+        self, request: SweepRequest, model: str, key: str, previews: int
+    ) -> AsyncGenerator[Progress | list[EditResult]]:
+        """Have one replica answer.
+
+        A model that more requests ask for than one replica runs at once is routed by load alone: Ray would
+        go on sending them to the replicas that have it, and the others would idle.
+
+        Raises:
+            _Lost: the replica died, or it goes down.
+        """
+        hot = self._in_flight[model] >= self._settings.max_rows
+        engines = self._engines.options(stream=True, multiplexed_model_id="" if hot else model)
+        self._in_flight[model] += 1
+        response: Any = engines.stream.remote(request, key, previews, tracing.here().headers())
+        ended = False
+        try:
+            async for item in response:
+                if isinstance(item, Refused):
+                    ended = True
+                    raise item.error
+                ended = isinstance(item, list)
+                yield item
+        except Draining as error:
+            raise _Lost(error) from error
+        except BackPressureError as error:
+            raise Overloaded(
+                "more requests wait for an engine than are taken",
+                "try again later",
+                error.retry_after_s or 1.0,
+            ) from error
+        except RayTaskError:
+            raise  # a fault of our own, not of the machine
+        except (RayError, RayServeException) as error:
+            ended = True
+            raise _Lost(error) from error
+        finally:
+            self._in_flight[model] -= 1
+            if not self._in_flight[model]:
+                del self._in_flight[model]
+            if not ended:
+                response.cancel()
+
+    async def _listen(self) -> None:
+        """Ask the engines how they are, again and again."""
+        while True:
+            self._heard = [one for one in await self._ask_all("health") if isinstance(one, Health)]
+            await asyncio.sleep(_HEARD)
+
+    async def _collect(self) -> None:
+        """Ask the engines for their metrics, more often than anybody scrapes."""
+        while True:
+            self.told = dict(await self._ask_all("metrics"))
+            await asyncio.sleep(_COLLECTED)
+
+    def _admit(self, version: Meaning) -> None:
+        """Have every engine admit a version and get ready for it; called in threads of the resolver.
+
+        Raises:
+            NetworkError: no engine answers.
+            Explained: an engine refuses it.
+        """
+        assert self._loop is not None, "the resolver was started by start()"
+        asking = self._ask_all("admit", _exact(version), patience=_ADMITTING)
+        answers = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
+        if not answers:
+            raise NetworkError("no engine answers yet", "wait until the engines have loaded their base")
+        for answer in answers:
+            if isinstance(answer, Refused):
+                raise answer.error
+
+    async def _ask_all(self, method: str, *values: Any, patience: float = _PATIENCE) -> Sequence[Any]:
+        """Call a method of every engine; one that does not answer gives nothing."""
+        try:
+            answers = self._engines.broadcast(method, *values)
+            found = await answers.results_async(timeout_s=patience, return_exceptions=True)
+        except (TimeoutError, RayError, RayServeException):
+            return ()
+        return [answer for answer in found if not isinstance(answer, BaseException)]
+
+
+class _Lost(Exception):
+    """The replica that worked on a request is gone."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _exact(meaning: Meaning) -> str:
+    return f"{meaning.name}@{meaning.digest}"

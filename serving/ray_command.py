@@ -1,0 +1,155 @@
+"""`serving ray`: the service on a Ray cluster, until it is told to stop.
+
+Without a cluster (``--address`` or ``RAY_ADDRESS``) it starts one of this machine's own, which speaks to
+nobody else and ends with it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from serving.ray_scale import Scale
+    from serving.settings import ServingSettings
+
+APPLICATION = "adapter-foundry"
+_STARTS = 3
+"""Ray gives its processes 15 seconds to start, too few on a busy machine, so it is tried so often."""
+_SHARED = ("ADAPTER_FOUNDRY_", "AWS_", "HF_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "DO_NOT_TRACK")
+"""Variables that the processes of the cluster get from the one that starts them."""
+
+
+@click.command("ray")
+@click.option("--engines", type=int, default=2, show_default=True, help="Replicas with a base model each.")
+@click.option("--ingresses", type=int, default=2, show_default=True, help="Replicas that speak HTTP.")
+@click.option("--cpus", type=float, default=1.0, show_default=True, help="Of each engine; may be a fraction.")
+@click.option("--gpus", type=float, default=0.0, show_default=True, help="Of each engine; may be a fraction.")
+@click.option("--address", envvar="RAY_ADDRESS", help="A cluster that runs; without it one is started here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when it listens.")
+def ray_command(
+    engines: int, ingresses: int, cpus: float, gpus: float, address: str | None, as_json: bool
+) -> None:
+    """Serve on a Ray cluster until SIGTERM or Ctrl-C; settings as for `serving serve`."""
+    from serving.ray_scale import scale_of
+    from serving.settings import load
+
+    scale = scale_of({"engines": engines, "ingresses": ingresses, "cpus": cpus, "gpus": gpus})
+    settings = load()
+    stopped = threading.Event()
+    with _cluster(address, cpus=engines * cpus, gpus=engines * gpus):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        with _application(scale, settings) as url:
+            click.echo(json.dumps({"url": url, **scale.model_dump()}) if as_json else url)
+            click.echo(f"the page is at {url}/; {url}/v2/health/ready tells when all is loaded", err=True)
+            stopped.wait()
+            click.echo("finishing what was taken", err=True)
+
+
+@contextmanager
+def _cluster(address: str | None, *, cpus: float, gpus: float) -> Iterator[None]:
+    """Connect this process to a cluster, or start one; raises as `_connect`."""
+    from contextlib import ExitStack
+
+    from registry.settings import home
+    from serving.local_ray import kept_here
+
+    shared = {name: value for name, value in os.environ.items() if name.startswith(_SHARED)}
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    with ExitStack() as starting:
+        if address is None:
+            shared |= starting.enter_context(kept_here(home() / "ray"))
+            options |= {
+                "num_cpus": max(os.cpu_count() or 1, math.ceil(cpus)),
+                "num_gpus": math.ceil(gpus) or None,
+                "include_dashboard": False,
+            }
+            # Ray makes its workers give way to whatever else runs, and edits would wait for it.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+        _connect(address, {"runtime_env": {"env_vars": shared}, **options})
+    import ray
+
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str | None, options: Mapping[str, Any]) -> None:
+    """Find the cluster, or start it.
+
+    Raises:
+        ServingError: it does not start or answer.
+    """
+    import ray
+
+    from registry.errors import shown
+    from serving.errors import ServingError
+
+    for left in range(_STARTS - 1 if address is None else 0, -1, -1):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if not left:
+                place = address or "of this machine"
+                raise ServingError(
+                    f"the Ray cluster {place} does not start or answer: {shown(error)}",
+                    "run the same command again when the machine has less to do, or set RAY_ADDRESS to a "
+                    "cluster that runs",
+                ) from error
+
+
+@contextmanager
+def _application(scale: Scale, settings: ServingSettings) -> Iterator[str]:
+    """Run the application and yield its address; it is taken down afterwards.
+
+    Raises:
+        ServingError: a replica does not start.
+    """
+    from ray import serve
+
+    from registry.errors import shown
+    from serving.errors import ServingError
+    from serving.ray_app import application
+
+    port = settings.port or _free_port(settings.host)
+    serve.start(http_options={"host": settings.host, "port": port})
+    try:
+        serve.run(application(scale, settings), name=APPLICATION, route_prefix="/")
+    except RuntimeError as error:
+        told = _explained(serve.status().applications[APPLICATION].deployments.values())
+        serve.shutdown()
+        what, mend = told or (str(error), "the logs of its replicas say why: `ray logs`")
+        raise ServingError(f"the service does not start on the cluster: {shown(what, 600)}", mend) from error
+    try:
+        yield f"http://{settings.host}:{port}"
+    finally:
+        serve.delete(APPLICATION)
+        serve.shutdown()
+
+
+def _explained(deployments: Iterable[Any]) -> tuple[str, str] | None:
+    """Return what happened and what to do, of an explained error that kept a replica from starting."""
+    for deployment in deployments:
+        found = re.search(r"\.errors\.\w+: (.+)\n\s*What to do: (.+)", deployment.message)
+        if found is not None:
+            return found[1], found[2]
+    return None
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as probe:
+        return int(probe.getsockname()[1])

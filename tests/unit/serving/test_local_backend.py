@@ -1,0 +1,364 @@
+"""The backend in this process, over a real registry and the shipped base."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fakes.adapters import clean_adapter
+from fakes.followed import PROD, three_versions
+from fakes.registries import NAME, PASSING, objects
+from registry.client import Registry
+from registry.errors import NotFound, Revoked
+from registry.families import KNOWN_BASES
+from registry.manifest import BaseModelRef
+from serving.backend import Progress
+from serving.bases import register
+from serving.errors import (
+    BaseNotFound,
+    Draining,
+    NotServed,
+    Overloaded,
+    UnknownExpression,
+    UsageError,
+    WrongBase,
+)
+from serving.local import LocalBackend
+from serving.metrics import Metrics
+from serving.schema import EditResult, StackedAdapter, SweepRequest
+from serving.settings import ServingSettings
+from trainer.portraits.base import base_path
+
+BASE_ID = "adapter-foundry/portraits-base"
+SOON = 60.0
+
+
+@pytest.fixture
+def registry(home: Path) -> Registry:
+    base = KNOWN_BASES[BASE_ID]
+    reference = BaseModelRef(id=base.id, revision=base.revision, family=base.family, license=base.license)
+    register(base_path(), reference, home)
+    return three_versions(home)
+
+
+@asynccontextmanager
+async def serving(
+    registry: Registry, metrics: Metrics | None = None, **settings: Any
+) -> AsyncIterator[LocalBackend]:
+    """A backend that is started, and closed in the end."""
+    given = {"adapters": (PROD,), "follow_seconds": 0.1, **settings}
+    backend = LocalBackend(ServingSettings(**given), registry=registry, metrics=metrics)
+    try:
+        await backend.start()
+        yield backend
+    finally:
+        await backend.close(0)
+
+
+def ask(portrait: Image.Image, *rows: dict[str, float], **more: Any) -> SweepRequest:
+    return SweepRequest.make(image=portrait, rows=rows or ({"happy": 0.8},), **{"steps": 2, **more})
+
+
+async def heard(backend: LocalBackend, request: SweepRequest, **more: Any) -> list[Any]:
+    return [event async for event in backend.stream(request, **{"key": "me", **more})]
+
+
+async def answer(backend: LocalBackend, request: SweepRequest, **more: Any) -> EditResult:
+    (result,) = (await heard(backend, request, **more))[-1]
+    return result
+
+
+async def wait_until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(SOON):
+        while not await true():
+            await asyncio.sleep(0.02)
+
+
+def same(one: EditResult, other: EditResult) -> bool:
+    first, second = (np.asarray(result.image, dtype=np.int16) for result in (one, other))
+    return int(np.abs(first - second).max()) <= 1
+
+
+def test_an_edit_says_at_once_what_answers_and_then_how_far_it_is(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        metrics = Metrics()
+        async with serving(registry, metrics) as backend:
+            assert b"step_seconds_count 1.0" in metrics.exposition()[0], "it is not warm"
+            health = await backend.health()
+            assert (health.ready, health.problem, health.retry_after) == (True, None, None)
+            first, *steps, results = await heard(
+                backend, ask(portrait, {}, {"surprised": 1.0}, steps=3), previews=1
+            )
+            assert (first.step, first.steps, first.adapter) == (0, 3, f"{NAME}:1")
+            assert [one.step for one in steps] == [1, 2, 3]
+            assert [len(one.pictures or ()) for one in steps] == [0, 2, 0]
+            assert [one.adapter_digest for one in results] == [first.adapter_digest] * 2
+            (status,) = await backend.adapters()
+            assert (status.reference, status.digest) == (PROD, first.adapter_digest)
+            text = metrics.exposition()[0].decode()
+            assert f'e2e_request_latency_seconds_count{{adapter="{NAME}",version="1"}} 1.0' in text
+            assert "foundry_serving_request_queue_seconds_count 1.0" in text
+            assert "foundry_serving_adapters_resident 1.0" in text
+
+    asyncio.run(run())
+
+
+def test_promotions_beneath_many_requests_mix_nothing_and_fail_nobody(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        async with serving(registry, max_waiting=1000) as backend:
+            expected = {
+                number: await answer(backend, ask(portrait, adapter=f"{NAME}:{number}"))
+                for number in (1, 2, 3)
+            }
+            assert not same(expected[1], expected[2])
+            seen: list[str] = []
+            stop = asyncio.Event()
+
+            async def caller(number: int) -> None:
+                while not stop.is_set():
+                    first, *_, results = await heard(backend, ask(portrait), key=str(number))
+                    assert isinstance(first, Progress)
+                    assert first.adapter == results[0].adapter
+                    assert first.adapter_digest == results[0].adapter_digest
+                    version = int(results[0].adapter.rpartition(":")[2])
+                    assert results[0].adapter_digest == expected[version].adapter_digest
+                    assert same(results[0], expected[version]), "the picture is of another version"
+                    seen.append(results[0].adapter)
+
+            callers = [asyncio.create_task(caller(n)) for n in range(6)]
+            for number in (2, 3, 1, 2):
+                await asyncio.to_thread(registry.promote, f"{NAME}:{number}", "prod")
+                await wait_until(lambda number=number: _serves(backend, number))
+            stop.set()
+            await asyncio.gather(*callers)
+            assert set(seen) == {f"{NAME}:{number}" for number in (1, 2, 3)}
+
+    asyncio.run(run())
+
+
+async def _serves(backend: LocalBackend, number: int) -> bool:
+    status = await backend.adapter(PROD)
+    return (status.state, status.version) == ("ready", number)
+
+
+def test_a_revocation_stops_requests_that_run_and_that_wait(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        async with serving(registry, max_rows=1) as backend:
+            long = [
+                asyncio.create_task(heard(backend, ask(portrait, steps=100, seed=n), key=str(n)))
+                for n in range(3)
+            ]
+            await wait_until(lambda: _busy(backend))
+            await asyncio.to_thread(registry.revoke, f"{NAME}:1", "it was found to be bad")
+            ended = await asyncio.wait_for(asyncio.gather(*long, return_exceptions=True), SOON)
+            assert [type(one) for one in ended] == [Revoked] * 3
+            with pytest.raises(Revoked, match="bad"):
+                await answer(backend, ask(portrait))
+            health = await backend.health()
+            assert not health.ready
+            assert "revoked" in (health.problem or "")
+            # The next promotion heals it.
+            await asyncio.to_thread(registry.promote, f"{NAME}:2", "prod")
+            await wait_until(lambda: _serves(backend, 2))
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:2"
+            assert (await backend.health()).ready
+
+    asyncio.run(run())
+
+
+def test_followed_adapters_stay_on_the_device_when_others_need_room(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        metrics = Metrics()
+
+        def resident() -> int:
+            text = metrics.exposition()[0].decode()
+            return int(float(text.rpartition("foundry_serving_adapter_memory_bytes ")[2].split()[0]))
+
+        async with serving(registry, metrics) as backend:
+            size = resident()
+        async with serving(registry, metrics, adapter_memory=size * 5 // 2) as backend:
+            for number in (2, 3, 2):
+                result = await answer(backend, ask(portrait, adapter=f"{NAME}:{number}"))
+                assert result.adapter == f"{NAME}:{number}"
+                assert resident() <= size * 5 // 2
+        # Where there is room for one only, a new version takes that of the old one.
+        async with serving(registry, metrics, adapter_memory=size * 3 // 2) as backend:
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
+            await asyncio.to_thread(registry.promote, f"{NAME}:3", "prod")
+            await wait_until(lambda: _serves(backend, 3))
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:3"
+
+    asyncio.run(run())
+
+
+async def _busy(backend: LocalBackend) -> bool:
+    return (await backend.health()).running > 0
+
+
+async def _idle(backend: LocalBackend) -> bool:
+    health = await backend.health()
+    return (health.running, health.waiting) == (0, 0)
+
+
+def test_adapters_are_stacked_by_the_settings_and_by_the_request(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        async with serving(registry, stacked={PROD: (f"{NAME}:2",)}) as backend:
+            more = StackedAdapter(adapter=f"{NAME}:3", strength=0.5)
+            result = await answer(backend, ask(portrait, stacked=(more,), strength=0.7))
+            assert (result.adapter, result.strength) == (f"{NAME}:1", 0.7)
+            assert [(one.adapter, one.strength) for one in result.stacked] == [
+                (f"{NAME}:2", 1.0),
+                (f"{NAME}:3", 0.5),
+            ]
+            alone = await answer(backend, ask(portrait, adapter=f"{NAME}:1", strength=0.7))
+            assert alone.stacked == ()
+            assert not same(alone, result)
+            with pytest.raises(UsageError, match="stacked on itself"):
+                await answer(backend, ask(portrait, stacked=(StackedAdapter(adapter=f"{NAME}:1"),)))
+
+    asyncio.run(run())
+
+
+def test_a_caller_that_goes_away_frees_the_device(registry: Registry, portrait: Image.Image) -> None:
+    async def run() -> None:
+        metrics = Metrics()
+        async with serving(registry, metrics) as backend:
+            async with aclosing(backend.stream(ask(portrait, steps=100), key="me")) as events:
+                async for event in events:
+                    assert isinstance(event, Progress)
+                    if event.step == 2:
+                        break
+            await wait_until(lambda: _idle(backend))
+            task = asyncio.create_task(heard(backend, ask(portrait, steps=100)))
+            await wait_until(lambda: _busy(backend))
+            task.cancel()
+            await wait_until(lambda: _idle(backend))
+            assert b"foundry_serving_cancelled_total 2.0" in metrics.exposition()[0]
+
+    asyncio.run(run())
+
+
+def test_what_cannot_be_answered_is_refused_before_it_waits(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        metrics = Metrics()
+        async with serving(registry, metrics) as backend:
+            with pytest.raises(UnknownExpression):
+                await answer(backend, ask(portrait, {"hapy": 1.0}))
+            with pytest.raises(UsageError, match="multiple of"):
+                await answer(backend, ask(portrait, size=(63, 64)))
+            with pytest.raises(NotFound):
+                await answer(backend, ask(portrait, adapter="nobody@prod"))
+            assert await _idle(backend)
+            assert b"foundry_serving_cancelled_total 0.0" in metrics.exposition()[0]
+            digest = (await backend.adapter(PROD)).digest
+            for reference in (f"{NAME}:1", f"{NAME}@{digest}", str(digest)):
+                assert (await answer(backend, ask(portrait, adapter=reference))).adapter_digest == digest
+
+    asyncio.run(run())
+
+
+def test_other_references_are_served_only_on_demand(registry: Registry, portrait: Image.Image) -> None:
+    async def run() -> None:
+        async with serving(registry, on_demand=False) as backend:
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
+            with pytest.raises(NotServed):
+                await answer(backend, ask(portrait, adapter=f"{NAME}:2"))
+        async with serving(registry, adapters=()) as backend:
+            with pytest.raises(UsageError, match="no default"):
+                await answer(backend, ask(portrait))
+            assert (await answer(backend, ask(portrait, adapter=f"{NAME}:2"))).adapter == f"{NAME}:2"
+
+    asyncio.run(run())
+
+
+def test_a_full_or_closing_backend_says_so(registry: Registry, portrait: Image.Image) -> None:
+    async def run() -> None:
+        async with serving(registry, max_rows=1, max_waiting=1) as backend:
+            tasks = [asyncio.create_task(heard(backend, ask(portrait, steps=30)))]
+            await wait_until(lambda: _busy(backend))
+            tasks.append(asyncio.create_task(heard(backend, ask(portrait, steps=30))))
+            await asyncio.sleep(0)
+            with pytest.raises(Overloaded) as full:
+                await answer(backend, SweepRequest.make(image=b"no picture", rows=({},)))
+            assert full.value.retry_after >= 1
+            closing = asyncio.create_task(backend.close(SOON))
+            await wait_until(lambda: _draining(backend))
+            with pytest.raises(Draining):
+                await answer(backend, ask(portrait))
+            assert [len(events[-1]) for events in await asyncio.gather(*tasks)] == [1, 1]
+            await closing
+
+    asyncio.run(run())
+
+
+async def _draining(backend: LocalBackend) -> bool:
+    return (await backend.health()).draining
+
+
+def test_an_adapter_for_another_base_is_refused_and_its_status_says_why(
+    registry: Registry, tmp_path: Path, portrait: Image.Image
+) -> None:
+    for name, data in clean_adapter(KNOWN_BASES["adapter-foundry/portraits-small-1"]).items():
+        (tmp_path / name).write_bytes(data)
+    registry.push(tmp_path, "small", evaluation=PASSING)
+    registry.approve("small:1", "a person", "looks right")
+
+    async def run() -> None:
+        async with serving(registry, adapters=(PROD, "small:1")) as backend:
+            status = await backend.adapter("small:1")
+            assert status.state == "refused"
+            assert "portraits-small-1" in (status.problem or "")
+            with pytest.raises(WrongBase):
+                await answer(backend, ask(portrait, adapter="small:1"))
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
+            assert not (await backend.health()).ready
+
+    asyncio.run(run())
+
+
+def test_a_base_that_is_not_there_is_an_error_at_start(registry: Registry, tmp_path: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(BaseNotFound):
+            async with serving(registry, bases={BASE_ID: tmp_path}):
+                raise AssertionError("it started")
+
+    asyncio.run(run())
+
+
+def test_a_registry_that_is_down_at_start_is_followed_once_it_is_back(
+    registry: Registry, home: Path, portrait: Image.Image
+) -> None:
+    async def run() -> None:
+        away = objects(home).rename(home / "away")
+        async with serving(registry) as backend:
+            health = await backend.health()
+            assert not health.ready
+            assert health.problem
+            away.rename(objects(home))
+            await wait_until(lambda: _ready(backend))
+            assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
+
+    asyncio.run(run())
+
+
+async def _ready(backend: LocalBackend) -> bool:
+    return (await backend.health()).ready
