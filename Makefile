@@ -1,5 +1,5 @@
-# adapter-foundry: `make demo` runs the main job, `make test` passes the tests.
-# Both set everything up themselves; all they need is Python 3.11 or newer with venv.
+# adapter-foundry: `make demo` runs the main job, `make test` passes the tests, `make up` runs the whole platform.
+# Each sets everything up itself; all they need is Python 3.11 or newer with venv.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ JOBS   ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench check lock clean
+.PHONY: help setup demo test up down status bench check docs audit sbom lock clean
 
 help:  ## show these lines
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,19 +29,41 @@ $(STAMP): pyproject.toml constraints.txt requirements-nodeps.txt
 	$(PIP) install --quiet --no-compile --no-deps --requirement requirements-nodeps.txt
 	@touch $@
 
-demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, offline
-	$(BIN)/python -m flows.pipeline $(RECIPE)
+demo: setup  ## recipe -> trained, signed, promoted, pulled and used adapter, offline; SERVER=1: on what `make up` runs
+	$(if $(SERVER),$(BIN)/python -m infra.local run --) $(BIN)/python -m flows.pipeline $(RECIPE)
 
 test: setup  ## static checks and the whole test suite
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+up: setup  ## the whole platform on this machine: S3, MLflow, Prefect, a worker, serving; prints their addresses
+	@$(BIN)/python -m infra.local up
+
+down: setup  ## stop what `make up` started; all data stay
+	@$(BIN)/python -m infra.local down
+
+status: setup  ## what runs, since when, and where
+	@$(BIN)/python -m infra.local status
+
 bench: setup  ## every benchmark, one JSON line each (ratios against peers in the same run)
 	@for bench in tests/bench/*.py; do PYTHONPATH=tests $(BIN)/python $$bench || exit 1; done
 
-check: setup  ## ruff, mypy and the walls between the floors
+check: setup  ## ruff, mypy, import contracts, dead code, dependencies, infra files, docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/deptry .
+	$(BIN)/python -m pytest -q -n $(JOBS) tests/infra tests/docs tests/test_architecture.py
+
+docs: setup  ## the site of docs/ in site/, without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+audit: setup  ## known vulnerabilities of the locked dependencies (asks PyPI)
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+sbom: setup  ## bill of materials of the environment, CycloneDX JSON, in dist/
+	mkdir -p dist
+	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --of JSON --output-file dist/sbom.cdx.json
 
 lock: setup  ## write constraints.txt from what is installed now
 	$(PIP) list --format=freeze --exclude adapter-foundry --exclude pip --exclude setuptools | sed -E 's/\+cpu$$//' > constraints.txt

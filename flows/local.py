@@ -155,12 +155,11 @@ def _working(
 
     log = prefect_home(home) / "worker.log"
     name = f"{socket.gethostname()}-{os.getpid()}"
-    words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
     # Should this process be killed, its keeper ends the worker and all below it.
     keeper = [sys.executable, "-P", "-m", "flows.child", str(os.getpid()), str(_STOP_SECONDS)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*keeper, *_prefect(*words, "--name", name, "--limit", str(limit))],
+            [*keeper, *worker_command(name, limit)],
             env=_environment(server, home),
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -171,7 +170,7 @@ def _working(
         )
     try:
         end = time.monotonic() + settings.server_timeout
-        while name not in _online(server.url, LOCAL):
+        while name not in online(server.url, LOCAL):
             if process.poll() is not None or time.monotonic() > end:
                 raise ServerError(
                     f"the worker did not start; the end of {log}:\n{_end(log.read_text('utf-8', 'replace'))}",
@@ -183,7 +182,21 @@ def _working(
         _stop(process, settings.stop_seconds + _STOP_SECONDS)
 
 
-def _online(url: str, pool: str) -> set[str]:
+def worker_command(name: str, limit: int) -> list[str]:
+    """Return the command of a worker of the local pool.
+
+    Args:
+        name: of the worker.
+        limit: how many runs it does at once.
+    """
+    from flows.pools import LOCAL
+
+    words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
+    return _prefect(*words, "--name", name, "--limit", str(limit))
+
+
+def online(url: str, pool: str) -> set[str]:
+    """Return the names of the workers of a pool that have been heard of lately."""
     try:
         rows = ask(f"{url}/work_pools/{pool}/workers/filter", {"limit": 200})
     except OSError:
@@ -195,15 +208,8 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
     """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
     import psutil
 
-    workers = _children(keeper.pid)
-    runs = [run for worker in workers for run in _children(worker.pid)]
     family = _children(keeper.pid, recursive=True)
-    # The runs before their worker, which says how each of them ended: a worker that is asked to stop ends its
-    # runs at once, and Prefect would show them as running for ever.
-    _end_all(runs, psutil.Process.terminate)
-    psutil.wait_procs(runs, timeout=seconds)
-    if runs:
-        psutil.wait_procs(workers, timeout=_REPORT_SECONDS)
+    end_runs(keeper.pid, seconds)
     keeper.terminate()
     try:
         keeper.wait(2 * _STOP_SECONDS)
@@ -211,6 +217,26 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
         keeper.kill()
         keeper.wait()
     _end_all(family, psutil.Process.kill)
+
+
+def end_runs(keeper: int, seconds: float) -> None:
+    """Ask the runs in the hands of a worker to end, and wait until they have, and the worker has said so.
+
+    The runs go before their worker, which says how each of them ended: a worker that is asked to stop ends
+    its runs at once, and Prefect would show them as running for ever.
+
+    Args:
+        keeper: process id of the worker's keeper.
+        seconds: that the runs have.
+    """
+    import psutil
+
+    workers = _children(keeper)
+    runs = [run for worker in workers for run in _children(worker.pid)]
+    _end_all(runs, psutil.Process.terminate)
+    psutil.wait_procs(runs, timeout=seconds)
+    if runs:
+        psutil.wait_procs(workers, timeout=_REPORT_SECONDS)
 
 
 def _children(pid: int, recursive: bool = False) -> list[psutil.Process]:

@@ -30,11 +30,11 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from flows.errors import ServerError, StageFailed
-from flows.local_ray import kept_here
 from flows.parameters import Runner
 from flows.server import FINAL_STATES, task_runs, wait_until_recorded
-from flows.settings import FlowSettings
+from flows.settings import FlowSettings, prefect_home
 from registry.errors import Explained, shown
+from serving.local_ray import kept_here
 from trainer.parent import end_with_parent
 from trainer.parts import Mapper, Part, PartFunction, here
 
@@ -220,7 +220,7 @@ class PartMapper:
         shared["ADAPTER_FOUNDRY_HOME"] = str(self.home)
         with ExitStack() as starting:
             if self.settings.ray_address is None:
-                shared |= starting.enter_context(kept_here(self.home))
+                shared |= starting.enter_context(kept_here(prefect_home(self.home) / "ray"))
                 options |= {"num_cpus": workers, "include_dashboard": False}
             starting.enter_context(_signals_kept())
             import ray

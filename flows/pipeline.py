@@ -38,11 +38,11 @@ def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> d
         Explained: a stage refused, with the reason.
     """
     prepare(home)
-    click.echo("Prefect's server on this machine starts …", err=True)
+    click.echo("Prefect's server …", err=True)
     with managed_server(home) as server:
         from flows.job import pipeline
 
-        click.echo(f"… at {server.page} as long as this runs", err=True)
+        click.echo(f"… is at {server.page}{'' if server.reused else ', as long as this runs'}", err=True)
         with attached(home, server.url):
             limits.ensure()
             summary = pipeline(recipe, approval)

@@ -34,7 +34,8 @@ def run(reference: str, home: Path, **options: Any) -> dict[str, Any]:
     with managed_server(home) as server:
         from flows.reproduction import reproduce
 
-        click.echo(f"Prefect's server at {server.page}, as long as this runs", err=True)
+        until = "" if server.reused else ", as long as this runs"
+        click.echo(f"Prefect's server is at {server.page}{until}", err=True)
         with attached(home, server.url):
             limits.ensure()
             return reproduce(reference, **options)

@@ -36,6 +36,7 @@ FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 #: A server gives no more rows in one answer.
 PAGE = 200
 _STOP_SECONDS = 30.0
+_BUSY_SECONDS = 60.0  # a server that others run; one that is away refuses at once
 _LOG_LINES = 15
 
 
@@ -75,7 +76,7 @@ def managed_server(
     """
     settings = settings or FlowSettings.read(data_folder)
     if settings.prefect_api_url is not None:
-        if not healthy(settings.prefect_api_url):
+        if not healthy(settings.prefect_api_url, _BUSY_SECONDS):
             raise ServerError(
                 f"the Prefect server {settings.prefect_api_url} does not answer",
                 "start it, or unset PREFECT_API_URL to have one started for each run",
@@ -155,17 +156,28 @@ def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
             time.sleep(0.2)
 
 
-def ask(url: str, body: Mapping[str, Any] | None = None, timeout: float = 30.0) -> Any:
+def ask(
+    url: str,
+    body: Mapping[str, Any] | None = None,
+    timeout: float = 30.0,
+    variables: Mapping[str, str] = os.environ,
+) -> Any:
     """Return the answer of a Prefect API to a GET, or to a POST of ``body``.
 
     A server that is too busy for its database answers 503 and is asked again until the time is over.
+
+    Args:
+        url: what is asked.
+        body: None asks by GET.
+        timeout: in seconds.
+        variables: say who asks, as they do to Prefect's own client.
 
     Raises:
         OSError: it does not answer, or refuses.
         ValueError: the answer is no JSON.
     """
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json", **_authorization(os.environ)}
+    headers = {"Content-Type": "application/json", **_authorization(variables)}
     request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310
     # A proxy of the environment must not stand between this process and its own machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -270,23 +282,13 @@ def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
     folder = prefect_home(data_folder)
     url = f"http://{HOST}:{port}/api"
     _require_free(port)
-    environment = {
-        **os.environ,
-        **prefect_environment(data_folder),
-        "PREFECT_SERVER_UI_API_URL": url,
-        # Prefect lets the pages of every website call its API, unless it is told whose pages are its own.
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
-    }
+    environment = {**os.environ, **server_environment(data_folder, settings, port)}
     environment.pop("PREFECT_API_URL", None)
-    if (database := settings.prefect_server_database_connection_url) is not None:
-        environment[DATABASE_VARIABLE] = database.get_secret_value()
     log = folder / "server.log"
-    # -P: the working directory must not shadow Prefect. A session of its own: Ctrl-C is for the run, and the
-    # server stays to record how it ended.
-    command = [sys.executable, "-P", "-m", MODULE, "--host", HOST, "--port", str(port)]
+    # A session of its own: Ctrl-C is for the run, and the server stays to record how it ended.
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command,
+            server_command(port),
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -301,6 +303,25 @@ def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
         _stop(folder)
         raise
     return Server(url=url, pid=process.pid, reused=False)
+
+
+def server_command(port: int) -> list[str]:
+    """Return the command of a server on a port of this machine."""
+    # -P: the working directory must not shadow Prefect.
+    return [sys.executable, "-P", "-m", MODULE, "--host", HOST, "--port", str(port)]
+
+
+def server_environment(data_folder: Path, settings: FlowSettings, port: int) -> dict[str, str]:
+    """Return the variables of a server that keeps its data in a data folder."""
+    found = {
+        **prefect_environment(data_folder),
+        "PREFECT_SERVER_UI_API_URL": f"http://{HOST}:{port}/api",
+        # Prefect lets the pages of every website call its API, unless it is told whose pages are its own.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port},http://localhost:{port}",
+    }
+    if (database := settings.prefect_server_database_connection_url) is not None:
+        found[DATABASE_VARIABLE] = database.get_secret_value()
+    return found
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float) -> None:

@@ -16,6 +16,7 @@ import click
 from registry.command import run
 from registry.commands import (
     approving,
+    backup,
     formats,
     ledger,
     licenses,
@@ -52,6 +53,7 @@ for _subject in (
     formats,
     licenses,
     upkeep,
+    backup,
     statements,
     trust,
 ):

@@ -28,7 +28,6 @@ from registry.reference import NAME_PATTERN
 
 WEIGHTS_NAME: Final = "pytorch_lora_weights.safetensors"
 CARD_NAME: Final = "adapter.json"
-SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_CARD_BYTES: Final = 1 << 20
 MAX_RECIPE: Final = 1 << 18

@@ -134,7 +134,7 @@ def export(
     if lifetime is not None:
         registry.record("export", archive.name, {"days": lifetime / timedelta(days=1)})
         registry.authority.publish_for(lifetime)
-    state, trust = _snapshot(registry)
+    state, trust = snapshot(registry)
     if lifetime is not None:
         registry.authority.publish_anchor()  # readers of the store go on to one of the usual life
     versions, left_out = admitted(registry, registry.store, state, references)
@@ -188,7 +188,7 @@ def _document(store: ObjectStore, key: str) -> bytes:
     return data
 
 
-def _snapshot(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
+def snapshot(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
     """What is signed now, and all of its metadata as the store has it."""
     for attempt in range(_ATTEMPTS):
         state = registry.authority.state()

@@ -94,11 +94,14 @@ class ScanRules(_Model):
         waiver_days: the longest life of a waiver; 0 counts none.
         pairs: the aliases whose adapters may be loaded together; the pair has to be probed before one of
             them is promoted.
+        undeclared_pairs: what serving does with adapters that are asked for together and are no such pair:
+            serve them and log a warning, or refuse.
     """
 
     allow_review: bool = False
     waiver_days: Annotated[int, Field(ge=0, le=MAX_DAYS)] = 90
     pairs: Annotated[tuple[Together, ...], Field(max_length=256)] = ()
+    undeclared_pairs: Literal["warn", "refuse"] = "warn"
 
     def partners(self, alias: str) -> tuple[str, ...]:
         """Return the aliases (``name@alias``) whose adapters may be loaded together with that of an alias."""

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _UNTIL: Final = "until"
+_GATES: Final = "gates"
+_NO_ALIAS: Final = "-"
+"""The gate of versions and digests, in a receipt."""
 
 TRUST_STEPS = (
     "the root of trust is the one that this machine pinned, or was signed by it",
@@ -217,10 +220,10 @@ def _warm(
     names = receipt.get("statements", "")
     if not state.remembered:
         names = _names(registry.store.keys(statements_prefix(digest)))
-    until = receipt.pop(_UNTIL, "")
+    until, gates = receipt.pop(_UNTIL, ""), receipt.pop(_GATES, "")
     if until and datetime.now(UTC) >= datetime.fromisoformat(until):
         return None
-    if receipt != _receipt(registry, state, reference, names):
+    if receipt != _receipt(registry, state, names) or _gate(reference) not in gates.split():
         return None
     manifest = AdapterManifest.parse(found.manifest)
     # What a name means may have changed since the receipt was written, and it was written for another name.
@@ -257,10 +260,13 @@ def _cold(
             kept.commit(digest, manifest.canonical_bytes())
             fetched = sum(entry.size for entry in manifest.files)
     kept.write_statements(digest, tuple(statements.values()))
-    receipt = _receipt(registry, state, reference, _names(statements))
-    if documents.waivers.until is not None:
-        # What a waiver let pass has to be judged anew when it ends.
-        receipt[_UNTIL] = documents.waivers.until.isoformat()
+    until = documents.waivers.until
+    receipt = _receipt(registry, state, _names(statements))
+    gates, ends = _passed_before(kept, digest, receipt)
+    receipt[_GATES] = " ".join(sorted({_gate(reference), *gates}))
+    if ends or until is not None:
+        # What a waiver let pass has to be judged anew when it ends; another gate may count other waivers.
+        receipt[_UNTIL] = min(at for at in (ends, until and until.isoformat()) if at)
     kept.write_receipt(digest, receipt)
     return manifest, fetched
 
@@ -281,12 +287,23 @@ def _is_whole(kept: AdapterCache, manifest: AdapterManifest, digest: Digest) -> 
     return found.manifest == manifest.canonical_bytes()
 
 
-def _receipt(registry: Registry, state: TrustState, reference: Reference, names: str) -> dict[str, str]:
+def _gate(reference: Reference) -> str:
+    return reference.alias or _NO_ALIAS
+
+
+def _passed_before(kept: AdapterCache, digest: Digest, receipt: Mapping[str, str]) -> tuple[list[str], str]:
+    """The gates passed by the very same root, policy, rules and statements, and until when that counts."""
+    before = kept.receipt(digest) or {}
+    until, gates = before.pop(_UNTIL, ""), before.pop(_GATES, "")
+    ended = until and datetime.now(UTC) >= datetime.fromisoformat(until)
+    return ([], "") if ended or before != receipt else (gates.split(), until)
+
+
+def _receipt(registry: Registry, state: TrustState, names: str) -> dict[str, str]:
     """By what an adapter was admitted; an adapter is judged anew when any of it changes."""
     return {
         "root": str(state.version("root")),
         "policy": str(registry.policy.digest),
-        "gate": reference.alias or "",
         "rules": f"scanner {RULES_VERSION}, licences {POLICY_VERSION}",
         "statements": names,
     }

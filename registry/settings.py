@@ -1,8 +1,9 @@
 """Settings of every floor: environment over file over defaults, one pydantic model a floor.
 
 The file ``adapter-foundry.toml`` has one table a floor (``[registry]``, ``[serving]``, ``[trainer]``,
-``[flows]``). It is looked for at ``ADAPTER_FOUNDRY_CONFIG``, then in the working directory, then in the
-data folder. In the environment the registry's keys are called ``ADAPTER_FOUNDRY_<KEY>``, those of the
+``[flows]``), and ``[platform]`` for `make up`. It is looked for at ``ADAPTER_FOUNDRY_CONFIG``, then in the
+working directory, then in the data folder. In the environment the registry's keys are called
+``ADAPTER_FOUNDRY_<KEY>``, those of the
 other floors ``ADAPTER_FOUNDRY_<FLOOR>_<KEY>``; variables that other programs already read keep their
 names. A wrong key is an error that names the nearest right one, never ignored.
 """
@@ -25,7 +26,7 @@ from registry.errors import UsageError, shown
 
 PREFIX = "ADAPTER_FOUNDRY_"
 CONFIG_NAME = "adapter-foundry.toml"
-FLOORS = ("registry", "serving", "trainer", "flows")
+FLOORS = ("registry", "serving", "trainer", "flows", "platform")
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

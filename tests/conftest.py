@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from servers.mlflow import MlflowServer
@@ -30,7 +30,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The same examples in every run, so that a change is what makes a test fail; for a hunt through others:
 # pytest --hypothesis-profile default
-settings.register_profile("repeatable", derandomize=True)
+# No example is timed: how long one takes is the machine's affair, and the first one also imports.
+settings.register_profile(
+    "repeatable", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("repeatable")
 
 #: Settings of the machine that must not reach a test.

@@ -16,15 +16,16 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-FLOORS = ("registry", "serving", "trainer", "flows")
+FLOORS = ("registry", "serving", "trainer", "flows", "infra")
 LONGEST_FUNCTION = 60
 HEAVY = ("torch", "mlflow", "prefect", "tuf", "diffusers", "transformers", "boto3")
 #: The extras that bring each floor's third-party imports; the registry stands on the base install.
 EXTRAS_OF_FLOOR = {
     "registry": ("cloud", "openssf"),
-    "serving": ("serve",),
+    "serving": ("serve", "http", "nf4", "telemetry", "provenance", "ray"),
     "trainer": ("train", "large", "identity", "apis"),
     "flows": ("flows", "identity", "ray"),
+    "infra": ("platform", "docs"),
 }
 
 
@@ -198,7 +199,7 @@ def test_each_make_target_in_the_documents_exists() -> None:
 def commands_in_documents() -> list[tuple[str, str]]:
     found = {}
     for document in documents():
-        pattern = r"(?:^|`)(registry|serving|trainer) ([a-z]+)\b"
+        pattern = r"(?:^|`)(registry|serving|trainer) ([a-z][a-z-]*[a-z])\b"
         for tool, verb in re.findall(pattern, document.read_text(), re.MULTILINE):
             found[tool, verb] = document.name
     return sorted(found)
@@ -230,12 +231,27 @@ def test_each_setting_of_the_registry_is_documented() -> None:
     assert not missing
 
 
+def test_each_command_and_setting_of_serving_is_documented() -> None:
+    from serving.cli import cli
+    from serving.settings import ServingSettings
+
+    text = "".join(document.read_text() for document in documents())
+    commands = [name for name in cli.commands if f"serving {name}" not in text]
+    settings = [key for key in ServingSettings.model_fields if f"`{key}`" not in text]
+    assert not commands + settings
+
+
 def test_each_link_in_the_documents_leads_somewhere() -> None:
+    from infra.docs.reference import pages
+
+    made = {REPOSITORY / "docs" / page for page in pages()}  # when the site is built
     broken = [
         f"{document.relative_to(REPOSITORY)} -> {target}"
         for document in documents()
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
-        if "://" not in target and not (document.parent / target).exists()
+        if "://" not in target
+        and not (document.parent / target).exists()
+        and document.parent / target not in made
     ]
     assert not broken, "\n".join(broken)
 

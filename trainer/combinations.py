@@ -169,7 +169,7 @@ def _two_to_contrast(recipe: Recipe) -> str | None:
 
 
 def _sizes(recipe: Recipe) -> str | None:
-    unit = _MULTIPLES.get(recipe.base.family, 16)
+    unit = _facts(recipe).multiple
     wrong = [side for side in recipe.data.sizes if side % unit]
     if not wrong:
         return None
@@ -216,10 +216,6 @@ def _faces_by_somebody(recipe: Recipe) -> str | None:
         return None
     return "data.filters.face_encoder: min_identity needs an encoder that tells people apart; name one"
 
-
-# A latent is 8 pixels wide and a token 2 latents, the same in all families but these: the U-Nets halve their
-# latents two or three times more.
-_MULTIPLES = {"sdxl": 32, "sd15": 64}
 
 RULES: tuple[Rule, ...] = (
     _known_family,

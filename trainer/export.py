@@ -40,16 +40,7 @@ if TYPE_CHECKING:
 _TOLERANCE, _MODULE_TOLERANCE = 1e-3, 1e-2
 _MAGNITUDE = "lora_magnitude_vector"
 
-# Names of the field where it has agreed on one, and otherwise the name of the published model.
-_ARCHITECTURES = {
-    "qwen-image-edit": "Qwen-Image-Edit",
-    "flux": "flux-1-dev",
-    "flux-kontext": "flux-1-kontext-dev",
-    "flux2-klein": "Flux.2-klein-4b",
-    "sd3": "stable-diffusion-3",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sd15": "stable-diffusion-v1",
-}
+# The bases that ModelSpec names more closely than by their family.
 _BASES = {
     "Qwen/Qwen-Image-Edit-2509": "Qwen-Image-Edit-2509",
     "Qwen/Qwen-Image-Edit-2511": "Qwen-Image-Edit-2511",
@@ -130,7 +121,7 @@ def tags(recipe: Recipe, dataset: Digest, size: tuple[int, int] | None = None) -
 
 def architecture(recipe: Recipe) -> str:
     """Return the name by which other programs know the base's architecture."""
-    return _BASES.get(recipe.base.id, _ARCHITECTURES.get(recipe.base.family, recipe.base.family))
+    return _BASES.get(recipe.base.id, family(recipe.base.family).architecture)
 
 
 def strength_ratio(

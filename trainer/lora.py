@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from registry.families import family
+from serving.frozen import dense_weight
 from trainer.data.batches import generator
 from trainer.errors import BaseModelError
-from trainer.frozen import dense_weight
 from trainer.recipe import Recipe
 from trainer.sections import LoraSection
 

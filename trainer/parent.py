@@ -11,13 +11,13 @@ _PARENT_DEATH_SIGNAL = 1
 _CHILD_SUBREAPER = 36
 
 
-def end_with_parent() -> None:
-    """Have SIGTERM sent to this process when its parent ends, even by SIGKILL; on Linux, elsewhere nothing.
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have a signal sent to this process when its parent ends, even by SIGKILL; on Linux, elsewhere nothing.
 
     It survives an exec, not a fork. What counts is the thread that started this process: it has to live as
     long as this process shall.
     """
-    _prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    _prctl(_PARENT_DEATH_SIGNAL, number)
 
 
 def adopt_orphans() -> None:

@@ -115,11 +115,24 @@ def revoke_key(keyid: str, planned: bool) -> Answer:
     return _told(keys.remove(registry.authority, keyid, planned=planned))
 
 
-def renew() -> Answer:
-    """Give a new life to the root and to everything whose key is on this machine."""
+@click.option("--ahead", is_flag=True, help="After a restore: let readers believe it who have seen newer.")
+def renew(ahead: bool) -> Answer:
+    """Give a new life to the root and to everything whose key is on this machine.
+
+    With --ahead the root stays, and all other numbers grow by 100,000: what was restored from a backup is
+    then newer than what any reader has seen. Revoke first what has to stay revoked. Run it where each key
+    is kept.
+    """
     from registry.signing.rotation import Rotation
 
-    return _told(Rotation(_recorded("renew", "root").authority).renew())
+    if not ahead:
+        return _told(Rotation(_recorded("renew", "root").authority).renew())
+    left = Rotation(_recorded("renew", "ahead", ahead=True).authority).advance()
+    kinds = sorted({"versions" if role.startswith("versions-") else role for role in left})
+    text = "Readers who have seen newer metadata believe these now."
+    if kinds:
+        text = f"Not yet: the key of {', '.join(kinds)} is on another machine. Run the same command there."
+    return Answer({"ahead": not kinds, "left": kinds}, text)
 
 
 @click.option("--drop", is_flag=True, help="Forget the draft.")

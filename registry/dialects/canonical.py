@@ -34,7 +34,7 @@ class CanonicalContent:
     """
 
     def __init__(self, lora: LoraFile, content: Content) -> None:
-        self._lora, self._content = lora, content
+        self._content = content
         self._made: list[tuple[TensorInfo, Update, Role]] = []
         self._kept: tuple[int, bytes] | None = None
         tensors: dict[str, TensorInfo] = {}

@@ -42,6 +42,9 @@ class FamilyFacts:
         presets: name -> kinds that recipes train together.
         edits: whether the model looks at a source picture.
         prediction: what the model predicts.
+        architecture: what a file's header calls it, in the words of ModelSpec.
+        pixels: side of the square that a base takes where its folder says nothing.
+        multiple: both sides of a training picture are multiples of so many pixels.
         text_encoders: the parts of the pipeline with a text encoder that may be trained -> their kinds,
             without the part's name.
         shapes: the denoiser's modules of these kinds, in the order of the forward pass, with their shapes,
@@ -63,8 +66,11 @@ class FamilyFacts:
     presets: Mapping[str, tuple[str, ...]]
     edits: bool
     prediction: Prediction
+    architecture: str
+    pixels: int
     shapes: Callable[[Config], dict[str, tuple[int, int]]]
     lists: re.Pattern[str]
+    multiple: int = 16
     text_encoders: Mapping[str, frozenset[str]] = field(default_factory=dict)
     silent_in_last_block: frozenset[str] = frozenset()
     silent_rows_in_last_block: Mapping[str, tuple[int, int]] = field(default_factory=dict)

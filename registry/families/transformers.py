@@ -56,6 +56,8 @@ QWEN_IMAGE_EDIT: Final = FamilyFacts(
     ),
     edits=True,
     prediction="velocity",
+    architecture="Qwen-Image-Edit",
+    pixels=512,
     shapes=_qwen,
     lists=_LISTS,
     # The text stream ends in the last block: nothing reads it any more.
@@ -86,7 +88,7 @@ def _flux(config: Config) -> _Shapes:
     )
 
 
-def _flux_family(name: str, *, edits: bool) -> FamilyFacts:
+def _flux_family(name: str, architecture: str, *, edits: bool) -> FamilyFacts:
     # Nothing is silent: the single blocks read what the last double block makes of the text. A single block
     # has one stream for both, so the "image-stream" of it is its attention, which the text passes, too.
     single = ("proj_mlp", "proj_out")
@@ -101,14 +103,16 @@ def _flux_family(name: str, *, edits: bool) -> FamilyFacts:
         ),
         edits=edits,
         prediction="velocity",
+        architecture=architecture,
+        pixels=1024,
         shapes=_flux,
         lists=_LISTS,
         text_encoders=MappingProxyType({"text_encoder": CLIP_KINDS}),
     )
 
 
-FLUX: Final = _flux_family("flux", edits=False)
-FLUX_KONTEXT: Final = _flux_family("flux-kontext", edits=True)
+FLUX: Final = _flux_family("flux", "flux-1-dev", edits=False)
+FLUX_KONTEXT: Final = _flux_family("flux-kontext", "flux-1-kontext-dev", edits=True)
 
 
 # -- FLUX.2 klein --
@@ -151,6 +155,8 @@ FLUX2_KLEIN: Final = FamilyFacts(
     ),
     edits=True,
     prediction="velocity",
+    architecture="Flux.2-klein-4b",
+    pixels=1024,
     shapes=_flux2,
     lists=_LISTS,
 )
@@ -194,6 +200,8 @@ SD3: Final = FamilyFacts(
     ),
     edits=False,
     prediction="velocity",
+    architecture="stable-diffusion-3",
+    pixels=1024,
     shapes=_sd3,
     lists=_LISTS,
     text_encoders=MappingProxyType({"text_encoder": CLIP_KINDS, "text_encoder_2": CLIP_KINDS}),

@@ -76,6 +76,7 @@ def _row(config: Config, key: str, kind: type) -> list[Any]:
     return list(values)
 
 
+# A latent is 8 pixels wide and a token 2 latents; the U-Nets halve their latents two or three times more.
 SDXL: Final = FamilyFacts(
     name="sdxl",
     prefix="unet",
@@ -83,6 +84,9 @@ SDXL: Final = FamilyFacts(
     presets=_PRESETS,
     edits=False,
     prediction="epsilon",
+    architecture="stable-diffusion-xl-v1-base",
+    pixels=1024,
+    multiple=32,
     shapes=_shapes,
     lists=_LISTS,
     text_encoders=MappingProxyType({"text_encoder": CLIP_KINDS, "text_encoder_2": CLIP_KINDS}),
@@ -97,6 +101,9 @@ SD15: Final = FamilyFacts(
     presets=_PRESETS,
     edits=False,
     prediction="epsilon",
+    architecture="stable-diffusion-v1",
+    pixels=512,
+    multiple=64,
     shapes=_shapes,
     lists=_LISTS,
     text_encoders=MappingProxyType({"text_encoder": CLIP_KINDS}),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from registry.errors import BadSignature, Conflict, NotFound
+from registry.errors import BadSignature, Conflict, NotFound, RegistryError
 from registry.signing.signers import KeyRing
 from registry.signing.trust import (
     EXPIRES_FIELD,
@@ -23,7 +23,7 @@ from registry.signing.trust import (
     TrustState,
     key_role,
 )
-from registry.storage.base import ObjectStore
+from registry.storage.base import MAX_DOCUMENT_BYTES, ObjectStore
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
@@ -54,11 +54,13 @@ class Edition:
 
     Attributes:
         lifetime: how long snapshot and timestamp shall be believed; None is as long as usual.
+        ahead: by how much more than one every number grows.
     """
 
     def __init__(self, state: TrustState) -> None:
         self.state = state
         self.lifetime: timedelta | None = None
+        self.ahead = 0
         self.parts: dict[str, Targets] = {}
 
     def part(self, role: str) -> Targets:
@@ -98,7 +100,8 @@ def publish(
 
     Raises:
         Conflict: somebody else has published meanwhile; what was written is named by nobody.
-        RegistryError: a key is missing or not trusted; nothing was written.
+        RegistryError: a key is missing or not trusted, or metadata would be larger than readers take; what
+            was written is named by nobody.
     """
     from tuf.api.metadata import MetaFile, Snapshot, Timestamp
 
@@ -107,6 +110,8 @@ def publish(
     timestamp = Timestamp.from_dict(copy.deepcopy(dict(state.signed("timestamp"))))
     signing = {role: signers(role) for role in (*edition.parts, "snapshot", "timestamp")}
     taken = _taken(store)
+    for signed in (*edition.parts.values(), snapshot, timestamp):
+        signed.version += edition.ahead
     for role, signed in edition.parts.items():
         data = _write(store, role, signed, signing[role], taken)
         snapshot.meta[f"{role}.json"] = _meta(role, signed, data)
@@ -209,6 +214,12 @@ def _write(
     signed.version = max(signed.version, taken.get(role, 0)) + 1
     signed.expires = expiry(role, lifetime)
     data = signed_bytes(signed, signers)
+    if len(data) > MAX_DOCUMENT_BYTES:  # nobody could read it any more, not even to make it smaller again
+        raise RegistryError(
+            f"the trust metadata {role} would have {len(data)} bytes; readers take {MAX_DOCUMENT_BYTES}",
+            mend="take away aliases that nobody uses (`registry demote`), or begin another registry; "
+            "docs/operations/capacity.md tells how much fits",
+        )
     if not store.put(f"{PREFIX}{signed.version}.{role}.json", data):
         raise Conflict("somebody else is publishing to this store", "run the same command again")
     return data

@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -261,7 +262,7 @@ class TrustClient:
                 data = read(self._store, PREFIX + name)
             except NotFound as error:
                 raise withheld_error(error) from error
-            _verify_bin(role, data, documents)
+            verify_bin(role, data, documents)
             _write(kept, data)
         document: Document = json.loads(data)
         if not expired and datetime.fromisoformat(document["signed"]["expires"]) <= datetime.now(UTC):
@@ -310,7 +311,7 @@ class TrustClient:
         return (self._metadata / f"{role}.json").read_bytes()
 
 
-def _verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> None:
+def verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> None:
     """What tuf checks about delegated metadata: its digest, its signatures, its kind and its number.
 
     Raises:
@@ -342,7 +343,7 @@ def _exact(data: bytes) -> bool:
 
 def _write(path: Path, data: bytes) -> None:
     """Replaces a small file of this machine's memory, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.write_bytes(data)
     temporary.replace(path)
 

@@ -25,7 +25,7 @@ from registry.signing.authority import Authority, delegations
 from registry.signing.edition import Edition
 from registry.signing.plan import Plan
 from registry.signing.signers import ONLINE, ROOT, KeyRing
-from registry.signing.trust import NAMES, PREFIX, Document, TrustState, key_role
+from registry.signing.trust import NAMES, PREFIX, Document, TrustState, all_bins, key_role
 from registry.storage.base import read
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tuf.api.metadata import Metadata, Root
 
 DRAFT = PREFIX + "draft.root.json"
+AHEAD = 100_000
+"""Publications that nobody makes between two backups; numbers have nine digits."""
 
 Keys = Mapping[str, Mapping[str, Any]]
 """Public keys by key id, as TUF writes them."""
@@ -115,6 +117,35 @@ class Rotation:
             return self._described(state, waiting)
         plan = Plan.of(state.signed("root"))
         return self._propose(state, _unsigned(plan.root(state.version("root") + 1)))
+
+    def advance(self) -> tuple[str, ...]:
+        """Raise the numbers of all metadata whose key is here far above whatever readers have seen.
+
+        After a restore from a backup readers that have seen newer metadata refuse the restored ones as rolled
+        back. This says, with the keys that may say so, that what was restored is the newest. Roots keep their
+        numbers: a reader that has seen a newer root needs that very root in the store.
+
+        Returns:
+            The metadata whose key is on another machine; the same has to be done there.
+
+        Raises:
+            NotFound: the online key is not on this machine.
+        """
+        left: list[str] = []
+
+        def touch(edition: Edition) -> None:
+            left.clear()
+            # Readers miss a bin that they have seen, so those that are empty now are written as well.
+            for role in ("targets", NAMES, *all_bins()):
+                if self._held(edition.state, role):
+                    edition.part(role)
+                else:
+                    left.append(role)
+            edition.ahead = AHEAD
+
+        self._authority.keys.signer(ONLINE)
+        self._authority.change(touch, always=True)
+        return tuple(left)
 
     def look(self) -> Draft | None:
         """The draft that waits for signatures, checked, or None.

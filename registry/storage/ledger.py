@@ -13,6 +13,7 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from registry.digest import Digest
@@ -30,6 +31,7 @@ from registry.storage.chain import (
     follow,
     read_row,
 )
+from registry.storage.schema import Schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Table
@@ -56,6 +58,7 @@ class Ledger:
     def __init__(self, uri: str) -> None:
         self._uri = database.check_uri(uri)
         self._checked = False
+        self._made = False
 
     @property
     def uri(self) -> str:
@@ -182,7 +185,6 @@ class Ledger:
         """A transaction that no other writer is in, on a table that exists."""
         engine = self._engine
         from sqlalchemy import func, select
-        from sqlalchemy.schema import CreateTable
 
         file = database.sqlite_file(self._uri)
         if file is not None:
@@ -194,11 +196,11 @@ class Ledger:
         ):
             if file is None:
                 connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-            if not self._checked:
-                connection.execute(CreateTable(_table(), if_not_exists=True))
+            if not self._made:
+                SCHEMA.bring_up(connection)
                 _check_table(connection)
             yield connection
-        self._checked = True
+        self._made = self._checked = True
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[Connection | None]:
@@ -209,7 +211,8 @@ class Ledger:
             yield None
             return
         with database.explained(self._uri), engine.connect() as connection, connection.begin():
-            self._checked = self._checked or _check_table(connection)
+            if not self._checked and SCHEMA.state(connection) != "absent":
+                self._checked = _check_table(connection)
             yield connection if self._checked else None
 
     def _head(self, connection: Connection) -> LedgerHead:
@@ -283,18 +286,27 @@ def _table() -> Table:
     return Table("adapter_foundry_ledger", MetaData(), number, *columns)
 
 
+SCHEMA: Final = Schema(
+    what="audit log",
+    table="adapter_foundry_ledger",
+    version_table="adapter_foundry_ledger_version",
+    revisions=("0001",),
+    migrations=Path(__file__).parent / "migrations" / "ledger",
+    tables=lambda: _table().metadata,
+)
+"""A new revision must leave the columns readable for `_reading`, which never changes anything."""
+
+
 def _check_table(connection: Connection) -> bool:
-    """Whether there is a table; one of another shape is not ours.
+    """Make sure that the table is ours; one of another shape is not.
 
     Raises:
         DigestMismatch: its columns were changed.
     """
     from sqlalchemy import inspect
 
-    inspector, name = inspect(connection), _table().name
-    if not inspector.has_table(name):
-        return False
-    found = {column["name"] for column in inspector.get_columns(name)}
+    name = _table().name
+    found = {column["name"] for column in inspect(connection).get_columns(name)}
     if found != set(COLUMNS):
         raise DigestMismatch(f"the table {name} is not an audit log: its columns were changed", MEND)
     return True

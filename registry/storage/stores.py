@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from registry.errors import UsageError, shown
 from registry.storage.base import ObjectStore
 
+if TYPE_CHECKING:
+    from registry.storage.wire import Patience
+
 _EXAMPLES = {"file": "file:///srv/adapters", "s3": "s3://bucket/prefix"}
 
 
-def open_store(uri: str, records: Path | None = None) -> ObjectStore:
+def open_store(uri: str, records: Path | None = None, patience: Patience | None = None) -> ObjectStore:
     """Returns the store of a URI; nothing is asked of it yet.
 
     Args:
         uri: ``file:///folder`` or ``s3://bucket/prefix``.
         records: folder of this machine where unfinished uploads are noted; None is ``<home>/uploads``.
+        patience: how long to wait for a server; None is long enough for large files.
 
     Raises:
         UsageError: there is no such kind of store, or the URI is not complete.
@@ -27,7 +32,7 @@ def open_store(uri: str, records: Path | None = None) -> ObjectStore:
         from registry.settings import home
         from registry.storage.s3 import S3Objects
 
-        return S3Objects(uri, records=records or home() / "uploads")
+        return S3Objects(uri, records=records or home() / "uploads", patience=patience)
     if parts.scheme == "file":
         if parts.netloc or not parts.path.startswith("/") or parts.query or parts.fragment:
             raise UsageError(

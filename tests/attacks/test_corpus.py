@@ -143,9 +143,8 @@ def test_documents_beside_the_weights_are_left_alone() -> None:
 # --- as large as files may be -------------------------------------------------------------------------------
 
 
-def test_a_file_of_the_largest_size_is_read_in_no_time(tmp_path: Path) -> None:
+def test_of_a_file_of_the_largest_size_little_is_read(tmp_path: Path) -> None:
     """Four gigabytes, a hole on the disk: the header is read, and the beginning of each tensor."""
-    import time
 
     from registry.formats import MAX_WEIGHTS_BYTES
 
@@ -157,10 +156,17 @@ def test_a_file_of_the_largest_size_is_read_in_no_time(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + rows * 8192)
-    started = time.process_time()
-    with FileContent(path) as content:
+    read = []
+
+    class Counting(FileContent):
+        def __getitem__(self, where: slice) -> bytes:
+            found = super().__getitem__(where)
+            read.append(len(found))
+            return found
+
+    with Counting(path) as content:
         header, findings = check(content)
     assert header is not None
     assert findings == []
-    assert time.process_time() - started < 2
+    assert 0 < sum(read) < 1 << 20, "the header and the beginnings"
     assert digest_bytes(text)  # the digest of the whole is not the container layer's work

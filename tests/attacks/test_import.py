@@ -36,6 +36,8 @@ PORTRAITS = KNOWN_BASES["adapter-foundry/portraits-base"]
 VALUES = factors()
 Q = "transformer_blocks.0.attn.to_q"
 OTHER = "transformer_blocks.1.attn.to_k"
+SECONDS = 60
+"""Of a processor: far more than anything here needs, far less than what goes back over what it has seen."""
 NUMBER = ("F32", np.array(1.0))
 MATRIX = ("BF16", np.ones((4, 32), dtype=np.float32))
 
@@ -249,7 +251,7 @@ def test_no_strength_but_the_one_that_all_places_state(case: str) -> None:
     started = time.process_time()
     with pytest.raises(InvalidDocument, match=explanation):
         rewritten(lora_file(tensors, metadata))
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < SECONDS
 
 
 def test_the_user_cannot_contradict_the_file() -> None:
@@ -333,7 +335,7 @@ def test_a_container_has_one_reading(case: str) -> None:
     with pytest.raises(FormatError) as caught:
         rewritten(data)
     assert caught.value.problem == problem
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < SECONDS
 
 
 SLOW: Mapping[str, str] = {
@@ -354,7 +356,7 @@ def test_no_header_takes_long(case: str, rules: Rules) -> None:
     started = time.process_time()
     with pytest.raises(FormatError):
         read_header(data, rules)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < SECONDS
 
 
 def test_no_configuration_takes_long() -> None:
@@ -369,7 +371,7 @@ def test_no_configuration_takes_long() -> None:
     data = lora_file(tensors, {"lora_adapter_metadata": json.dumps(fields)})
     started = time.process_time()
     assert read(data, base).scales == (4.0,)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < SECONDS
     many = in_header("alpha_pattern", {f"a{number}": 4 for number in range(2049)})
     with pytest.raises(DialectError, match="at most 2048 patterns"):
         rewritten(lora_file(spelled(VALUES, "diffusers"), many))

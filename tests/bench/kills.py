@@ -119,7 +119,7 @@ def kill_in(
         after = time.monotonic() - begun
     finally:
         family = kill_tree(run)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=120)
     return len(family), len(alive), after
 
 

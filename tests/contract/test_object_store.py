@@ -271,7 +271,7 @@ class Slow(FileContent):
     def __getitem__(self, where):
         start = where.indices(len(self))[0]
         if start >= 3 * CHUNK_BYTES:
-            time.sleep(60)
+            time.sleep(600)
         return super().__getitem__(where)
 
 def sent(count):

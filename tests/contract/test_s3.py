@@ -229,7 +229,7 @@ def test_the_server_behind_the_bucket_lets_nobody_in(weed: Weed, bucket: str) ->
     for method in ("GET", "DELETE", "POST"):
         request = urllib.request.Request(f"{weed.filer}/buckets/{bucket}/a", method=method, data=b"")
         with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=10)
+            urllib.request.urlopen(request, timeout=120)
         assert refused.value.code == 401
     assert S3Objects(f"s3://{bucket}").read("a", 0, 1) == b"1"
 

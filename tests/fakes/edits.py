@@ -36,7 +36,7 @@ def edited(
     expressions: tuple[str, ...] = ("fear", "surprised"),
 ) -> Recipe:
     """Return a recipe whose people lie in a folder and are edited by a fake vendor."""
-    limits = {"per_minute": 1e6, "parallel": 1, "timeout": 20, "prices": {"fake-image": {"image": PRICE}}}
+    limits = {"per_minute": 1e6, "parallel": 1, "timeout": 120, "prices": {"fake-image": {"image": PRICE}}}
     value = {
         "name": "edited",
         "base": {"id": "adapter-foundry/portraits-base", "revision": "1", "family": "qwen-image-edit",

@@ -20,6 +20,7 @@ class FailingProxy(ThreadingHTTPServer):
     Attributes:
         target: host and port of the server behind it.
         requests: method and path of each request, in order.
+        headers: the headers of each, in the same order.
     """
 
     daemon_threads = True
@@ -28,6 +29,7 @@ class FailingProxy(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.target = urlsplit(target).netloc
         self.requests: list[str] = []
+        self.headers: list[dict[str, str]] = []
         self._refused: re.Pattern[str] | None = None
         self._hook: tuple[re.Pattern[str], int, Hook] | None = None
         self._lock = threading.Lock()
@@ -45,10 +47,11 @@ class FailingProxy(ThreadingHTTPServer):
         """Call something before the n-th matching request, counted from 1, goes through."""
         self._hook = (re.compile(pattern), number, hook)
 
-    def refuses(self, line: str) -> bool:
+    def refuses(self, line: str, headers: dict[str, str]) -> bool:
         """Note a request, and tell whether it is refused."""
         with self._lock:
             self.requests.append(line)
+            self.headers.append(headers)
             if self._hook is not None and self._hook[0].search(line):
                 pattern, number, hook = self._hook
                 self._hook = (pattern, number - 1, hook)
@@ -66,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.server.refuses(f"{self.command} {self.path}"):
+        if self.server.refuses(f"{self.command} {self.path}", dict(self.headers.items())):
             self._send(
                 403, [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>"
             )

@@ -231,14 +231,14 @@ class _Scene:
             for rows in (asked, asked @ matrix)
         )
         clean = self.base.encode_images([picture]).expand(len(asked), -1, -1)
-        noise = self.base.noise([number] * len(asked), clean)
+        noise = self.base.noise([number] * len(asked), clean, self.base.size)
 
         def at(level: float) -> Any:
             levels = torch.full((len(asked),), level)
             noisy = (1 - level) * clean + level * noise
             return lambda wanted: self.base.predict(noisy, clean, done if wanted else said, levels)
 
-        return [at(level) for level in self.base.sigmas(_STEPS, clean.shape[1])[:-1]]
+        return [at(level) for level in self.base.schedule(_STEPS, self.base.size)[:-1]]
 
 
 @lru_cache(maxsize=1)

@@ -191,7 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         elif fault is not None and fault.kind == "status":
             self._error(logged, fault.status, fault.code, fault.headers)
         elif fault is not None and fault.kind in ("refused", "held"):
-            self.server.stopped.wait(60 if fault.kind == "held" else 0)
+            self.server.stopped.wait(600 if fault.kind == "held" else 0)
             self._tear(logged)
         elif fault is not None and fault.kind in ("endless", "packed"):
             self._flood(logged, fault.kind)
@@ -375,7 +375,7 @@ def darker(picture: bytes, prompt: str) -> bytes:
     return buffer.getvalue()
 
 
-def wait_for(vendor: Vendor, requests: int, seconds: float = 20.0) -> None:
+def wait_for(vendor: Vendor, requests: int, seconds: float = 120.0) -> None:
     """Wait until so many requests have arrived."""
     end = time.monotonic() + seconds
     while len(vendor.log) < requests:

@@ -95,6 +95,7 @@ def place(
         evaluated.mkdir()
         (evaluated / "evaluation.json").write_text(report().model_dump_json())
         found = Place(home, s3, index, adapter_folder(tmp_path / "adapter", seed=1), evaluated)
+        found.registry.catalog.remove(NAME)  # other tests of this server may have left one of that name
         yield found
         s3.refuse(None)
         index.refuse(None)

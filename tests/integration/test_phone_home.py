@@ -22,6 +22,7 @@ from threading import Thread
 
 import pytest
 
+from fakes.served import served_home
 from servers import watch
 from servers.watch import Watch, visit
 
@@ -147,9 +148,10 @@ def test_no_process_speaks_to_anybody_else(ended: Ended) -> None:
 RAY = """
 from pathlib import Path
 import os, sys
-from flows.local_ray import kept_here
+from flows.settings import prefect_home
+from serving.local_ray import kept_here
 
-with kept_here(Path(os.environ["ADAPTER_FOUNDRY_HOME"])) as variables:
+with kept_here(prefect_home(Path(os.environ["ADAPTER_FOUNDRY_HOME"])) / "ray") as variables:
     import ray
 
     for left in (2, 1, 0):
@@ -183,6 +185,45 @@ def test_a_ray_cluster_of_this_machine_speaks_to_nobody_else(tmp_path: Path, hom
     assert watched.attempts() == []
     assert not (tmp_path / ".ray").exists(), "nothing is left in the user's home"
     assert (home / "prefect" / "ray" / "token").stat().st_mode & 0o077 == 0
+
+
+SERVE = """
+import json, signal, subprocess, sys, time, urllib.request
+
+words = ["ray", "--engines", "1", "--ingresses", "1", "--cpus", "0.1", "--json"]
+with subprocess.Popen(
+    [sys.executable, "-P", "-c", "from serving.cli import main; main()", *words],
+    stdout=subprocess.PIPE, text=True,
+) as service:
+    url = json.loads(service.stdout.readline())["url"]
+    told = ""
+    while '"state":"ready"' not in told:
+        time.sleep(0.5)
+        told = urllib.request.urlopen(url + "/v1/adapters", timeout=60).read().decode()
+    print(told)
+    service.send_signal(signal.SIGTERM)
+    sys.exit(service.wait())
+"""
+
+
+@pytest.mark.usefixtures("watchable")
+def test_serving_on_ray_speaks_to_nobody_else(tmp_path: Path, home: Path) -> None:
+    served_home(home)
+    watched = Watch(log=tmp_path / "strace.log")
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "ADAPTER_FOUNDRY_HOME": str(home),
+        "ADAPTER_FOUNDRY_SERVING_ADAPTERS": '["pixelsmile@prod"]',
+        "ADAPTER_FOUNDRY_SERVING_PORT": "0",
+    }
+    program = [sys.executable, "-P", "-c", SERVE]
+    with watched.running(program, environment, tmp_path, tmp_path / "log") as process:
+        assert process.wait(_SECONDS) == 0, (tmp_path / "log").read_text("utf-8", "replace")
+    assert '"state":"ready"' in (tmp_path / "log").read_text("utf-8"), "an engine has admitted the adapter"
+    assert {"raylet", "gcs_server"} <= watched.programs(), "what should be watched was not there"
+    assert watched.attempts() == []
 
 
 def test_no_page_speaks_to_anybody_else(ended: Ended) -> None:
@@ -300,5 +341,5 @@ def _wait_for(path: Path, process: subprocess.Popen[bytes], log: Path) -> str:
 
 def _ask(url: str, body: dict) -> list[dict]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
         return json.loads(answer.read())

@@ -64,7 +64,7 @@ def listening(url: str, deployment: str) -> Iterator[int]:
         thread.join()
 
 
-def proceed(client: Any, wanted: str, seconds: float = 30) -> Any:
+def proceed(client: Any, wanted: str, seconds: float = 300) -> Any:
     """The next run that a webhook has started, after it was done as a worker does it."""
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
     from prefect.flow_engine import run_flow

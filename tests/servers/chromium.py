@@ -20,8 +20,8 @@ from typing import Any
 
 from websockets.sync.client import ClientConnection, connect
 
-SECONDS = 60.0
-_START_SECONDS = 60.0
+SECONDS = 180.0
+_START_SECONDS = 180.0
 #: The smallest painted element with a text; inputs are found by their label.
 _FINDERS = """
 window.byText = (text, kinds) => [...document.querySelectorAll(kinds || '*')]
@@ -142,7 +142,7 @@ def running(browser: str, width: int = 1280, height: int = 1000) -> Iterator[Pag
         finally:
             process.terminate()
             try:
-                process.wait(10)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -156,7 +156,7 @@ def _tab(profile: Path, process: subprocess.Popen[bytes]) -> str:
         assert process.poll() is None, f"the browser ended with status {process.returncode}"
         with contextlib.suppress(OSError, StopIteration, IndexError, ValueError):
             port = int((profile / "DevToolsActivePort").read_text().splitlines()[0])
-            with opener.open(f"http://127.0.0.1:{port}/json", timeout=5) as answer:
+            with opener.open(f"http://127.0.0.1:{port}/json", timeout=60) as answer:
                 tabs = json.loads(answer.read())
             return str(next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page"))
         time.sleep(0.1)

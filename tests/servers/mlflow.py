@@ -19,7 +19,7 @@ from pathlib import Path
 
 from servers.postgres import free_port
 
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0
 PUBLISHER = "publisher"
 READER = "reader"
 
@@ -58,13 +58,16 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def running(
-    artifacts: str | None = None, environment: Mapping[str, str] | None = None
+    artifacts: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    database: str | None = None,
 ) -> Iterator[MlflowServer]:
     """Starts a server and stops it.
 
     Args:
         artifacts: where its runs keep artifacts, such as ``s3://bucket/runs``; None is a folder.
         environment: further variables, such as the credentials of the artifacts.
+        database: URI of its database; None is a SQLite file that is gone afterwards.
     """
     root = Path(tempfile.mkdtemp(prefix="mlflow-server-"))
     try:
@@ -83,7 +86,7 @@ def running(
                 [
                     *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
                     *("--workers", "1", "--app-name", "basic-auth"),
-                    *("--backend-store-uri", f"sqlite:///{root / 'mlflow.db'}"),
+                    *("--backend-store-uri", database or f"sqlite:///{root / 'mlflow.db'}"),
                     *("--artifacts-destination", artifacts or str(root / "artifacts")),
                 ],
                 stdout=log,
@@ -125,7 +128,7 @@ def _wait(server: MlflowServer, process: subprocess.Popen[bytes], log: Path) -> 
         if process.poll() is not None:
             raise RuntimeError(f"the MLflow server ended: {log.read_text()}")
         try:
-            with urllib.request.urlopen(f"{server.uri}/health", timeout=2):
+            with urllib.request.urlopen(f"{server.uri}/health", timeout=30):
                 return
         except (urllib.error.URLError, OSError):
             if time.monotonic() > deadline:
@@ -143,5 +146,5 @@ def _create_account(server: MlflowServer, account: str) -> None:
         data=json.dumps({"username": account, "password": server.passwords[account]}).encode(),
         headers={"Content-Type": "application/json", "Authorization": f"Basic {token}"},
     )
-    with urllib.request.urlopen(request, timeout=20):
+    with urllib.request.urlopen(request, timeout=120):
         pass

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import pwd
+import random
 import secrets
 import shutil
 import signal
@@ -30,7 +31,7 @@ _FAST = (
     "max_connections=100",
     "max_wal_size=256MB",
 )
-_START_SECONDS = 30.0
+_START_SECONDS = 300.0
 
 
 @dataclass(kw_only=True)
@@ -62,7 +63,7 @@ class Postgres:
             password=self.password,
             dbname=database,
             autocommit=True,
-            connect_timeout=5,
+            connect_timeout=60,
         ) as connection:
             for statement in statements:
                 connection.execute(statement.encode())
@@ -135,7 +136,7 @@ def running() -> Iterator[Postgres]:
         finally:
             server.send_signal(signal.SIGINT)  # the fast way to stop: clients are cut off
             try:
-                server.wait(10)
+                server.wait(120)
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
@@ -144,11 +145,16 @@ def running() -> Iterator[Postgres]:
 
 
 def free_port() -> int:
-    """A port of the loopback that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback that nobody listens on right now.
+
+    It is none of those that the kernel gives to connections (32,768 and up), which would take it before a
+    server that starts slowly does.
+    """
+    while True:
+        port = random.SystemRandom().randrange(22_500, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:

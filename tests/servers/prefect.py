@@ -16,7 +16,7 @@ from typing import Any
 
 from flows.server import FINAL_STATES, ask
 
-STOP_SECONDS = 120.0
+STOP_SECONDS = 300.0
 RUN_SECONDS = 600.0
 
 

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-_START_SECONDS = 30
+_START_SECONDS = 300
 ELSEWHERE = "elsewhere"
 """The only bucket of the identity ``stranger``."""
 _ACTIONS = {
@@ -159,6 +159,7 @@ def _command(program: Path, folder: Path, ports: dict[str, int]) -> list[str]:
         "-ip.bind=127.0.0.1",
         f"-master.port={ports['master']}",
         "-master.volumeSizeLimitMB=512",
+        "-master.telemetry=false",
         f"-volume.port={ports['volume']}",
         "-volume.max=2000",
         "-volume.preStopSeconds=0",
@@ -181,10 +182,13 @@ def _environment(folder: Path) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free, and free 10,000 above, where the server puts the gRPC side of each."""
+    """Ports that are free, and free 10,000 above, where the server puts the gRPC side of each.
+
+    All are below those that the kernel gives to connections, which would take them before the server does.
+    """
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(12_000, 45_000)
+        port = random.SystemRandom().randrange(12_000, 22_500)
         if all(abs(port - other) not in (0, 10_000) for other in found) and _free(port, port + 10_000):
             found.append(port)
     return found
@@ -204,7 +208,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     give_up = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=30):
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)

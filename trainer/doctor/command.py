@@ -118,12 +118,12 @@ def _shapes(recipe: Recipe, folder: Path | None) -> dict[str, tuple[int, int]]:
 
 def _own_size(recipe: Recipe, folder: Path | None) -> tuple[int, int] | None:
     """Return the size that the base was made for; None where nothing here says it and the recipe needs it."""
-    from trainer.errors import BaseModelError
-    from trainer.plan import bases
+    from serving.errors import BaseNotFound
+    from serving.plan import bases
 
     try:
-        pixels = bases.load(recipe, folder).pixels
-    except BaseModelError:
+        pixels = bases.load(recipe.base, folder).pixels
+    except BaseNotFound:
         return None
     return pixels, pixels
 

@@ -178,8 +178,9 @@ def _bare(
     picture, names = clean(scene.picture), sorted({name for row in rows for name in row})
     words = [spec.neutral, *names]
     with torch.no_grad():
-        encoded = pipeline.encode_prompts([picture] * len(words), [spec.prompt(word) for word in words])
-        neutral, targets = encoded.rows(slice(0, 1)), encoded.rows(slice(1, None))
+        # Alone, as the engine does: what a prompt is encoded with must not change it by a bit.
+        neutral, *others = (pipeline.encode_prompts([picture], [spec.prompt(word)]) for word in words)
+        targets = type(neutral).join(others) if others else neutral.rows(slice(0, 0))
         weights = torch.tensor(
             [[row.get(name, 0.0) for name in names] for row in rows], device=neutral.embeds.device
         ).reshape(len(rows), len(names))

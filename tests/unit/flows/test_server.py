@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -64,13 +63,17 @@ def test_a_server_that_is_slow_to_answer_is_waited_for_and_not_started_twice(dat
             threading.Timer(2.0, os.kill, (server.pid, signal.SIGCONT)).start()
             with managed_server(data_folder) as same:
                 assert same.pid == server.pid
+            os.kill(server.pid, signal.SIGSTOP)
+            threading.Timer(6.0, os.kill, (server.pid, signal.SIGCONT)).start()
+            with managed_server(data_folder, FlowSettings(prefect_api_url=server.url)) as named:
+                assert named.reused
         finally:
             os.kill(server.pid, signal.SIGCONT)
 
 
 def test_a_stale_state_file_is_not_believed(data_folder: Path) -> None:
     """Numbers of processes are used again: a stranger with that number must not be taken for the server."""
-    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
         state = prefect_home(data_folder) / "server.json"
         state.parent.mkdir(parents=True, exist_ok=True)
@@ -87,10 +90,8 @@ def test_an_unknown_task_run_is_missed(data_folder: Path) -> None:
     nobody = "00000000-0000-4000-8000-000000000000"
     with managed_server(data_folder) as server:
         assert task_runs(server.url, [nobody]) == {}
-        started = time.monotonic()
         with pytest.raises(ServerError, match="1 of 1 task runs"):
             wait_until_recorded(server.url, [nobody], timeout=0.5)
-        assert time.monotonic() - started < 10
 
 
 def test_a_server_that_is_named_but_silent_is_explained(home: Path) -> None:

@@ -89,7 +89,7 @@ def test_a_stage_is_reused_by_its_key_and_done_again_without_its_folder(
     assert numbers(3) is False
     assert calls == [3, 4, 3]
     runs = [run for job in seen for run in job.runs]
-    wait_until_recorded(server.url, runs, 60)
+    wait_until_recorded(server.url, runs, 180)
     assert task_runs(server.url, runs) == dict.fromkeys(runs, "COMPLETED")
 
 
@@ -112,7 +112,7 @@ def test_an_explained_error_passes_through_and_is_recorded(server: Server, job: 
 
     with pytest.raises(DataError, match="nothing to work on"):
         refused()
-    wait_until_recorded(server.url, job.runs, 60)
+    wait_until_recorded(server.url, job.runs, 180)
     assert task_runs(server.url, job.runs) == dict.fromkeys(job.runs, "FAILED")
 
 
@@ -147,7 +147,7 @@ with managed_server(home) as server:
     def twenty() -> list[str]:
         states = [number(value, return_state=True) for value in range(20)]
         runs = [str(state.state_details.task_run_id) for state in states]
-        wait_until_recorded(server.url, runs, 60)
+        wait_until_recorded(server.url, runs, 180)
         return runs
     with attached(home, server.url):
         print(*twenty())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,19 @@ def test_a_warm_cache_downloads_nothing(registry: Registry, tmp_path: Path) -> N
     registry.pull(PROD, tmp_path / "mine")
     again = registry.pull(PROD, tmp_path / "mine", progress=lambda *at: heard.append(at))
     assert (heard, again.fetched_bytes) == ([], 0)
+
+
+def test_a_cache_is_warm_for_every_name_that_was_pulled_and_for_no_other_gate(
+    registry: Registry, home: Path
+) -> None:
+    registry.promote(f"{NAME}:1", "staging")
+    digest = registry.pull(PROD).digest
+    registry.pull(f"{NAME}:1")
+    shutil.rmtree(objects(home) / "manifests")  # whoever judges anew reads it
+    for reference in (PROD, f"{NAME}:1", f"{NAME}@{digest}"):
+        assert registry.pull(reference).digest == digest
+    with pytest.raises(NotFound):
+        registry.pull(f"{NAME}@staging")
 
 
 def test_the_same_push_again_changes_nothing(registry: Registry, home: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fakes.archives import appearance, site
+from fakes.followed import wait_until
 from fakes.registries import (
     NAME,
     adapter_folder,
@@ -157,9 +159,12 @@ def test_only_a_deep_look_finds_a_flipped_byte_in_the_cache(registry: Registry, 
 
 
 def test_expired_trust_is_a_problem_only_where_nobody_can_renew_it(registry: Registry, home: Path) -> None:
-    resign(home, {"timestamp": lambda signed: setattr(signed, "expires", soon(1))})
+    began = time.monotonic()
+    examine(registry)
+    ends = soon(3 + math.ceil(4 * (time.monotonic() - began)))
+    resign(home, {"timestamp": lambda signed: setattr(signed, "expires", ends)})
     TrustClient(registry.store, registry.place.trust).refresh()  # it was seen while it was good
-    time.sleep(1.1)
+    wait_until(lambda: datetime.now(UTC) > ends)
     assert "expired" in warnings(examine(Registry.open(home)))["trust metadata"]
     shutil.rmtree(home / "registry" / "keys")
     assert problems(examine(Registry.open(home)))["trust metadata"] == 16

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fakes.followed import soon
 from fakes.registries import expire, forget_trust, newest, resign
 from registry.digest import digest_bytes
 from registry.errors import (
@@ -177,10 +178,10 @@ def test_nothing_is_believed_without_a_pinned_root(store: LocalObjects, tmp_path
 def test_expired_freshness_is_renewed_where_the_online_key_is(
     authority: Authority, client: TrustClient, home: Path, kind: str
 ) -> None:
-    def soon(signed: Any) -> None:
-        signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=2)
+    def shortly(signed: Any) -> None:
+        signed.expires = (datetime.now(UTC) + soon(0)).replace(microsecond=0)
 
-    resign(home, {kind: soon})
+    resign(home, {kind: shortly})
     version = client.refresh().version("timestamp")  # verified while it was still valid
     resign(home, {kind: expire})
     shutil.copy(home / "registry/objects/trust/timestamp.json", home / "trust/metadata/timestamp.json")
@@ -382,3 +383,18 @@ def test_a_bin_removed_while_it_is_read_is_read_from_the_next_edition(
     for version in (2, 3, 4):
         authority.add_version(f"x:{version}", ONE, 3)
     assert list(state.versions_of("x")) == [1, 2, 3, 4]
+
+
+def test_metadata_that_no_reader_would_take_are_not_published(
+    authority: Authority, store: LocalObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the registry would lock itself: who wants to take an alias away has to read them first."""
+    authority.initialise()
+    before = read(store, edition.TIMESTAMP)
+    monkeypatch.setattr(edition, "MAX_DOCUMENT_BYTES", 500)
+    with pytest.raises(RegistryError, match="readers take 500") as caught:
+        authority.add_version("pixelsmile:1", ONE, 1)
+    assert "registry demote" in caught.value.mend
+    assert read(store, edition.TIMESTAMP) == before
+    monkeypatch.undo()
+    assert list(authority.client.refresh().versions()) == []

@@ -207,7 +207,7 @@ def test_what_is_written_in_the_background_is_the_state_when_it_was_asked(
     real = os.fsync
 
     def held_up(handle: int) -> None:
-        slow.wait(10)
+        slow.wait(120)
         real(handle)
 
     monkeypatch.setattr(os, "fsync", held_up)

@@ -245,7 +245,7 @@ def photographs(tmp_path: Path, vendor: Vendor) -> Plan:
         ["happy"], source="tasks", identities={}, path=str(folder), faces="buffalo_l",
         judge={"scorer": "openai", "model": "seer-1", "license": "LicenseRef-terms",
                "endpoint": vendor.openai},
-        api={"parallel": 1, "per_minute": 1e6, "timeout": 10, "requests": 4},
+        api={"parallel": 1, "per_minute": 1e6, "timeout": 120, "requests": 4},
     )  # fmt: skip
 
 
@@ -340,7 +340,7 @@ def test_what_the_judge_does_not_answer_is_a_row_of_nothing(tmp_path: Path, vend
         ["happy"], identities={"human": 1},
         judge={"scorer": "openai", "model": "seer-1", "license": "LicenseRef-terms",
                "endpoint": vendor.openai},
-        api={"parallel": 1, "per_minute": 1e6, "timeout": 10},
+        api={"parallel": 1, "per_minute": 1e6, "timeout": 120},
     )  # fmt: skip
     vendor.faults[1] = Fault(kind="refusal")
     found = readings_of(plan, tmp_path, lambda index, ask: plan.pictures.truth(index, ask))

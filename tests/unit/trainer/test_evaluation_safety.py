@@ -58,19 +58,16 @@ class Leaky(QwenImageEdit):
 
     def predict(self, latents: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
         found = list(layers.found(self.transformer).values())
-        strengths = {layer.scaling[layers.SLOT] for layer in found}
+        groups = found[0].routing.groups if found else ()
+        strengths = {strength for _, shares in groups for _, strength in shares}
         self.asked += 1
         leaks = self.at == "zero" or (self.at == "after full" and self.full)
         self.full |= 1.0 in strengths
         if strengths == {0.0} and leaks:
-            for layer in found:
-                layer.scaling[layers.SLOT] = 1e-6
-        try:
-            answer = super().predict(latents, *rest, **more)
-        finally:
-            if strengths == {0.0}:
-                for layer in found:
-                    layer.scaling[layers.SLOT] = 0.0
+            found[0].routing.groups = tuple(
+                (rows, tuple((key, 1e-6) for key, _ in shares)) for rows, shares in groups
+            )
+        answer = super().predict(latents, *rest, **more)
         if (self.at == "detached" and self.seen and not found) or (self.at == "noise" and self.asked % 2):
             answer = answer * (1 + 3e-7)
         self.seen |= bool(found)

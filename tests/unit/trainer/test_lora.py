@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
+from serving.frozen import FrozenLinear
 from trainer import lora
 from trainer.errors import BaseModelError
-from trainer.frozen import FrozenLinear
 from trainer.sections import LoraSection
 
 NAMES = ("a", "deep.0")

@@ -12,10 +12,12 @@ import torch
 
 from fakes.tiny_bases import inputs
 from serving import pipelines
+from serving.frozen import FrozenLinear
 from serving.pipelines.base import EditPipeline
+from serving.placement import blocks as blocks_of
+from serving.placement import networks
 from trainer import lora, placement
 from trainer.errors import BaseModelError
-from trainer.frozen import FrozenLinear, pack, stored_bytes, whole
 from trainer.portraits.bases import BUILDERS, build
 from trainer.recipe import Recipe
 from trainer.sections import PrecisionSection
@@ -99,72 +101,6 @@ def relative(value: torch.Tensor, truth: torch.Tensor) -> float:
     return float((value.float() - truth.float()).norm() / truth.float().norm())
 
 
-@pytest.mark.parametrize(("stored", "most"), [("fp32", 0.0), ("bf16", 0.003), ("fp8", 0.03), ("nf4", 0.1)])
-def test_a_weight_comes_back_within_its_format(stored, most: float) -> None:
-    weight = 0.02 * torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
-    weight[3] *= 1000
-    weight[5] = 0
-    packed, scale = pack(weight, stored)
-    back = whole(packed, scale, stored, weight.shape, torch.float32)
-    assert relative(back, weight) <= most
-    assert float(back[5].abs().max()) == 0
-    assert all(relative(back[row], weight[row]) <= 1.3 * most for row in (0, 3, 95))
-    held = sum(t.numel() * t.element_size() for t in (packed, scale) if t is not None)
-    assert held == stored_bytes(stored, 96, 128)
-
-
-def test_scales_of_fp8_rows_round_nothing_and_beat_a_plain_cast() -> None:
-    weight = 0.02 * torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
-    packed, scale = pack(weight, "fp8")
-    assert scale is not None
-    assert torch.equal(torch.frexp(scale).mantissa, torch.full_like(scale, 0.5))
-    largest = packed.view(torch.float8_e4m3fn).float().abs().amax(1)
-    assert float(largest.min()) >= 208
-    assert float(largest.max()) <= 448
-    back = whole(packed, scale, "fp8", weight.shape, torch.float32)
-    # In bf16 the same numbers, to the bit: neither e4m3 nor the scale needs more than bf16 has.
-    assert torch.equal(back, whole(packed, scale, "fp8", weight.shape, torch.bfloat16).float())
-    assert relative(back, weight) < 0.85 * relative(weight.to(torch.float8_e4m3fn), weight)
-    small = weight / 4  # as wide layers have them: most of it lies below the normal numbers of e4m3
-    packed, scale = pack(small, "fp8")
-    rows = relative(whole(packed, scale, "fp8", small.shape, torch.float32), small)
-    assert rows == pytest.approx(relative(back, weight))
-    assert rows < 0.3 * relative(small.to(torch.float8_e4m3fn), small)
-
-
-def test_nf4_is_that_of_bitsandbytes() -> None:
-    from bitsandbytes.nn import Linear4bit, Params4bit
-
-    linear = torch.nn.Linear(64, 32)
-    theirs = Linear4bit(64, 32, quant_type="nf4", compress_statistics=False, compute_dtype=torch.float32)
-    theirs.weight = Params4bit(linear.weight.data.clone(), False, quant_type="nf4", compress_statistics=False)
-    theirs.bias = linear.bias
-    theirs = theirs.to("cpu")
-    x = torch.randn(3, 64)
-    torch.testing.assert_close(FrozenLinear(linear, "nf4")(x), theirs(x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("stored", STORED)
-def test_the_input_gets_the_gradient_of_the_whole_weight(stored) -> None:
-    torch.manual_seed(0)
-    layer = FrozenLinear(torch.nn.Linear(64, 32), stored)
-    x = torch.randn(2, 5, 64, requires_grad=True)
-    layer(x).square().sum().backward()
-    dense = layer.dense(torch.float32)
-    y = x.detach().clone().requires_grad_()
-    torch.nn.functional.linear(y, dense, layer.bias.float()).square().sum().backward()
-    torch.testing.assert_close(x.grad, y.grad)
-
-
-def test_autograd_keeps_the_small_weight() -> None:
-    kept: list[torch.Tensor] = []
-    layer = FrozenLinear(torch.nn.Linear(64, 32), "fp8")
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
-        layer(torch.randn(2, 64, requires_grad=True))
-    assert {t.dtype for t in kept} == {torch.uint8, torch.float32}
-    assert all(t.dtype == torch.uint8 or t.dim() == 1 for t in kept)
-
-
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("stored", STORED)
 def test_two_steps_over_every_format(load, tiny_recipe: Recipe, stored, checkpointing: bool) -> None:
@@ -200,7 +136,7 @@ def test_recomputed_activations_change_nothing(load, tiny_recipe: Recipe, family
     pipeline = load(family)
     given = inputs(pipeline, 2)
     calls = []
-    name, block = placement.blocks(pipeline.transformer)[0]
+    name, block = blocks_of(pipeline.transformer)[0]
     counted = block.register_forward_pre_hook(lambda *_: calls.append(name))
     plain = gradients(pipeline, changed(tiny_recipe, family), given)
     assert len(calls) == 1
@@ -247,13 +183,13 @@ def test_waiting_weights_are_only_there_while_they_are_used(load, tiny_recipe: R
     fetched: list[int] = []
     with ready(pipeline, recipe):
         layers = [m for m in pipeline.transformer.modules() if isinstance(m, FrozenLinear)]
-        for _, block in placement.blocks(pipeline.transformer):
+        for _, block in blocks_of(pipeline.transformer):
             block.register_forward_pre_hook(
                 lambda *_: fetched.append(sum(layer.fetched is not None for layer in layers))
             )
         pipeline.predict(**given).square().mean().backward()
         assert not any(layer.fetched for layer in layers)
-    in_one = len(layers) // len(placement.blocks(pipeline.transformer))
+    in_one = len(layers) // len(blocks_of(pipeline.transformer))
     assert set(fetched) == {in_one}
 
 
@@ -307,7 +243,7 @@ def test_text_encoders_are_away_while_training_and_back_to_encode(load, tiny_rec
     pipeline = load()
 
     def places() -> dict[str, str]:
-        parts = placement._parts(pipeline)
+        parts = networks(pipeline)
         return {name: next(part.parameters()).device.type for name, part in parts.items()}
 
     assert set(places().values()) == {"cpu"}
@@ -319,15 +255,6 @@ def test_text_encoders_are_away_while_training_and_back_to_encode(load, tiny_rec
     assert places() == {"transformer": "cpu", "vae": "meta", "text_encoder": "meta"}
 
 
-def test_waiting_blocks_stand_apart() -> None:
-    assert placement.spread(6, 0) == frozenset()
-    assert placement.spread(6, 2) == {2, 5}
-    assert placement.spread(6, 3) == {1, 3, 5}
-    assert placement.spread(6, 9) == set(range(6))
-    assert placement.spread(1, 1) == {0}
-    assert all(len(placement.spread(60, n)) == n for n in range(61))
-
-
 @pytest.mark.parametrize("stored", ["fp32", "fp8", "nf4"])
 def test_a_compiled_block_gives_the_same_and_is_compiled_once(load, tiny_recipe: Recipe, stored: str) -> None:
     from torch._dynamo.testing import CompileCounterWithBackend
@@ -337,7 +264,7 @@ def test_a_compiled_block_gives_the_same_and_is_compiled_once(load, tiny_recipe:
     plain = gradients(pipeline, changed(tiny_recipe, precision={"base": stored}), given)
     counter = CompileCounterWithBackend("aot_eager")
     torch._dynamo.reset()
-    blocks = [block for _, block in placement.blocks(pipeline.transformer)]
+    blocks = [block for _, block in blocks_of(pipeline.transformer)]
     compiled = type(blocks[0]).compile
     recipe = changed(tiny_recipe, precision={"base": stored}, running={"compile": True})
     with pytest.MonkeyPatch.context() as patch:

@@ -16,19 +16,22 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from registry.digest import digest_bytes
-from registry.families import KNOWN_BASES, base_spec
+from registry.families import FAMILIES, KNOWN_BASES, base_spec
 from serving import pipelines
+from serving.errors import BaseNotFound
 from serving.pipelines.base import PromptEmbeds
+from serving.placement import spread
+from serving.plan import bases
+from serving.plan.machines import GIB, MACHINES
+from serving.plan.weights import BaseBytes
 from trainer import export, lora, optimisers, placement, text_lora
 from trainer import recipe as recipes
 from trainer.cli import main
-from trainer.errors import BaseModelError
-from trainer.plan import bases, memory
+from trainer.plan import memory
 from trainer.plan.apis import bills
 from trainer.plan.command import plan
 from trainer.plan.count import flop_counter
-from trainer.plan.machines import GIB, MACHINES
-from trainer.plan.memory import BaseBytes, Placement
+from trainer.plan.memory import Placement, on_a_gpu
 from trainer.plan.reckoning import Plan, reckon
 from trainer.portraits.bases import BUILDERS, build
 from trainer.recipe import Recipe
@@ -85,7 +88,7 @@ def planned(folders: Callable[[str], Path]) -> Callable[[Recipe], Plan]:
     def plan(recipe: Recipe) -> Plan:
         key = recipe.model_dump_json()
         if key not in made:
-            made[key] = reckon(recipe, bases.load(recipe, folders(recipe.base.family)))
+            made[key] = reckon(recipe, bases.load(recipe.base, folders(recipe.base.family)))
         return made[key]
 
     return plan
@@ -94,7 +97,7 @@ def planned(folders: Callable[[str], Path]) -> Callable[[Recipe], Plan]:
 @pytest.fixture(scope="session")
 def qwen() -> Plan:
     recipe = recipes.load("pixelsmile")
-    return reckon(recipe, bases.load(recipe, None), triplets=20_000)
+    return reckon(recipe, bases.load(recipe.base, None), triplets=20_000)
 
 
 # -- adapters --
@@ -147,7 +150,7 @@ def test_the_published_shapes_are_those_of_the_base(name: str) -> None:
     known = KNOWN_BASES[name]
     recipe = recipe_of().model_copy(update={"base": recipe_of().base.model_copy(
         update={"id": name, "family": known.family})})  # fmt: skip
-    base = bases.load(recipe, None)
+    base = bases.load(recipe.base, None)
     denoiser = base.build(base.denoiser, torch.bfloat16)
     assert sum(value.numel() for value in denoiser.parameters()) == PUBLISHED[name]
     texts = {part: base.parts[part] for part in known.text_encoders}
@@ -155,7 +158,7 @@ def test_the_published_shapes_are_those_of_the_base(name: str) -> None:
 
 
 def test_every_published_configuration_names_its_source() -> None:
-    files = list((resources.files("trainer.plan") / "configs").iterdir())
+    files = list((resources.files("serving.plan") / "configs").iterdir())
     values = [json.loads(item.read_text("utf-8")) for item in files]
     assert {value["base"] for value in values} == set(PUBLISHED)
     assert all(len(value["source"]) > 20 for value in values)
@@ -164,22 +167,22 @@ def test_every_published_configuration_names_its_source() -> None:
 def test_the_own_sizes_are_those_of_the_pipelines(folders: Any) -> None:
     from serving.pipelines import flux, flux2, qwen_image_edit, sd3, unet
 
-    assert bases.OWN_PIXELS["qwen-image-edit"] == qwen_image_edit.DEFAULT_PIXELS
-    assert bases.OWN_PIXELS["flux"] == bases.OWN_PIXELS["flux-kontext"] == flux.DEFAULT_PIXELS
-    assert bases.OWN_PIXELS["flux2-klein"] == flux2.DEFAULT_PIXELS
+    assert FAMILIES["qwen-image-edit"].pixels == qwen_image_edit.DEFAULT_PIXELS
+    assert FAMILIES["flux"].pixels == FAMILIES["flux-kontext"].pixels == flux.DEFAULT_PIXELS
+    assert FAMILIES["flux2-klein"].pixels == flux2.DEFAULT_PIXELS
     found = {one.family: one.default_pixels for module in (sd3, unet) for one in vars(module).values()
              if isinstance(one, type) and hasattr(one, "default_pixels")}  # fmt: skip
-    assert {name: bases.OWN_PIXELS[name] for name in ("sd3", "sdxl", "sd15")}.items() <= found.items()
+    assert {name: FAMILIES[name].pixels for name in ("sd3", "sdxl", "sd15")}.items() <= found.items()
 
 
 def test_a_base_without_shapes_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(BaseModelError, match="--base"):
-        bases.load(recipe_of(), None)
-    with pytest.raises(BaseModelError, match="diffusers layout"):
-        bases.load(recipe_of(), tmp_path)
+    with pytest.raises(BaseNotFound, match="--base"):
+        bases.load(recipe_of().base, None)
+    with pytest.raises(BaseNotFound, match="diffusers layout"):
+        bases.load(recipe_of().base, tmp_path)
     (tmp_path / "model_index.json").write_text("{}")
-    with pytest.raises(BaseModelError, match="has no transformer, vae"):
-        bases.load(recipe_of(), tmp_path)
+    with pytest.raises(BaseNotFound, match="has no transformer, vae"):
+        bases.load(recipe_of().base, tmp_path)
 
 
 # -- work --
@@ -188,7 +191,7 @@ def test_a_base_without_shapes_is_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", BUILDERS)
 def test_the_counted_work_is_that_of_the_real_pipeline(family: str, folders: Any, planned: Any) -> None:
     recipe = recipe_of(family)
-    base, plan = bases.load(recipe, folders(family)), planned(recipe)
+    base, plan = bases.load(recipe.base, folders(family)), planned(recipe)
     pipeline = pipelines.load(family, folders(family))
     from PIL import Image
 
@@ -214,7 +217,7 @@ def test_the_counted_work_is_that_of_the_real_pipeline(family: str, folders: Any
 @pytest.mark.parametrize("family", BUILDERS)
 def test_the_counted_work_of_decoding_is_that_of_the_real_pipeline(family: str, folders: Any) -> None:
     recipe = recipe_of(family, losses={"identity": {"weight": 0.1}})
-    plan = reckon(recipe, bases.load(recipe, folders(family)))
+    plan = reckon(recipe, bases.load(recipe.base, folders(family)))
     pipeline = pipelines.load(family, folders(family))
     from PIL import Image
 
@@ -229,7 +232,7 @@ def test_the_counted_work_of_decoding_is_that_of_the_real_pipeline(family: str, 
 
 def test_the_counted_work_is_that_of_the_formula(folders: Any, planned: Any) -> None:
     recipe = recipe_of()
-    base = bases.load(recipe, folders("qwen-image-edit"))
+    base = bases.load(recipe.base, folders("qwen-image-edit"))
     config = base.parts["transformer"]
     width = config["num_attention_heads"] * config["attention_head_dim"]
     layers, rank = config["num_layers"], recipe.lora.rank
@@ -274,23 +277,23 @@ def test_the_base_takes_what_the_placement_says(family: str, stored: Any, folder
     waiting = 1 if stored == "fp8" else 0
     running = {"checkpointing": True, "offload_blocks": waiting}
     recipe = recipe_of(family, precision={"base": stored, "compute": "fp32"}, running=running)
-    base = bases.load(recipe, folders(family))
+    base = bases.load(recipe.base, folders(family))
     counted = BaseBytes.of(base.build(base.denoiser, torch.float32), stored, 4)
     pipeline = pipelines.load(family, folders(family))
     with placement.training(pipeline, recipe, "cpu") as placed:
         assert placed.held_bytes + placed.waiting_bytes == sum(counted.blocks) + counted.rest
-        away = placement.spread(len(counted.blocks), waiting)
+        away = spread(len(counted.blocks), waiting)
         assert placed.waiting_bytes == sum(counted.linear[at] for at in away)
     here = Placement(stored=stored, gpus=1, shard=False)
     ahead = min(2, len(away)) * max(counted.linear)
-    assert counted.on_a_gpu(here, waiting) == placed.held_bytes + ahead
+    assert on_a_gpu(counted, here, waiting) == placed.held_bytes + ahead
 
 
 def test_a_shared_base_is_divided() -> None:
     counted = BaseBytes(linear=(10,) * 8, blocks=(12,) * 8, rest=7)
     alone, four = (Placement(stored="bf16", gpus=4, shard=shard) for shard in (False, True))
-    assert counted.on_a_gpu(alone, 0) == 8 * 12 + 7
-    assert counted.on_a_gpu(four, 0) == 8 * 12 // 4 + 7 + 2 * 12
+    assert on_a_gpu(counted, alone, 0) == 8 * 12 + 7
+    assert on_a_gpu(counted, four, 0) == 8 * 12 // 4 + 7 + 2 * 12
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw-8bit", "prodigy"])
@@ -316,7 +319,7 @@ def test_what_waits_for_the_backward_pass_is_what_autograd_keeps(
     family: str, checkpointing: bool, folders: Any, planned: Any
 ) -> None:
     recipe = recipe_of(family, running={"checkpointing": checkpointing})
-    base, plan = bases.load(recipe, folders(family)), planned(recipe)
+    base, plan = bases.load(recipe.base, folders(family)), planned(recipe)
     pipeline = pipelines.load(family, folders(family))
     denoiser = pipeline.transformer
     kept: dict[int, Any] = {}
@@ -388,7 +391,7 @@ def test_steps_hours_and_cost(qwen: Plan) -> None:
 
 def test_more_gpus_share_the_work_and_the_last_has_the_rest(folders: Any) -> None:
     recipe = recipe_of()
-    base = bases.load(recipe, folders("qwen-image-edit"))
+    base = bases.load(recipe.base, folders("qwen-image-edit"))
     machine = replace(MACHINES["H100"], price=1.0, utilisation=0.5)
     one, three = (reckon(recipe, base, gpus=count, machine=machine) for count in (1, 3))
     assert three.step.total == one.step.total
@@ -487,7 +490,7 @@ def test_blocks_that_are_alike_are_counted_once_and_the_sum_is_that_of_all(folde
     }
     for family, (deep, counts) in depths.items():
         recipe = recipe_of(family)
-        base = bases.load(recipe, folders(family))
+        base = bases.load(recipe.base, folders(family))
         base = replace(base, parts={**base.parts, "transformer": {**base.parts["transformer"], **deep}})
         kinds = passes.alike(recipe, base.build("transformer", torch.float32))
         assert list(kinds.values()) == counts
@@ -495,7 +498,7 @@ def test_blocks_that_are_alike_are_counted_once_and_the_sum_is_that_of_all(folde
         assert passes.denoising(recipe, base, base.pixels, torch.float32) == every
     # Six blocks of the portraits' base: five and the last, whose text stream never learns.
     qwen = recipe_of("qwen-image-edit")
-    tree = bases.load(qwen, folders("qwen-image-edit")).build("transformer", torch.float32)
+    tree = bases.load(qwen.base, folders("qwen-image-edit")).build("transformer", torch.float32)
     assert passes.alike(qwen, tree) == {("transformer_blocks", 0): 5, ("transformer_blocks", 5): 1}
 
 

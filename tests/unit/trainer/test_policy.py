@@ -194,7 +194,7 @@ def test_the_pair_of_another_process_is_named(
 ) -> None:
     """The main process, that tells, has only good pairs."""
     with start(job_of(tiny_recipe, broken.run, tiny_base, tmp_path), 2) as process:
-        _, said = process.communicate(timeout=300)
+        _, said = process.communicate(timeout=600)
     assert process.returncode == 1
     assert "\nNotFinite " in f"\n{said}"
     assert_explained(said, broken, tmp_path)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from registry.families import KNOWN_BASES, family
+from serving.plan import bases
+from serving.plan.machines import MACHINES
 from trainer import lora
 from trainer import recipe as recipes
-from trainer.plan import bases
-from trainer.plan.machines import MACHINES
 from trainer.plan.reckoning import Plan, reckon
 from trainer.portraits import BASE_ID, base_path
 
@@ -25,7 +25,7 @@ FAMILIES = {"qwen-image-edit", "flux", "flux-kontext", "flux2-klein", "sd3", "sd
 
 
 def base_of(recipe: recipes.Recipe) -> bases.Base:
-    return bases.load(recipe, base_path() if recipe.base.id == BASE_ID else None)
+    return bases.load(recipe.base, base_path() if recipe.base.id == BASE_ID else None)
 
 
 def test_there_is_one_for_every_family() -> None:

@@ -185,7 +185,7 @@ def test_a_decision_waits_for_the_one_that_is_being_written(tmp_path: Path) -> N
             adding.result(timeout=0.3)
         assert path.read_bytes() == before
         fcntl.flock(other, fcntl.LOCK_UN)
-        adding.result(timeout=30)
+        adding.result(timeout=120)
     assert len(Decisions(path).read("s")) == 2
 
 

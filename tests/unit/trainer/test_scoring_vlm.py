@@ -52,7 +52,7 @@ def asking(tiny_recipe: Recipe) -> Asking:
             "scorer": provider, "model": "seer-1", "endpoint": getattr(vendor, provider),
             "license": "LicenseRef-terms", **scoring,
         }  # fmt: skip
-        limits = {"parallel": 1, "per_minute": 1e6, "timeout": 10, **(api or {})}
+        limits = {"parallel": 1, "per_minute": 1e6, "timeout": 120, **(api or {})}
         value["running"] = {**value["running"], "api": limits}
         return Recipe.model_validate(value)
 
@@ -211,8 +211,8 @@ def test_an_endless_answer_is_not_kept(asking: Asking, tmp_path: Path) -> None:
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_a_slow_vendor_is_given_up_and_asked_again(asking: Asking, tmp_path: Path, provider: str) -> None:
     pictures = images_folder(tmp_path / "images", 1)
-    with vlm(Vendor({1: Fault(kind="slow", seconds=8)}), knowing(pictures)) as vendor:
-        recipe = asking(vendor, provider, {"timeout": 1.0})
+    with vlm(Vendor({1: Fault(kind="slow", seconds=60)}), knowing(pictures)) as vendor:
+        recipe = asking(vendor, provider, {"timeout": 4.0})
         score(recipe, tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
     assert statuses(tmp_path) == ["timeout", "ok"]
     assert rows(tmp_path / "scored")[0]["status"] == "scored"
@@ -325,7 +325,7 @@ def test_a_run_that_was_killed_pays_nothing_twice(asking: Asking, tmp_path: Path
     pictures = images_folder(tmp_path / "images", 8)
     know = knowing(pictures)
     # The fifth question hangs until the run is dead.
-    with vlm(Vendor({5: Fault(kind="slow", seconds=60)}), know) as vendor:
+    with vlm(Vendor({5: Fault(kind="slow", seconds=600)}), know) as vendor:
         recipe = asking(vendor, "openai", {"timeout": 100}, samples=2)
         (tmp_path / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
         program = f"""
@@ -343,7 +343,7 @@ def test_a_run_that_was_killed_pays_nothing_twice(asking: Asking, tmp_path: Path
         try:
             from fakes.vendors import wait_for
 
-            wait_for(vendor, 5, seconds=60)
+            wait_for(vendor, 5)
         finally:
             child.send_signal(signal.SIGKILL)
             child.wait()

@@ -77,7 +77,7 @@ def test_one_edit_equals_the_pipelines_own_call(base: QwenImageEdit) -> None:
             image=[picture],
             prompt_embeds=prompts.embeds,
             prompt_embeds_mask=prompts.mask,
-            latents=base.noise([5], latents),
+            latents=base.noise([5], latents, base.size),
             height=64,
             width=64,
             num_inference_steps=3,
@@ -102,7 +102,7 @@ def test_the_flat_vae_gives_the_same_numbers() -> None:
 
 def test_the_noise_of_a_row_depends_on_its_seed_alone(base: QwenImageEdit) -> None:
     like = torch.zeros(3, 64, 64)
-    assert torch.equal(base.noise([1, 2, 3], like)[1], base.noise([2], like[:1])[0])
+    assert torch.equal(base.noise([1, 2, 3], like, base.size)[1], base.noise([2], like[:1], base.size)[0])
 
 
 def test_the_vae_reconstructs_unseen_people(base: QwenImageEdit) -> None:

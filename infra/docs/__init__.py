@@ -1,0 +1,1 @@
+"""What the site of docs/ needs beside its pages: the reference from the code, and a diagram."""

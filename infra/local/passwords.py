@@ -1,0 +1,46 @@
+"""Passwords and keys of a platform: made once, kept in one file that only its owner reads."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+
+from infra.local.errors import WrongFolder
+from infra.local.place import Place, write
+
+#: What each service needs. A line that is deleted from the file is made anew by the next start.
+NAMES: Mapping[str, tuple[str, ...]] = {
+    "postgres": ("admin", "registry", "mlflow", "prefect", "serving"),
+    "s3": ("admin", "publisher", "reader", "mlflow", "health", "volume-write", "volume-read", "filer-write",
+           "filer-read"),
+    "mlflow": ("admin", "publisher", "reader", "cookies"),
+    "prefect": ("admin",),
+}  # fmt: skip
+
+Passwords = Mapping[str, Mapping[str, str]]
+
+
+def passwords(where: Place) -> Passwords:
+    """Return all passwords by service and name; those that are missing are made and kept.
+
+    Raises:
+        WrongFolder: the file is damaged.
+    """
+    try:
+        kept = json.loads(where.secrets.read_bytes())
+        made = {service: dict(kept.get(service, {})) for service in NAMES}
+    except FileNotFoundError:
+        made = {service: {} for service in NAMES}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise WrongFolder(f"{where.secrets} cannot be read: {error}", "restore it from a backup") from error
+    missing = [
+        (service, name) for service, names in NAMES.items() for name in names if name not in made[service]
+    ]
+    for service, name in missing:
+        made[service][name] = secrets.token_hex(20)
+    if missing:
+        write(where.secrets, json.dumps(made, indent=1) + "\n")
+    if where.secrets.stat().st_mode & 0o077:
+        where.secrets.chmod(0o600)
+    return made

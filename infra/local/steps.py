@@ -1,0 +1,322 @@
+"""The way up and the way down: each step looks what is there, so that a start that was killed goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+from flows.errors import ServerError
+from flows.local import end_runs
+from flows.server import exclusive
+from flows.settings import FlowSettings
+from infra.local import health, leftovers, mlflow, place, postgres, prefect, s3, serving, stack
+from infra.local.errors import CannotStart, NotRunning, PlatformError
+from infra.local.place import Place
+from infra.local.probes import Probe, of, problem
+from infra.local.service import COMMON, prepare, python, shell
+from infra.local.settings import PlatformSettings
+from infra.local.stack import Stack
+from infra.local.supervision import Supervisor, configuration
+from registry.families import KNOWN_BASES
+from registry.manifest import BaseModelRef
+from registry.settings import CONFIG_NAME
+from serving.bases import folder_of, register
+from trainer.portraits import BASE_ID, base_path
+
+Tell = Callable[[str], None]
+_LOG_LINES = 12
+_DOWN_SECONDS = 60.0
+_REPEAT_SECONDS = 0.1
+
+
+@contextmanager
+def alone(where: Place) -> Iterator[None]:
+    """Hold the platform for the time of a block.
+
+    Raises:
+        flows.errors.ServerError: somebody else brings it up or down.
+    """
+    busy = ServerError(
+        f"another command is starting or stopping the platform in {where.home}", "wait until it is done"
+    )
+    with exclusive(where.services / "lock", busy):
+        yield
+
+
+def up(where: Place, settings: PlatformSettings, tell: Tell) -> tuple[Stack, list[str]]:
+    """Bring a platform up, or what is missing of it; return it, and what was done.
+
+    Args:
+        where: its folders.
+        settings: of the platform.
+        tell: is given what happens, a line at a time.
+
+    Raises:
+        Explained: something cannot be started; what was done stays.
+    """
+    place.claim(where)
+    with alone(where):
+        done: list[str] = []
+
+        def do(what: str) -> None:
+            done.append(what)
+            tell(what)
+
+        supervisor = Supervisor(where)
+        if supervisor.pid is not None and not supervisor.answers:
+            do("supervisord did not answer: killed")
+            supervisor.kill()
+        running = _running(supervisor)
+        if supervisor.pid is None and (count := leftovers.end_all(where)):
+            do(f"ended {count} processes that nobody looked after")
+        found = stack.build(where, settings, running)
+        if found.engine is not None and postgres.make(where, found.engine, found.secrets):
+            do(f"made databases of PostgreSQL {found.engine.major}")
+        _supervise(found, supervisor, do)
+        _start_all(found, supervisor, do)
+        return found, done
+
+
+def down(where: Place, tell: Tell) -> bool:
+    """Stop everything; all data stay. Flow runs get time to save what they did.
+
+    Returns:
+        whether anything ran.
+    """
+    if not where.services.is_dir():
+        return False
+    with alone(where):
+        supervisor = Supervisor(where)
+        if supervisor.pid is not None and not supervisor.answers:
+            tell("supervisord does not answer: killed")
+            supervisor.kill()
+        ran = supervisor.pid is not None
+        if ran:
+            stop_all(where, supervisor, tell)
+        if left := leftovers.end_all(where):
+            tell(f"ended {left} processes that nobody looked after")
+        return ran or left > 0
+
+
+def stop_all(where: Place, supervisor: Supervisor, tell: Tell = lambda line: None) -> None:
+    """Stop all services, those first that need others, and supervisord."""
+    states = supervisor.states()
+    running = [name for name, one in states.items() if one["pid"]]
+    if prefect.WORKER in running:
+        grace = FlowSettings.read(where.home).stop_seconds
+        end_runs(states[prefect.WORKER]["pid"], grace)
+    last = [name for name in running if name in (postgres.NAME, s3.NAME)]
+    for names in (
+        [health.NAME] if health.NAME in running else [],
+        [one for one in running if one not in (*last, health.NAME)],
+        last,
+    ):
+        begun = time.monotonic()
+        supervisor.stop(names, _DOWN_SECONDS)
+        if names:
+            tell(f"stopped {', '.join(sorted(names))}, {time.monotonic() - begun:.1f} s")
+    supervisor.shut_down(_DOWN_SECONDS)
+
+
+def restart(where: Place, names: Sequence[str], tell: Tell) -> None:
+    """Restart services, with the configuration that they have.
+
+    Raises:
+        NotRunning: the platform does not run.
+    """
+    supervisor = Supervisor(where)
+    states = supervisor.states()
+    with alone(where):
+        for name in names:
+            if name not in states:
+                raise PlatformError(
+                    f"there is no service {name!r}", f"choose from: {', '.join(sorted(states))}"
+                )
+        for name in names:
+            supervisor.stop([name], _DOWN_SECONDS)
+            supervisor.run(name)
+            tell(f"{name} restarted")
+
+
+def _running(supervisor: Supervisor) -> tuple[str, ...]:
+    try:
+        return tuple(name for name, one in supervisor.states().items() if one["pid"])
+    except NotRunning:
+        return ()
+
+
+def _supervise(found: Stack, supervisor: Supervisor, do: Tell) -> None:
+    """Have a supervisord with the configuration of today; what runs under another one is stopped first."""
+    text = configuration(found.services, found.where, found.settings.log_bytes)
+    if supervisor.pid is not None and not supervisor.configured(text):
+        do("the configuration of supervisord has changed: all services are restarted")
+        stop_all(found.where, supervisor)
+    if supervisor.pid is None:
+        supervisor.start(text)
+        do("supervisord started")
+
+
+def _start_all(found: Stack, supervisor: Supervisor, do: Tell) -> None:
+    """Start in order what does not run as it should, each stage once the one before it answers."""
+    secrets, ports = found.secrets, found.ports
+    working = of(ports, secrets, on_postgres=found.engine is not None)
+    first: dict[str, Probe] = {"s3": lambda timeout: s3.listens(ports, secrets, timeout)}
+    if found.engine is not None:
+        first["postgres"] = lambda timeout: postgres.listens(ports, secrets, timeout)
+    _start(found, supervisor, first, do)
+    for made in (
+        postgres.set_up(ports, secrets) if found.engine is not None else [],
+        s3.set_up(ports, secrets),
+    ):
+        for what in made:
+            do(f"made {what}")
+    _upgrade(found, supervisor, do)
+    _start(found, supervisor, {name: working[name] for name in (mlflow.NAME, prefect.SERVER)}, do)
+    for what in mlflow.set_up(ports, secrets):
+        do(f"made {what}")
+    _registry(found, do)
+    _deployments(found, do)
+    _start(found, supervisor, {name: working[name] for name in (prefect.WORKER, serving.NAME)}, do)
+    if supervisor.states()[health.NAME]["pid"] and (why := health.silence(found.where)) is not None:
+        do(f"the watcher hangs ({why}): restarted")
+        supervisor.stop([health.NAME], found[health.NAME].stop_seconds + _DOWN_SECONDS)
+    _start(found, supervisor, {health.NAME: lambda timeout: None}, do)
+
+
+def _start(found: Stack, supervisor: Supervisor, asked: dict[str, Probe], do: Tell) -> None:
+    """Start services at once that do not run as they should, and wait until each of them answers."""
+    states = supervisor.states()
+    begun = time.monotonic()
+    changed = []
+    for name in asked:
+        same = prepare(found[name], found.where)
+        if states[name]["pid"] and not same:
+            do(f"{name} has another configuration: restarted")
+            supervisor.stop([name], found[name].stop_seconds + _DOWN_SECONDS)
+        if not (states[name]["pid"] and same):
+            supervisor.run(name)
+            changed.append(name)
+    for name, probe in asked.items():
+        if (why := _wait(name, probe, found, supervisor)) is not None:
+            log = found.where.log(name)
+            raise CannotStart(
+                f"{name} does not start: {why}; the end of {log}:\n{_end(log)}",
+                "correct what the log says and run this again; on a slow machine raise "
+                "ADAPTER_FOUNDRY_PLATFORM_START_TIMEOUT",
+            )
+        if name in changed:
+            do(f"{name} started, {time.monotonic() - begun:.1f} s")
+
+
+def _upgrade(found: Stack, supervisor: Supervisor, do: Tell) -> None:
+    """Bring MLflow's tables up to date, if another version of MLflow made them."""
+    now, before = version("mlflow"), place.read(found.where).get("mlflow")
+    if before == now:
+        return
+    if before is not None:
+        if supervisor.states()[mlflow.NAME]["pid"]:
+            supervisor.stop([mlflow.NAME], _DOWN_SECONDS)
+        rows = mlflow.database(found.where, found.ports, found.engine is not None)
+        _command(found, python("mlflow", "db", "upgrade", rows), dict(found[mlflow.NAME].environment))
+        do(f"MLflow's tables are of {now} now, they were of {before}")
+    place.keep(found.where, {"mlflow": now})
+
+
+def _registry(found: Stack, do: Tell) -> None:
+    """Make the registry of the platform, and register the base of the portraits."""
+    kept, where = place.read(found.where), found.where
+    wanted = {
+        "ledger": found.environment["ADAPTER_FOUNDRY_LEDGER"],
+        "mlflow_tracking_uri": mlflow.url(found.ports),
+        "store": s3.STORE,
+    }
+    file = where.home / CONFIG_NAME
+    words = [
+        "--server",
+        *(word for key, value in wanted.items() for word in (f"--{key.partition('_')[0]}", value)),
+    ]
+    if file.is_file():
+        words = []
+        if retarget(file, wanted):
+            do(f"{file} names the ports of today")
+    if not kept.get("registry") or not file.is_file():
+        _command(found, python("registry.cli", "init", *words), found[prefect.WORKER].environment)
+        place.keep(where, {"registry": True})
+        do(f"made a registry in {where.home}")
+    if not folder_of(BASE_ID, where.home).is_dir():
+        known = KNOWN_BASES[BASE_ID]
+        base = BaseModelRef(id=BASE_ID, revision="1", family=known.family, license=known.license)
+        register(base_path(), base, where.home)
+        do(f"registered the base {BASE_ID}")
+
+
+def retarget(file: Path, wanted: Mapping[str, str]) -> bool:
+    """Have the lines of a settings file's registry say where the services are; return whether one changed.
+
+    What else is in the file stays as it is, with comments and order.
+    """
+    text = file.read_text("utf-8")
+    new = text
+    for key, value in wanted.items():
+        line = f"{key} = {json.dumps(value)}".replace("\\", r"\\")
+        new = re.sub(rf"(?m)^{key} = .*$", line, new, count=1)
+    if new == text:
+        return False
+    place.write(file, new)
+    return True
+
+
+def _deployments(found: Stack, do: Tell) -> None:
+    """Make what can be started in Prefect's page, unless it is there as this version wants it."""
+    wanted = hashlib.sha256((prefect.text() + version("adapter-foundry")).encode()).hexdigest()
+    known = place.read(found.where).get("deployments") == wanted
+    if known and prefect.deployed(found.ports, found.secrets):
+        return
+    made = _command(found, python("infra.local.deploy"), found.environment)
+    place.keep(found.where, {"deployments": wanted})
+    do(f"made {len(made.split())} deployments")
+
+
+def _command(found: Stack, command: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Run a command of the platform's own and return what it says.
+
+    Raises:
+        CannotStart: it fails.
+    """
+    ran = subprocess.run(
+        command, env={**shell(), **COMMON, **environment}, cwd=found.where.services, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if ran.returncode != 0:
+        last = "\n".join((ran.stdout + ran.stderr).strip().splitlines()[-_LOG_LINES:])
+        raise CannotStart(f"{' '.join(command[2:6])} failed:\n{last}", "correct that, and run this again")
+    return ran.stdout
+
+
+def _wait(name: str, probe: Probe, found: Stack, supervisor: Supervisor) -> str | None:
+    """Wait until a service answers; return why it does not, or None."""
+    end = time.monotonic() + found.settings.start_timeout
+    while True:
+        why = problem(probe, found.settings.probe_timeout)
+        state = supervisor.states()[name]
+        if state["statename"] == "FATAL":
+            return f"it ended {why or ''}"
+        if why is None and state["statename"] == "RUNNING":
+            return None
+        if time.monotonic() > end:
+            return f"no answer in {found.settings.start_timeout:.0f} seconds ({why})"
+        time.sleep(_REPEAT_SECONDS)
+
+
+def _end(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:])
+    except OSError:
+        return "(there is none)"

