@@ -69,14 +69,16 @@ class Stack:
 
 
 @contextmanager
-def stack(home: Path, settings: FlowSettings, port: int | None = None, limit: int = 2) -> Iterator[Stack]:
+def stack(
+    home: Path, settings: FlowSettings, port: int | None = None, runs: int | None = None
+) -> Iterator[Stack]:
     """Give a server with pools, limits and deployments, and a worker; all of it ends with the block.
 
     Args:
         home: data folder; one stack at a time works in it.
         settings: those of the data folder.
         port: of the server; None takes a free one.
-        limit: how many runs the worker does at once.
+        runs: how many runs its pool does at once; None leaves what the pool has.
 
     Raises:
         ServerError: another stack works in this data folder, or something does not start.
@@ -90,14 +92,20 @@ def stack(home: Path, settings: FlowSettings, port: int | None = None, limit: in
     with exclusive(prefect_home(home) / "local.lock", busy), managed_server(home, settings, port) as server:
         if server.reused:
             click.echo(f"The server is there already: {server.page}", err=True)
-        set_up(server, home, settings)
+        set_up(server, home, settings, runs)
         names = deploy(server, home)
-        with _working(server, home, settings, limit) as worker:
+        with _working(server, home, settings) as worker:
             yield Stack(server=server, worker=worker, deployments=names)
 
 
-def set_up(server: Server, home: Path, settings: FlowSettings) -> None:
+def set_up(server: Server, home: Path, settings: FlowSettings, runs: int | None = None) -> None:
     """Make work pools, limits and automations on a server; what is there is brought up to date.
+
+    Args:
+        server: that gets them.
+        home: data folder of the local pool.
+        settings: of the data folder.
+        runs: how many runs the local pool does at once; None leaves what it has.
 
     Raises:
         FlowError: the server's pool works in another data folder.
@@ -107,7 +115,7 @@ def set_up(server: Server, home: Path, settings: FlowSettings) -> None:
     from flows import heartbeat, limits, pools
 
     with attached(home, server.url), get_client(sync_client=True) as client:
-        pools.make(client, home)
+        pools.make(client, home, runs)
         limits.ensure(server.url, settings)
         heartbeat.ensure(server.url)
 
@@ -147,9 +155,7 @@ def deployments(text: str) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _working(
-    server: Server, home: Path, settings: FlowSettings, limit: int
-) -> Iterator[subprocess.Popen[bytes]]:
+def _working(server: Server, home: Path, settings: FlowSettings) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker of the local pool until the block ends; the runs in its hands end with it."""
     from flows.pools import LOCAL
 
@@ -159,7 +165,7 @@ def _working(
     keeper = [sys.executable, "-P", "-m", "flows.child", str(os.getpid()), str(_STOP_SECONDS)]
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [*keeper, *worker_command(name, limit)],
+            [*keeper, *worker_command(name)],
             env=_environment(server, home),
             stdin=subprocess.DEVNULL,
             stdout=stream,
@@ -182,17 +188,12 @@ def _working(
         _stop(process, settings.stop_seconds + _STOP_SECONDS)
 
 
-def worker_command(name: str, limit: int) -> list[str]:
-    """Return the command of a worker of the local pool.
-
-    Args:
-        name: of the worker.
-        limit: how many runs it does at once.
-    """
+def worker_command(name: str) -> list[str]:
+    """Return the command of a worker of the local pool, under a name."""
     from flows.pools import LOCAL
 
     words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
-    return _prefect(*words, "--name", name, "--limit", str(limit))
+    return _prefect(*words, "--name", name)
 
 
 def online(url: str, pool: str) -> set[str]:
@@ -307,10 +308,12 @@ def watch(running: Stack) -> None:
     help="Where Prefect's page is; 0 takes a free port.",
 )
 @click.option(
-    "--limit", type=click.IntRange(1), default=2, show_default=True, help="Runs that are done at once."
+    "--limit",
+    type=click.IntRange(1),
+    help="Runs that the pool `local` does at once; a new pool does 2, and Prefect's page can change it.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print addresses as one JSON object when all is ready.")
-def main(port: int, limit: int, as_json: bool) -> None:
+def main(port: int, limit: int | None, as_json: bool) -> None:
     """Run Prefect on this machine: its page, the deployments, and a worker. Ctrl-C ends all of it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 LOCAL, KUBERNETES = "local", "kubernetes"
+#: Runs of a new local pool that are done at once.
+RUNS = 2
 #: Prefect's worker type and a word for people, by pool.
 KINDS = {
     LOCAL: ("process", "Processes on the machine of the worker."),
@@ -60,18 +62,23 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def make(client: SyncPrefectClient, home: Path) -> None:
+def make(client: SyncPrefectClient, home: Path, runs: int | None = None) -> None:
     """Make both pools, or bring their templates up to date; pauses and limits that people have set stay.
 
     Args:
         client: speaks to the server.
         home: the data folder of the local pool.
+        runs: how many runs the local pool does at once; None leaves what it has, and gives a new one `RUNS`.
 
     Raises:
         FlowError: the local pool of this server works in another data folder.
     """
+    from prefect.client.schemas.actions import WorkPoolUpdate
+
     for pool, place in ((LOCAL, home), (KUBERNETES, POD_HOME)):
         _make(client, pool, template(pool, place))
+    if runs is not None:
+        client.update_work_pool(LOCAL, WorkPoolUpdate(concurrency_limit=runs))
 
 
 def _make(client: SyncPrefectClient, pool: str, wanted: dict[str, Any]) -> None:
@@ -82,9 +89,13 @@ def _make(client: SyncPrefectClient, pool: str, wanted: dict[str, Any]) -> None:
     try:
         there = client.read_work_pool(pool).base_job_template
     except ObjectNotFound:
-        client.create_work_pool(
-            WorkPoolCreate(name=pool, type=kind, description=words, base_job_template=wanted)
+        # The limit is the pool's. A worker's own ends the worker when a run that waited for people goes on
+        # while the process that made it wait still ends: it counts that run twice (Prefect 3.8).
+        runs = RUNS if pool == LOCAL else None
+        new = WorkPoolCreate(
+            name=pool, type=kind, description=words, base_job_template=wanted, concurrency_limit=runs
         )
+        client.create_work_pool(new)
         return
     mine, theirs = _home(wanted), _home(there)
     if theirs is not None and theirs != mine:

@@ -17,13 +17,14 @@ def main() -> None:
     import click
 
     @click.command()
-    def deploying() -> None:
+    @click.option("--runs", type=click.IntRange(1), required=True, help="Runs that are done at once.")
+    def deploying(runs: int) -> None:
         """Make pools, limits, automations and deployments."""
         place = home()
         settings = FlowSettings.read(place)
         prepare(place)
         server = Server(url=settings.prefect_api_url or "", pid=None, reused=True)
-        set_up(server, place, settings)
+        set_up(server, place, settings, runs)
         click.echo(" ".join(deploy(server, place)))
 
     command.run(deploying, "python -m infra.local.deploy")

@@ -59,7 +59,7 @@ def server(where: Place, ports: Mapping[str, int], secrets: Passwords, *, on_pos
 
 
 def worker(
-    where: Place, ports: Mapping[str, int], environment: Mapping[str, str], *, runs: int, stop_seconds: float
+    where: Place, ports: Mapping[str, int], environment: Mapping[str, str], *, stop_seconds: float
 ) -> Service:
     """Return the service of the worker.
 
@@ -67,13 +67,12 @@ def worker(
         where: the platform.
         ports: of the platform.
         environment: what flow runs get.
-        runs: how many it does at once.
         stop_seconds: that a run has to save what it did.
     """
     name = f"{socket.gethostname()}-platform"
     return Service(
         name=WORKER,
-        command=[*worker_command(name, runs), "--with-healthcheck"],
+        command=[*worker_command(name), "--with-healthcheck"],
         environment={
             **environment,
             "PREFECT_WORKER_WEBSERVER_HOST": HOST,

@@ -25,7 +25,7 @@ class PlatformSettings(BaseModel):
         prefect_port: of Prefect; None is 4200, or a free one.
         serving_port: of the service; None is 8400, or a free one.
         adapters: what the service serves and follows.
-        runs: how many flow runs the worker does at once.
+        runs: how many flow runs the pool `local` does at once.
         mlflow_workers: processes of MLflow's server; each takes about 300 MB.
         pass_variables: names of variables that flow runs get from the shell that starts the platform, such as
             keys of paid services.

@@ -96,9 +96,7 @@ def build(
         s3.service(where, chosen, secrets),
         mlflow.service(where, chosen, secrets, on_postgres=on_postgres, workers=settings.mlflow_workers),
         prefect.server(where, chosen, secrets, on_postgres=on_postgres),
-        prefect.worker(
-            where, chosen, {**passed, **floors, **client}, runs=settings.runs, stop_seconds=flows.stop_seconds
-        ),
+        prefect.worker(where, chosen, {**passed, **floors, **client}, stop_seconds=flows.stop_seconds),
         serving.service(where, chosen, secrets, settings.adapters, own, on_postgres=on_postgres),
         health.service(where, settings, chosen, secrets),
     ]

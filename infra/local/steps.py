@@ -275,11 +275,12 @@ def retarget(file: Path, wanted: Mapping[str, str]) -> bool:
 
 def _deployments(found: Stack, do: Tell) -> None:
     """Make what can be started in Prefect's page, unless it is there as this version wants it."""
-    wanted = hashlib.sha256((prefect.text() + version("adapter-foundry")).encode()).hexdigest()
+    runs = found.settings.runs
+    wanted = hashlib.sha256(f"{prefect.text()}{version('adapter-foundry')} {runs}".encode()).hexdigest()
     known = place.read(found.where).get("deployments") == wanted
     if known and prefect.deployed(found.ports, found.secrets):
         return
-    made = _command(found, python("infra.local.deploy"), found.environment)
+    made = _command(found, python("infra.local.deploy", "--runs", str(runs)), found.environment)
     place.keep(found.where, {"deployments": wanted})
     do(f"made {len(made.split())} deployments")
 

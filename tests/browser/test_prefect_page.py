@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,8 +96,6 @@ def test_a_run_of_the_form_waits_for_approval_in_a_form_and_finishes(
     page.choose(field("Decision"), "approve")
     page.fill(field("Reason"), "looked at all faces")
     page.fill(field("Reviewer"), "Kim")
-    # Prefect 3.8's worker ends when a run is resumed while the process that suspended it is still ending.
-    time.sleep(20)
     page.click("byText('Submit', '.p-modal__footer button')")
     assert stack.wait(run, "COMPLETED")["state_name"] == "Completed"
     assert registry(stack.home, "show", "pixelsmile@prod").returncode == 0

@@ -24,7 +24,6 @@ import pytest
 import yaml
 
 from fakes.pipelines import small_recipe
-from flows import pools
 from flows.local import set_up
 from flows.server import managed_server
 from flows.settings import FlowSettings
@@ -259,10 +258,10 @@ def test_the_server_runs_on_postgresql(home: Path, postgres: Postgres) -> None:
     url = uri.replace("+psycopg", "+asyncpg")
     settings = FlowSettings(prefect_server_database_connection_url=url, gpu_slots=3)
     with managed_server(home, settings) as server:
-        set_up(server, home, settings)
+        set_up(server, home, settings, runs=3)
         set_up(server, home, settings)
     assert not list((home / "prefect").glob("*.db"))
     name = uri.rpartition("/")[2]
-    made = postgres.query(name, "SELECT name FROM work_pool ORDER BY name")
-    assert [row[0] for row in made] == sorted(pools.KINDS)
+    made = postgres.query(name, "SELECT name, concurrency_limit FROM work_pool ORDER BY name")
+    assert made == [("kubernetes", None), ("local", 3)], "a limit that somebody has set stays"
     assert postgres.query(name, "SELECT \"limit\" FROM concurrency_limit_v2 WHERE name = 'gpu'") == [(3,)]

@@ -13,7 +13,6 @@ import psutil
 import pytest
 from prefect import flow
 
-from fakes.followed import wait_until
 from flows.mapping import part_mapper
 from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
@@ -75,6 +74,9 @@ def test_parts_on_ray_survive_a_killed_worker_and_explain_their_errors(
             assert {answer["process"] for answer in answers} - {os.getpid()}
             homes = {answer["home"] for answer in answers if answer["process"] != os.getpid()}
             assert homes == {str(data_folder)}
+
+    # Ray's workers import this module without the folders of the tests.
+    from fakes.followed import wait_until
 
     squares()
     assert sorted(log.read_text().split()) == [str(number) for number in range(6)], "each part once"
