@@ -7,7 +7,7 @@ it said.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -352,3 +352,19 @@ def requested(pod: Pod, part: str, resource: str) -> float:
         return [amount(str(one["resources"][part].get(resource, "0"))) for one in containers]
 
     return max(sum(of(pod.spec["containers"])), *of(pod.spec.get("initContainers", ())), 0.0)
+
+
+def changed(kind: str, name: str, path: str, value: Any) -> Callable[[list[Manifest]], None]:
+    """Set (or with None remove) a field of a manifest; numbers in the path are places in lists."""
+
+    def change(manifests: list[Manifest]) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in path.split("|")]
+        place: Any = named(manifests, kind, name)
+        for part in way:
+            place = place[part]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+
+    return change
