@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -28,6 +29,11 @@ def _tell(line: str) -> None:
     click.echo(f"  {line}", err=True)
 
 
+#: What a user may have set for servers of his own, and what would lead away from this platform.
+FOREIGN = (
+    *("ADAPTER_FOUNDRY_CONFIG", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+    *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
@@ -86,15 +92,21 @@ def env(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(found))
     else:
-        click.echo("\n".join(f"export {name}={shlex.quote(value)}" for name, value in sorted(found.items())))
+        click.echo(exports(found))
+
+
+def exports(found: Mapping[str, str]) -> str:
+    """Return variables as a shell takes them."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(found.items())]
+    return "\n".join([f"unset {' '.join(FOREIGN)}", *lines])
 
 
 @cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD…")
 def run(words: tuple[str, ...]) -> None:
     """Run a command as a client of the platform."""
-    environment = {**os.environ, **_environment()}
-    environment.pop("ADAPTER_FOUNDRY_CONFIG", None)
+    mine = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment = {**mine, **_environment()}
     try:
         os.execvpe(words[0], words, environment)  # noqa: S606
     except OSError as error:
@@ -133,6 +145,21 @@ def logs(service: str | None, lines: int, follow: bool) -> None:
         raise PlatformError(f"there is no log of {service or 'this platform'}", f"logs are there of: {known}")
     words = ["tail", "-n", str(lines), *(["-F"] if follow else []), *there]
     os.execvp(words[0], words)  # noqa: S606
+
+
+@cli.command()
+@click.argument("service")
+@click.argument("name")
+@_JSON
+def password(service: str, name: str, as_json: bool) -> None:
+    """Make the password NAME of SERVICE anew, set it there, and restart who uses it."""
+    from infra.local import steps
+    from infra.local.settings import load
+
+    where = _place()
+    done = steps.renew(where, service, name, load(), _tell)
+    if as_json:
+        click.echo(json.dumps({"service": service, "name": name, "done": done}))
 
 
 @cli.command()

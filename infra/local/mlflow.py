@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from infra import provision
 from infra.local import postgres, s3
@@ -101,3 +101,23 @@ def probe(ports: Mapping[str, int], secrets: Passwords, timeout: float) -> None:
 def set_up(ports: Mapping[str, int], secrets: Passwords) -> list[str]:
     """Make the accounts, or give them the password that is written down; return what was made."""
     return provision.accounts(url(ports), secrets[NAME])
+
+
+def renew(ports: Mapping[str, int], before: Passwords, after: Passwords, keep: Callable[[], None]) -> None:
+    """Give the administrator another password, and have it written down.
+
+    Raises:
+        OSError: the server does not answer, or refuses.
+    """
+    old, new = before[NAME][ADMIN], after[NAME][ADMIN]
+
+    def change(mine: str, to: str) -> None:
+        body = {"username": ADMIN, "password": to}
+        provision.ask_mlflow(url(ports), "users/update-password", ADMIN, mine, body, "PATCH")
+
+    change(old, new)
+    try:
+        keep()
+    except BaseException:
+        change(new, old)
+        raise

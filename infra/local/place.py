@@ -84,7 +84,7 @@ def claim(where: Place) -> None:
             "set ADAPTER_FOUNDRY_HOME to a shorter path",
         )
     kept = read(where)
-    if not kept and where.services.is_dir() and any(where.services.iterdir()):
+    if not kept and _strangers(where):
         raise WrongFolder(
             f"{where.services} has files, and no platform made them",
             "move them away, or set ADAPTER_FOUNDRY_HOME to another folder",
@@ -92,6 +92,7 @@ def claim(where: Place) -> None:
     if kept:
         _require_ours(where, kept)
     try:
+        _require_room(where)
         for folder in (where.home, where.services, where.logs, where.run):
             folder.mkdir(parents=True, exist_ok=True)
             if folder != where.home:
@@ -103,14 +104,26 @@ def claim(where: Place) -> None:
             f"{where.home} cannot be written: {error.strerror}",
             "make it writable for you, or set ADAPTER_FOUNDRY_HOME to another folder",
         ) from error
-    free = shutil.disk_usage(where.home).free
+    if not kept:
+        keep(where, {"format": FORMAT, "home": str(where.home), "id": secrets.token_hex(8)})
+
+
+def _strangers(where: Place) -> bool:
+    """Whether others have files there; a start that was cut off leaves empty folders and half a record."""
+    return where.services.is_dir() and any(
+        any(one.iterdir()) if one.is_dir() else not one.name.startswith(f".{where.record.name}-")
+        for one in where.services.iterdir()
+    )
+
+
+def _require_room(where: Place) -> None:
+    nearest = next(one for one in (where.home, *where.home.parents) if one.exists())
+    free = shutil.disk_usage(nearest).free
     if free < _LEAST_FREE:
         raise WrongFolder(
             f"the disk of {where.home} has {free >> 20} MB left, and databases that run out of it stop",
             f"make {_LEAST_FREE >> 20} MB free, or set ADAPTER_FOUNDRY_HOME to a folder on another disk",
         )
-    if not kept:
-        keep(where, {"format": FORMAT, "home": str(where.home), "id": secrets.token_hex(8)})
 
 
 def _require_ours(where: Place, kept: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,7 @@ def engine(where: Place) -> Engine:
     """
     found = installed()
     data = where.services / NAME / "data"
-    if (data / "PG_VERSION").is_file():
+    if made(where):
         major = int((data / "PG_VERSION").read_text("utf-8"))
         if major not in found:
             have = ", ".join(map(str, sorted(found))) or "none"
@@ -134,6 +134,11 @@ def _without_rights(where: Place) -> tuple[tuple[str, ...], tuple[int, int] | No
     )
 
 
+def made(where: Place) -> bool:
+    """Return whether the databases' folder is there, whole."""
+    return (where.services / NAME / "data" / "PG_VERSION").is_file()
+
+
 def make(where: Place, with_engine: Engine, secrets: Passwords) -> bool:
     """Make the databases' folder; one that a killed start left half-made is made anew.
 
@@ -143,9 +148,10 @@ def make(where: Place, with_engine: Engine, secrets: Passwords) -> bool:
     Raises:
         CannotStart: initdb refuses.
     """
-    folder = where.services / NAME
-    if (folder / "data" / "PG_VERSION").is_file():
+    if made(where):
         return False
+    folder = where.services / NAME
+    folder.mkdir(mode=0o700, exist_ok=True)  # for root it is there, and may belong to another account
     half, password = folder / "data.new", folder / "password"
     shutil.rmtree(half, ignore_errors=True)
     password.touch(mode=0o600)
@@ -222,3 +228,17 @@ def listens(ports: Mapping[str, int], secrets: Passwords, timeout: float) -> Non
 def set_up(ports: Mapping[str, int], secrets: Passwords) -> list[str]:
     """Make each database with a role of its name that alone gets in; return what was made."""
     return provision.databases(HOST, ports[NAME], secrets[NAME])
+
+
+def renew(ports: Mapping[str, int], before: Passwords, after: Passwords, keep: Callable[[], None]) -> None:
+    """Give the superuser another password, and have it written down, or neither.
+
+    Raises:
+        psycopg.Error: the server does not answer, or refuses.
+    """
+    from psycopg import sql
+
+    with connect(ADMIN, "postgres", before[NAME]["admin"], ports) as connection, connection.transaction():
+        role, password = sql.Identifier(ADMIN), sql.Literal(after[NAME]["admin"])
+        connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(role, password))
+        keep()

@@ -59,7 +59,8 @@ def variables(identity: str, ports: Mapping[str, int], secrets: Passwords) -> di
         "AWS_SECRET_ACCESS_KEY": secrets["s3"][identity],
         "AWS_ENDPOINT_URL_S3": endpoint(ports),
         "MLFLOW_S3_ENDPOINT_URL": endpoint(ports),
-        "AWS_DEFAULT_provision.REGION": provision.REGION,
+        "AWS_REGION": provision.REGION,
+        "AWS_DEFAULT_REGION": provision.REGION,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
 

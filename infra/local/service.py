@@ -91,6 +91,14 @@ def prepare(service: Service, where: Place) -> bool:
     return bool(started.get("launched") == fingerprint(text))
 
 
+def stop_seconds(where: Place, name: str) -> float:
+    """Return what a service may take to stop, as it was started."""
+    try:
+        return float(json.loads(launch_file(where, name).read_text("utf-8"))["stop_seconds"])
+    except (OSError, ValueError, KeyError):
+        return 0.0  # it was never started
+
+
 def fingerprint(text: str) -> str:
     """Return a digest of a launch file."""
     return hashlib.sha256(text.encode()).hexdigest()

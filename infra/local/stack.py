@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from infra.local import health, mlflow, place, ports, postgres, prefect, s3, ser
 from infra.local.errors import Missing, WrongFolder
 from infra.local.passwords import Passwords, passwords
 from infra.local.place import Place
-from infra.local.service import HERE, Service
+from infra.local.service import HERE, Service, launch_file
 from infra.local.settings import PlatformSettings
 
 _FLOORS = tuple(f"ADAPTER_FOUNDRY_{floor}_" for floor in ("FLOWS", "TRAINER"))
@@ -30,6 +31,7 @@ class Stack:
         secrets: by service and name.
         engine: PostgreSQL; None where SQLite does.
         why_sqlite: why it does; None where nobody needs to be told.
+        notes: what else their owner should be told.
         services: in the order in which they start.
     """
 
@@ -39,6 +41,7 @@ class Stack:
     secrets: Passwords
     engine: postgres.Engine | None
     why_sqlite: str | None
+    notes: tuple[str, ...]
     services: tuple[Service, ...]
 
     @property
@@ -83,7 +86,7 @@ def build(
     secrets = passwords(where)
     on_postgres = engine is not None
     flows = FlowSettings.read(where.home)
-    passed = {name: variables[name] for name in settings.pass_variables if name in variables}
+    passed, notes = _passed(where, settings, variables)
     floors = {name: value for name, value in variables.items() if name.startswith(_FLOORS)}
     own = {
         name: value
@@ -102,7 +105,7 @@ def build(
     ]
     return Stack(
         where=where, settings=settings, ports=chosen, secrets=secrets, engine=engine, why_sqlite=why_sqlite,
-        services=tuple(found),
+        notes=notes, services=tuple(found),
     )  # fmt: skip
 
 
@@ -115,6 +118,8 @@ def environment(where: Place) -> dict[str, str]:
 def _database(where: Place, settings: PlatformSettings) -> tuple[postgres.Engine | None, str | None]:
     """Return PostgreSQL, or None and why not; what the first start has decided stays."""
     kept, asked = place.read(where).get("database"), settings.database
+    if kept == "postgresql" and not postgres.made(where):
+        kept = None  # a first start that could not make them: nothing is decided yet
     if kept is not None and asked not in ("auto", kept):
         raise WrongFolder(
             f"the platform in {where.home} keeps its rows in {kept}, and the settings say {asked}",
@@ -132,6 +137,26 @@ def _database(where: Place, settings: PlatformSettings) -> tuple[postgres.Engine
     if kept is None:
         place.keep(where, {"database": "sqlite" if found is None else "postgresql"})
     return found, why
+
+
+def _passed(
+    where: Place, settings: PlatformSettings, variables: Mapping[str, str]
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the variables that flow runs get, and what to tell; what this shell lacks keeps its value."""
+    try:
+        earlier = json.loads(launch_file(where, prefect.WORKER).read_text("utf-8"))["environment"]
+    except (OSError, ValueError, KeyError):
+        earlier = {}
+    found, notes = dict[str, str](), []
+    for name in settings.pass_variables:
+        if name in variables:
+            found[name] = variables[name]
+        elif name in earlier:
+            found[name] = earlier[name]
+            notes.append(f"{name} is not set here: flow runs keep the value that they have")
+        else:
+            notes.append(f"{name} is named in pass_variables and not set: flow runs go without it")
+    return found, tuple(notes)
 
 
 def _client(where: Place, at: Mapping[str, int], secrets: Passwords, *, on_postgres: bool) -> dict[str, str]:

@@ -18,9 +18,10 @@ from flows.server import exclusive
 from flows.settings import FlowSettings
 from infra.local import health, leftovers, mlflow, place, postgres, prefect, s3, serving, stack
 from infra.local.errors import CannotStart, NotRunning, PlatformError
+from infra.local.passwords import keep, passwords, renewed
 from infra.local.place import Place
 from infra.local.probes import Probe, of, problem
-from infra.local.service import COMMON, prepare, python, shell
+from infra.local.service import COMMON, prepare, python, shell, stop_seconds
 from infra.local.settings import PlatformSettings
 from infra.local.stack import Stack
 from infra.local.supervision import Supervisor, configuration
@@ -32,8 +33,11 @@ from trainer.portraits import BASE_ID, base_path
 
 Tell = Callable[[str], None]
 _LOG_LINES = 12
+#: Beyond what a service may take to stop.
 _DOWN_SECONDS = 60.0
 _REPEAT_SECONDS = 0.1
+#: Passwords that only who knows the one of before can change; all others `up` sets as they are written down.
+_KEPT_INSIDE = {(postgres.NAME, "admin"): postgres.renew, (mlflow.NAME, mlflow.ADMIN): mlflow.renew}
 
 
 @contextmanager
@@ -77,6 +81,8 @@ def up(where: Place, settings: PlatformSettings, tell: Tell) -> tuple[Stack, lis
         if supervisor.pid is None and (count := leftovers.end_all(where)):
             do(f"ended {count} processes that nobody looked after")
         found = stack.build(where, settings, running)
+        for line in found.notes:
+            tell(line)
         if found.engine is not None and postgres.make(where, found.engine, found.secrets):
             do(f"made databases of PostgreSQL {found.engine.major}")
         _supervise(found, supervisor, do)
@@ -107,11 +113,7 @@ def down(where: Place, tell: Tell) -> bool:
 
 def stop_all(where: Place, supervisor: Supervisor, tell: Tell = lambda line: None) -> None:
     """Stop all services, those first that need others, and supervisord."""
-    states = supervisor.states()
-    running = [name for name, one in states.items() if one["pid"]]
-    if prefect.WORKER in running:
-        grace = FlowSettings.read(where.home).stop_seconds
-        end_runs(states[prefect.WORKER]["pid"], grace)
+    running = [name for name, one in supervisor.states().items() if one["pid"]]
     last = [name for name in running if name in (postgres.NAME, s3.NAME)]
     for names in (
         [health.NAME] if health.NAME in running else [],
@@ -119,10 +121,51 @@ def stop_all(where: Place, supervisor: Supervisor, tell: Tell = lambda line: Non
         last,
     ):
         begun = time.monotonic()
-        supervisor.stop(names, _DOWN_SECONDS)
+        try:
+            stop(where, supervisor, names)
+        except PlatformError as error:
+            tell(error.message)  # the end of supervisord is tried all the same
         if names:
             tell(f"stopped {', '.join(sorted(names))}, {time.monotonic() - begun:.1f} s")
     supervisor.shut_down(_DOWN_SECONDS)
+
+
+def stop(where: Place, supervisor: Supervisor, names: Sequence[str]) -> None:
+    """Stop services at once and wait until they have ended; flow runs get time to save what they did.
+
+    Raises:
+        PlatformError: one does not end, though it was killed.
+    """
+    worker = supervisor.states()[prefect.WORKER] if prefect.WORKER in names else None
+    if worker is not None and worker["statename"] == "RUNNING":
+        end_runs(worker["pid"], FlowSettings.read(where.home).stop_seconds)
+    # supervisord kills who takes longer than he was given when he was started.
+    supervisor.stop(names, _DOWN_SECONDS + max((stop_seconds(where, name) for name in names), default=0))
+
+
+def renew(where: Place, service: str, name: str, settings: PlatformSettings, tell: Tell) -> list[str]:
+    """Make a password anew, set it in the service, and restart who uses it; return what was done.
+
+    Raises:
+        NotRunning: the service itself keeps it, and does not run.
+        Explained: there is no such password, or something cannot be started.
+    """
+    with alone(where):
+        before = passwords(where)
+        after = renewed(before, service, name)
+        if (set_it := _KEPT_INSIDE.get((service, name))) is None:
+            keep(where, after)
+        else:
+            Supervisor(where).ask("getState")
+            try:
+                set_it(place.read(where)["ports"], before, after, lambda: keep(where, after))
+            except Exception as error:  # whatever the service's client raises
+                raise PlatformError(
+                    f"{service} does not take another password for {name}: {error}",
+                    "look at `python -m infra.local status`; the password is the one of before",
+                ) from error
+    tell(f"made the password of {name} for {service} anew")
+    return up(where, settings, tell)[1] if Supervisor(where).pid is not None else []
 
 
 def restart(where: Place, names: Sequence[str], tell: Tell) -> None:
@@ -140,7 +183,7 @@ def restart(where: Place, names: Sequence[str], tell: Tell) -> None:
                     f"there is no service {name!r}", f"choose from: {', '.join(sorted(states))}"
                 )
         for name in names:
-            supervisor.stop([name], _DOWN_SECONDS)
+            stop(where, supervisor, [name])
             supervisor.run(name)
             tell(f"{name} restarted")
 
@@ -166,11 +209,15 @@ def _supervise(found: Stack, supervisor: Supervisor, do: Tell) -> None:
 def _start_all(found: Stack, supervisor: Supervisor, do: Tell) -> None:
     """Start in order what does not run as it should, each stage once the one before it answers."""
     secrets, ports = found.secrets, found.ports
+    if supervisor.states()[health.NAME]["pid"] and not prepare(found[health.NAME], found.where):
+        # It knows the passwords and ports of before, by which who has the new ones does not answer.
+        do(f"{health.NAME} has another configuration: stopped until all others work")
+        stop(found.where, supervisor, [health.NAME])
     working = of(ports, secrets, on_postgres=found.engine is not None)
     first: dict[str, Probe] = {"s3": lambda timeout: s3.listens(ports, secrets, timeout)}
     if found.engine is not None:
         first["postgres"] = lambda timeout: postgres.listens(ports, secrets, timeout)
-    _start(found, supervisor, first, do)
+    start(found, supervisor, first, do)
     for made in (
         postgres.set_up(ports, secrets) if found.engine is not None else [],
         s3.set_up(ports, secrets),
@@ -178,29 +225,34 @@ def _start_all(found: Stack, supervisor: Supervisor, do: Tell) -> None:
         for what in made:
             do(f"made {what}")
     _upgrade(found, supervisor, do)
-    _start(found, supervisor, {name: working[name] for name in (mlflow.NAME, prefect.SERVER)}, do)
+    start(found, supervisor, {name: working[name] for name in (mlflow.NAME, prefect.SERVER)}, do)
     for what in mlflow.set_up(ports, secrets):
         do(f"made {what}")
     _registry(found, do)
     _deployments(found, do)
-    _start(found, supervisor, {name: working[name] for name in (prefect.WORKER, serving.NAME)}, do)
+    start(found, supervisor, {name: working[name] for name in (prefect.WORKER, serving.NAME)}, do)
     if supervisor.states()[health.NAME]["pid"] and (why := health.silence(found.where)) is not None:
         do(f"the watcher hangs ({why}): restarted")
-        supervisor.stop([health.NAME], found[health.NAME].stop_seconds + _DOWN_SECONDS)
-    _start(found, supervisor, {health.NAME: lambda timeout: None}, do)
+        stop(found.where, supervisor, [health.NAME])
+    start(found, supervisor, {health.NAME: lambda timeout: None}, do)
 
 
-def _start(found: Stack, supervisor: Supervisor, asked: dict[str, Probe], do: Tell) -> None:
-    """Start services at once that do not run as they should, and wait until each of them answers."""
+def start(found: Stack, supervisor: Supervisor, asked: dict[str, Probe], do: Tell) -> None:
+    """Start services at once that do not run as they should, and wait until each of them answers.
+
+    Raises:
+        CannotStart: one does not answer.
+    """
     states = supervisor.states()
     begun = time.monotonic()
     changed = []
     for name in asked:
         same = prepare(found[name], found.where)
-        if states[name]["pid"] and not same:
-            do(f"{name} has another configuration: restarted")
-            supervisor.stop([name], found[name].stop_seconds + _DOWN_SECONDS)
-        if not (states[name]["pid"] and same):
+        ending = states[name]["statename"] == "STOPPING"  # a `down` that was killed has asked it to
+        if states[name]["pid"] and (ending or not same):
+            do(f"{name} {'is being stopped' if ending else 'has another configuration'}: restarted")
+            stop(found.where, supervisor, [name])
+        if ending or not (states[name]["pid"] and same):
             supervisor.run(name)
             changed.append(name)
     for name, probe in asked.items():
@@ -222,7 +274,7 @@ def _upgrade(found: Stack, supervisor: Supervisor, do: Tell) -> None:
         return
     if before is not None:
         if supervisor.states()[mlflow.NAME]["pid"]:
-            supervisor.stop([mlflow.NAME], _DOWN_SECONDS)
+            stop(found.where, supervisor, [mlflow.NAME])
         rows = mlflow.database(found.where, found.ports, found.engine is not None)
         _command(found, python("mlflow", "db", "upgrade", rows), dict(found[mlflow.NAME].environment))
         do(f"MLflow's tables are of {now} now, they were of {before}")

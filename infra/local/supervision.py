@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from infra.local.errors import CannotStart, NotRunning
+from infra.local.errors import CannotStart, NotRunning, PlatformError
 from infra.local.place import Place, write
 from infra.local.service import Service, launch_file, python, shell
 
@@ -30,6 +30,7 @@ _ANSWER_SECONDS = 10.0
 _START_SECONDS = 30.0
 #: XML-RPC's faults of supervisord: a process that runs already, or does not.
 _ALREADY, _NOT_RUNNING = 60, 70
+_ENDED = ("STOPPED", "EXITED", "FATAL")
 
 
 def configuration(services: Sequence[Service], where: Place, log_bytes: int) -> str:
@@ -187,7 +188,7 @@ class Supervisor:
         return {one["name"]: one for one in self.ask("getAllProcessInfo")}
 
     def run(self, name: str) -> None:
-        """Have a service started; one that runs stays."""
+        """Have a service started; one that runs stays, and one that is being stopped ends all the same."""
         try:
             self.ask("startProcess", name, False)
         except xmlrpc.client.Fault as fault:
@@ -195,7 +196,11 @@ class Supervisor:
                 raise
 
     def stop(self, names: Sequence[str], seconds: float) -> None:
-        """Have services stopped all at once, and wait until they are."""
+        """Have services stopped all at once, and wait until they are.
+
+        Raises:
+            PlatformError: one still runs after so many seconds.
+        """
         for name in names:
             try:
                 self.ask("stopProcess", name, False)
@@ -203,10 +208,16 @@ class Supervisor:
                 if fault.faultCode != _NOT_RUNNING:
                     raise
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        while True:
             states = self.states()
-            if all(states[name]["statename"] in ("STOPPED", "EXITED", "FATAL") for name in names):
+            alive = [name for name in names if states[name]["statename"] not in _ENDED]
+            if not alive:
                 return
+            if time.monotonic() > end:
+                raise PlatformError(
+                    f"{', '.join(alive)} did not stop in {seconds:.0f} seconds, though asked to and killed",
+                    f"see {self._where.log('supervisord')}, then run this again",
+                )
             time.sleep(0.05)
 
     def shut_down(self, seconds: float) -> None:

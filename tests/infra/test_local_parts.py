@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import configparser
+import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from infra.local import leftovers, place, ports, postgres, s3, stack, steps
 from infra.local import passwords as secret
-from infra.local import place, ports, postgres, s3, stack, steps
-from infra.local.__main__ import cli
-from infra.local.errors import Missing, NotRunning, PortTaken, WrongFolder
+from infra.local.__main__ import cli, exports
+from infra.local.errors import CannotStart, Missing, NotRunning, PlatformError, PortTaken, WrongFolder
 from infra.local.place import Place
 from infra.local.service import Service, fingerprint, launch_file, launch_text, prepare, started_file
 from infra.local.settings import PlatformSettings, load
@@ -104,6 +108,16 @@ def test_a_full_disk_is_told_before_databases_stop(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(WrongFolder, match="5 MB left"):
         place.claim(Place(home=tmp_path / "p"))
+    monkeypatch.undo()
+    place.claim(Place(home=tmp_path / "p"))  # there is room now, and nothing of the first try is in the way
+
+
+def test_what_a_start_leaves_behind_that_was_cut_off_is_no_stranger_s(tmp_path: Path) -> None:
+    found = Place(home=tmp_path)
+    found.logs.mkdir(parents=True)
+    (found.services / f".{found.record.name}-x1").write_text("{")
+    place.claim(found)
+    assert place.read(found)["home"] == str(tmp_path)
 
 
 # -- ports --
@@ -183,6 +197,35 @@ def test_a_damaged_file_of_passwords_is_not_overwritten(where: Place) -> None:
     with pytest.raises(WrongFolder, match="cannot be read"):
         secret.passwords(where)
     assert where.secrets.read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    ("service", "name"), [(service, name) for service, names in secret.NAMES.items() for name in names]
+)
+def test_each_password_can_be_made_anew_and_no_other_changes(where: Place, service: str, name: str) -> None:
+    before = secret.passwords(where)
+    secret.keep(where, secret.renewed(before, service, name))
+    after = secret.passwords(where)
+    assert after[service][name] != before[service][name]
+    assert {**after[service], name: ""} == {**before[service], name: ""}
+    assert {**after, service: {}} == {**before, service: {}}
+
+
+def test_a_password_that_services_do_not_take_unasked_needs_them_running(where: Place) -> None:
+    before = secret.passwords(where)
+    for service, name in (("postgres", "admin"), ("mlflow", "admin")):
+        with pytest.raises(NotRunning):
+            steps.renew(where, service, name, SQLITE, print)
+    assert secret.passwords(where) == before
+    assert steps.renew(where, "s3", "publisher", SQLITE, print) == []  # the next start sets it
+    assert secret.passwords(where)["s3"]["publisher"] != before["s3"]["publisher"]
+
+
+@pytest.mark.parametrize(("service", "name", "known"), [("s4", "admin", "s3"), ("s3", "amdin", "admin")])
+def test_a_password_that_is_none_is_explained(where: Place, service: str, name: str, known: str) -> None:
+    with pytest.raises(UsageError, match=f"no password of {service} {name}") as raised:
+        steps.renew(where, service, name, SQLITE, print)
+    assert known in raised.value.mend
 
 
 # -- what is started --
@@ -300,6 +343,37 @@ def test_passed_variables_reach_flow_runs_and_nothing_else(where: Place) -> None
     assert "OTHER_KEY" not in found["prefect-worker"].environment
 
 
+def test_a_passed_variable_that_another_shell_lacks_keeps_its_value_and_that_is_said(where: Place) -> None:
+    name = "ADAPTER_FOUNDRY_KEY_PASSPHRASE"
+    settings = PlatformSettings(database="sqlite", pass_variables=(name,))
+    nothing = stack.build(where, settings, variables={})
+    assert name not in nothing["prefect-worker"].environment
+    assert nothing.notes == (f"{name} is named in pass_variables and not set: flow runs go without it",)
+    first = stack.build(where, settings, variables={name: "a phrase"})
+    prepare(first["prefect-worker"], where)
+    again = stack.build(where, settings, variables={})
+    assert launch_text(again["prefect-worker"], where) == launch_text(first["prefect-worker"], where)
+    assert (first.notes, again.notes) == (
+        (),
+        (f"{name} is not set here: flow runs keep the value that they have",),
+    )
+    other = stack.build(where, settings, variables={name: "another"})
+    assert other["prefect-worker"].environment[name] == "another"
+    assert name not in stack.build(where, SQLITE, variables={})["prefect-worker"].environment
+
+
+def test_a_shell_takes_the_variables_of_a_client_and_forgets_credentials_of_its_own(where: Place) -> None:
+    found = stack.build(where, SQLITE).environment
+    assert all(re.fullmatch(r"[A-Za-z_]\w*", name) for name in found)
+    lines = ['eval "$1"', 'echo "$AWS_REGION $AWS_DEFAULT_REGION ${AWS_SESSION_TOKEN-none}"']
+    own = {"PATH": os.environ["PATH"], "AWS_SESSION_TOKEN": "mine", "AWS_REGION": "eu-central-1"}
+    ran = subprocess.run(
+        ["sh", "-euc", "\n".join(lines), "sh", exports(found)],
+        env=own, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (ran.stdout, ran.stderr) == ("us-east-1 us-east-1 none\n", "")
+
+
 def test_new_ports_reach_the_registry_s_file_and_nothing_else_changes(tmp_path: Path) -> None:
     file = tmp_path / "adapter-foundry.toml"
     text = '# mine\n[registry]\nstore = "s3://a"\nmlflow_tracking_uri = "http://h:1"\n\n[serving]\nport = 1\n'
@@ -341,6 +415,139 @@ def test_databases_of_another_version_are_explained(where: Place, monkeypatch: p
     monkeypatch.setattr(postgres, "installed", lambda: {15: Path("/nowhere"), 17: Path("/nowhere")})
     with pytest.raises(WrongFolder, match=r"of PostgreSQL 9, and installed is: 15, 17"):
         postgres.engine(where)
+
+
+PROGRAMS = {"initdb": "while [ $# -gt 0 ]; do [ \"$1\" = -D ] && to=$2; shift; done; mkdir \"$to\"; "
+            "echo 17 > \"$to/PG_VERSION\"", "postgres": "echo 'postgres (PostgreSQL) 17.1'"}  # fmt: skip
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PostgreSQL that makes nothing but the file that tells its version, and a user who is not root."""
+    found = tmp_path / "bin"
+    found.mkdir()
+    for name, does in PROGRAMS.items():
+        (found / name).write_text(f"#!/bin/sh\n{does}\n")
+        (found / name).chmod(0o755)
+    monkeypatch.setattr(postgres, "_FOLDERS", ())
+    monkeypatch.setenv("PATH", f"{found}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    return found
+
+
+def test_an_ordinary_user_gets_databases_in_a_new_folder(where: Place, programs: Path) -> None:
+    found = stack.build(where, PlatformSettings())
+    assert found.engine == postgres.Engine(folder=programs, major=17)
+    assert postgres.make(where, found.engine, found.secrets)
+    assert [one.name for one in (where.services / "postgres").iterdir()] == ["data"]
+    assert not postgres.make(where, found.engine, found.secrets)
+    with pytest.raises(WrongFolder, match="keeps its rows in postgresql"):
+        stack.build(where, SQLITE)
+
+
+def test_where_no_databases_can_be_made_the_way_out_that_is_told_is_open(
+    where: Place, programs: Path
+) -> None:
+    (programs / "initdb").write_text("#!/bin/sh\necho no locale >&2; exit 1\n")
+    found = stack.build(where, PlatformSettings())
+    assert found.engine is not None
+    with pytest.raises(CannotStart, match="no locale") as raised:
+        postgres.make(where, found.engine, found.secrets)
+    assert "ADAPTER_FOUNDRY_PLATFORM_DATABASE=sqlite" in raised.value.mend
+    assert stack.build(where, SQLITE).engine is None
+    assert stack.build(where, PlatformSettings()).engine is None  # decided now
+
+
+# -- supervision --
+
+#: As Prefect's worker: asked to stop, it ends its run at once. A run that is asked itself takes time to save.
+RUN = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+pathlib.Path(sys.argv[1], "runs").touch()
+time.sleep(600)
+"""
+WORKER = """
+import signal, subprocess, sys, time
+run = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]])
+def stop(*_):
+    run.kill()
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+run.wait()
+time.sleep(600)
+"""
+#: Takes its time to stop.
+SLOW = "import signal, sys, time\nsignal.signal(15, lambda *_: (time.sleep(2), sys.exit()))\ntime.sleep(600)"
+
+
+@pytest.fixture
+def started(where: Place) -> Iterator[Callable[[Service], stack.Stack]]:
+    """Starts a platform that has one service."""
+
+    def start(service: Service) -> stack.Stack:
+        found = dataclasses.replace(stack.build(where, SQLITE), services=(service,))
+        supervisor = Supervisor(where)
+        if supervisor.pid is None:
+            supervisor.start(configuration(found.services, where, 1 << 20))
+        bring_up(found)
+        return found
+
+    yield start
+    Supervisor(where).shut_down(30)
+    leftovers.end_all(where, 1)
+
+
+def bring_up(found: stack.Stack) -> None:
+    asked = {name: lambda timeout: None for name in found.names}
+    steps.start(found, Supervisor(found.where), asked, print)
+
+
+def until(so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("way", ["restart", "another configuration", "stop"])
+def test_whoever_stops_the_worker_lets_its_runs_save(
+    where: Place, started: Callable[[Service], stack.Stack], way: str
+) -> None:
+    service = Service(
+        name="prefect-worker", command=[sys.executable, "-c", WORKER, RUN, str(where.home)],
+        folder=where.home, stop_seconds=20, many=True,
+    )  # fmt: skip
+    found = started(service)
+    until((where.home / "runs").exists)
+    if way == "restart":
+        steps.restart(where, ["prefect-worker"], print)
+    elif way == "stop":
+        steps.stop(where, Supervisor(where), ["prefect-worker"])
+    else:
+        other = dataclasses.replace(service, environment={"ANOTHER": "1"})
+        bring_up(dataclasses.replace(found, services=(other,)))
+    assert (where.home / "saved").exists()
+
+
+def test_a_service_that_is_being_stopped_is_waited_for_and_started_again(
+    where: Place, started: Callable[[Service], stack.Stack]
+) -> None:
+    slow = Service(name="slow", command=[sys.executable, "-c", SLOW], folder=where.home)
+    found, supervisor = started(slow), Supervisor(where)
+    time.sleep(1)  # it sets its handler
+    before = supervisor.states()["slow"]["pid"]
+    with pytest.raises(PlatformError, match="slow did not stop in 0 seconds"):
+        supervisor.stop(["slow"], 0)
+    assert supervisor.states()["slow"]["statename"] == "STOPPING"  # as a `down` leaves it that was killed
+    bring_up(found)
+    after = supervisor.states()["slow"]
+    assert after["statename"] == "RUNNING"
+    assert after["pid"] != before
 
 
 # -- without a platform --
