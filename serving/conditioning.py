@@ -200,6 +200,11 @@ def require_offered(spec: ConditioningSpec, rows: Sequence[Mapping[str, float]])
             require_strength(spec, value, f"the intensity of {name!r}")
 
 
+def usual_strength(least: float, most: float) -> float:
+    """Return the strength where nobody names one: 1, as trained, or what a signed range has nearest to it."""
+    return min(max(1.0, least), most)
+
+
 def require_strength(spec: ConditioningSpec, value: float, what: str = "the strength") -> None:
     """Refuse a strength outside of the signed range.
 

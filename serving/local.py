@@ -21,6 +21,7 @@ from registry.digest import Digest
 from registry.errors import Explained
 from registry.reference import Reference
 from serving.backend import AdapterStatus, Health, Progress
+from serving.conditioning import usual_strength
 from serving.errors import Draining, Overloaded, UsageError
 from serving.following import Follower
 from serving.scheduler import Scheduler
@@ -127,6 +128,7 @@ class LocalBackend:
         try:
             stack = await self._stack(reference, request)
             device.engine.check(request, stack)
+            self._require_answerable(request, device)
             steps, first = device.engine.course(request, stack).steps, stack[0][0]
             device.scheduler.enter(ticket, stack, weight=device.weight(request))
             yield Progress(step=0, steps=steps, adapter=first.reference, adapter_digest=first.digest)
@@ -146,7 +148,7 @@ class LocalBackend:
 
     async def adapter(self, reference: str) -> AdapterStatus:
         """Return what a reference means now; raises as `stream` does."""
-        return await asyncio.to_thread(self._follower.status, reference)
+        return await self._follower.status(reference)
 
     async def health(self) -> Health:
         """Return how it is."""
@@ -190,14 +192,32 @@ class LocalBackend:
             if adapter.digest not in self._held and self._device is not None:
                 await asyncio.to_thread(self._hold_followed, self._device)
             return adapter
-        return await asyncio.to_thread(self._follower.resolve, reference)
+        return (await self._follower.meant(reference)).in_memory()
+
+    def _require_answerable(self, request: SweepRequest, device: _Device) -> None:
+        """Refuse what would fill the memory when it is answered.
+
+        Raises:
+            UsageError: all pictures together have too many pixels.
+        """
+        height, width = request.size or device.engine.size
+        most = self._settings.max_output_pixels
+        if len(request.rows) * height * width > most:
+            raise UsageError(
+                f"{len(request.rows)} pictures of {height} x {width} pixels are more than the {most:,} "
+                "pixels that one request may make",
+                "ask for fewer or smaller ones, or split the request (setting: max_output_pixels)",
+            )
 
     async def _stack(self, reference: str, request: SweepRequest) -> Stack:
         """Decide which adapters answer a request."""
         first = await self._resolve(reference)
         stack = [(first, request.strength)]
-        stack += [(await self._resolve(under), 1.0) for under in self._under.get(reference, ())]
-        stack += [(await self._resolve(one.adapter), one.strength) for one in request.stacked]
+        if request.stacked is None:
+            under = [await self._resolve(one) for one in self._under.get(reference, ())]
+            stack += [(one, _usual(one)) for one in under]
+        else:
+            stack += [(await self._resolve(one.adapter), one.strength) for one in request.stacked]
         names = [adapter.digest for adapter, _ in stack]
         if len(set(names)) < len(names):
             raise UsageError("an adapter is stacked on itself", "name each adapter once, with one strength")
@@ -225,7 +245,7 @@ class LocalBackend:
 
         request = SweepRequest.make(image=_grey(), rows=({},), steps=1)
         ticket = device.scheduler.take(request, key=WARM_UP, listener=listener, ours=True)
-        device.scheduler.enter(ticket, ((adapter, 1.0),))
+        device.scheduler.enter(ticket, ((adapter, _usual(adapter)),))
         done.result()
         _log.info("%s is warm", adapter.reference)
 
@@ -273,6 +293,11 @@ class LocalBackend:
                 scheduler.start()
                 self._device = _Device(engine=engine, scheduler=scheduler)
             return self._device
+
+
+def _usual(adapter: VerifiedAdapter) -> float:
+    signed = adapter.card.conditioning
+    return usual_strength(signed.strength_min, signed.strength_max)
 
 
 def _grey() -> Image.Image:

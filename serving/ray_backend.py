@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -42,6 +43,8 @@ _COLLECTED = 5.0
 """Seconds between two questions for the engines' metrics."""
 _PATIENCE = 5.0
 """Seconds after which an engine that does not say how it is counts as silent."""
+_LOST = 30.0
+"""Seconds after which a promotion does not wait for a silent engine; one that loads says how it is."""
 _ADMITTING = 600.0
 """Seconds within which engines have to pull and verify an adapter, and put it onto their devices."""
 
@@ -62,19 +65,22 @@ class Meaning(Protocol):
     @property
     def digest(self) -> Digest: ...
 
+    @property
+    def strength(self) -> float: ...
+
 
 class Resolver(Protocol):
-    """Knows what references mean, without weights; see `serving.following`. Its calls block."""
+    """Knows what references mean, without weights; see `serving.following`. What is no coroutine blocks."""
 
     def start(self) -> None: ...
 
     def stop(self) -> None: ...
 
-    def meaning(self, reference: str) -> Meaning: ...
+    async def meant(self, reference: str) -> Meaning: ...
 
     def statuses(self) -> Sequence[AdapterStatus]: ...
 
-    def status(self, reference: str) -> AdapterStatus: ...
+    async def status(self, reference: str) -> AdapterStatus: ...
 
     @property
     def missing(self) -> str | None: ...
@@ -125,7 +131,7 @@ class RayBackend:
         """
         if self._draining:
             raise Draining("the server is going down", "send the request again, another server takes it")
-        asked, model = await asyncio.to_thread(self._resolve, request)
+        asked, model = await self._resolve(request)
         seen = -1
         problem: Exception | None = None
         for attempt in range(ATTEMPTS):
@@ -152,10 +158,10 @@ class RayBackend:
 
     async def adapter(self, reference: str) -> AdapterStatus:
         """Return what a reference means now."""
-        return await asyncio.to_thread(self._resolver.status, reference)
+        return await self._resolver.status(reference)
 
     async def health(self) -> Health:
-        """Return how the engines were half a second ago, taken together."""
+        """Return how the engines that answer were half a second ago, or `_PATIENCE` while one is silent."""
         heard = self._heard
         full = [engine.retry_after for engine in heard if engine.retry_after is not None]
         problem = self._resolver.missing
@@ -181,23 +187,26 @@ class RayBackend:
             task.cancel()
         await asyncio.to_thread(self._resolver.stop)
 
-    def _resolve(self, request: SweepRequest) -> tuple[SweepRequest, str]:
+    async def _resolve(self, request: SweepRequest) -> tuple[SweepRequest, str]:
         """Return the request with each reference replaced by what it means now, and the model id.
 
-        What always lies under the reference that was asked for is written into the request, for a replica
-        knows the adapter by its digest alone.
+        What the settings put under the reference is written into the request, for a replica knows the adapter
+        by its digest alone.
         """
         reference = request.adapter or next(iter(self._settings.adapters), None)
         if reference is None:
             raise NotServed("the request names no adapter, and none is served", "name one, as name@alias")
-        under = [StackedAdapter(adapter=other) for other in self._settings.stacked.get(reference, ())]
-        exact = _exact(self._resolver.meaning(reference))
-        stacked = tuple(
-            StackedAdapter(adapter=_exact(self._resolver.meaning(one.adapter)), strength=one.strength)
-            for one in (*under, *request.stacked)
-        )
+        exact = _exact(await self._resolver.meant(reference))
+        if request.stacked is None:
+            under = [await self._resolver.meant(one) for one in self._settings.stacked.get(reference, ())]
+            stacked = [StackedAdapter(adapter=_exact(one), strength=one.strength) for one in under]
+        else:
+            stacked = [
+                StackedAdapter(adapter=_exact(await self._resolver.meant(one.adapter)), strength=one.strength)
+                for one in request.stacked
+            ]
         fields = {name: getattr(request, name) for name in type(request).model_fields}
-        return SweepRequest.make(**fields | {"adapter": exact, "stacked": stacked}), exact
+        return SweepRequest.make(**fields | {"adapter": exact, "stacked": tuple(stacked)}), exact
 
     async def _once(
         self, request: SweepRequest, model: str, key: str, previews: int
@@ -245,13 +254,15 @@ class RayBackend:
     async def _listen(self) -> None:
         """Ask the engines how they are, again and again."""
         while True:
-            self._heard = [one for one in await self._ask_all("health") if isinstance(one, Health)]
+            answers, _ = await self._ask_all("health")
+            self._heard = [one for one in answers if isinstance(one, Health)]
             await asyncio.sleep(_HEARD)
 
     async def _collect(self) -> None:
         """Ask the engines for their metrics, more often than anybody scrapes."""
         while True:
-            self.told = dict(await self._ask_all("metrics"))
+            answers, _ = await self._ask_all("metrics")
+            self.told = dict(answers)
             await asyncio.sleep(_COLLECTED)
 
     def _admit(self, version: Meaning) -> None:
@@ -262,7 +273,7 @@ class RayBackend:
             Explained: an engine refuses it.
         """
         assert self._loop is not None, "the resolver was started by start()"
-        asking = self._ask_all("admit", _exact(version), patience=_ADMITTING)
+        asking = self._admitted(_exact(version))
         answers = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
         if not answers:
             raise NetworkError("no engine answers yet", "wait until the engines have loaded their base")
@@ -270,14 +281,35 @@ class RayBackend:
             if isinstance(answer, Refused):
                 raise answer.error
 
-    async def _ask_all(self, method: str, *values: Any, patience: float = _PATIENCE) -> Sequence[Any]:
-        """Call a method of every engine; one that does not answer gives nothing."""
+    async def _admitted(self, model: str) -> Sequence[Any]:
+        """Have every engine admit a model; those that do not even say how they are are not waited for."""
+        calls = await self._call_all("admit", model)
+        waiting, ends = set(calls), time.monotonic() + _ADMITTING
+        while waiting and time.monotonic() < ends:
+            _, waiting = await asyncio.wait(waiting, timeout=_PATIENCE)
+            # Ray does not tell which ones are silent, but they are among those that have not admitted.
+            if waiting and len(waiting) <= (await self._ask_all("health", patience=_LOST))[1]:
+                break
+        return _answers(calls)
+
+    async def _ask_all(
+        self, method: str, *values: Any, patience: float = _PATIENCE
+    ) -> tuple[Sequence[Any], int]:
+        """Call a method of every engine; return the answers, and how many engines are silent."""
+        calls = await self._call_all(method, *values)
+        _, silent = await asyncio.wait(calls, timeout=patience) if calls else ((), ())
+        return _answers(calls), len(silent)
+
+    async def _call_all(self, method: str, *values: Any) -> Sequence[asyncio.Task[Any]]:
+        """Call a method of every engine, each call by itself; none where no engine runs."""
+        calls = self._engines.broadcast(method, *values)
         try:
-            answers = self._engines.broadcast(method, *values)
-            found = await answers.results_async(timeout_s=patience, return_exceptions=True)
+            async with asyncio.timeout(_PATIENCE):
+                # Ray's `results_async` gives all answers or none: one silent engine would silence the others.
+                engines = await calls._fetch_replica_results_async()
         except (TimeoutError, RayError, RayServeException):
             return ()
-        return [answer for answer in found if not isinstance(answer, BaseException)]
+        return [asyncio.create_task(engine.get_async()) for engine in engines]
 
 
 class _Lost(Exception):
@@ -286,6 +318,14 @@ class _Lost(Exception):
     def __init__(self, reason: Exception) -> None:
         super().__init__(str(reason))
         self.reason = reason
+
+
+def _answers(calls: Sequence[asyncio.Task[Any]]) -> Sequence[Any]:
+    """Return what calls have answered; those that have not yet are given up."""
+    for call in calls:
+        call.cancel()
+    ended = [call for call in calls if call.done() and not call.cancelled()]
+    return [call.result() for call in ended if call.exception() is None]
 
 
 def _exact(meaning: Meaning) -> str:

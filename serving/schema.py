@@ -74,7 +74,7 @@ class _Edited(_Asked):
     image: bytes | Image.Image
     adapter: AdapterText | None = None
     strength: Strength = 1.0
-    stacked: Annotated[tuple[StackedAdapter, ...], Field(max_length=MAX_STACKED)] = ()
+    stacked: Annotated[tuple[StackedAdapter, ...], Field(max_length=MAX_STACKED)] | None = None
     seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
     size: tuple[Side, Side] | None = None
@@ -89,7 +89,8 @@ class EditRequest(_Edited):
         expressions: expression -> intensity, in the adapter's signed range; empty asks for the neutral face.
         adapter: reference or digest of the adapter that has to answer; None takes the attached one.
         strength: of the adapter, 0 (the base alone) to the signed maximum.
-        stacked: more adapters beside it, each at its own strength.
+        stacked: the adapters beside it, each at its own strength, ``()`` for none; None is what the service
+            puts there.
         seed: of the starting noise; the same request gives the same picture.
         steps: denoising steps; None is what the adapters are scheduled for, or `DEFAULT_STEPS`.
         size: height and width of the result in pixels, multiples of the base's; None is the base's own. The

@@ -24,8 +24,8 @@ class ServingSettings(BaseModel):
             denoiser.
         adapters: references that are served and followed, for example ``pixelsmile@prod``; the first is the
             default.
-        stacked: reference -> references of adapters that always lie under it, at strength 1, such as one
-            distilled to few steps.
+        stacked: reference -> references of adapters that lie under it, at strength 1 or the signed one
+            nearest to it, where a request does not say what does; such as one distilled to few steps.
         schedules: name of an adapter -> ``steps`` (where a request names none) and ``shift`` of the noise
             levels, for one distilled to few steps; they hold whenever it takes part in an edit.
         on_demand: also serve other references to this registry's adapters for the same base when a request
@@ -43,6 +43,7 @@ class ServingSettings(BaseModel):
         max_waiting: pictures that may wait; more are answered with 429.
         max_body: bytes of a request.
         max_pixels: pixels of a picture from outside.
+        max_output_pixels: pixels of all the pictures that one request makes.
         request_seconds: time within which a request has to arrive whole.
         grace_seconds: time that requests get to finish when the server stops.
         jobs: database of asynchronous jobs, ``sqlite:///file`` or ``postgresql+psycopg://…``; None is a file
@@ -76,6 +77,7 @@ class ServingSettings(BaseModel):
     max_waiting: Annotated[int, Field(ge=1, le=100_000)] = 256
     max_body: Annotated[int, Field(ge=1024, le=1 << 30)] = 34 << 20
     max_pixels: Annotated[int, Field(ge=64, le=1 << 28)] = 4096 * 4096
+    max_output_pixels: Annotated[int, Field(ge=64, le=1 << 32)] = 32 * 1024 * 1024
     request_seconds: Annotated[float, Field(gt=0, le=600)] = 20.0
     grace_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     jobs: str | None = None

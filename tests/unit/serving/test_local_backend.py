@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from fakes.registries import NAME, PASSING, objects
 from registry.client import Registry
 from registry.errors import NotFound, Revoked
 from registry.families import KNOWN_BASES
-from registry.manifest import BaseModelRef
+from registry.manifest import CARD_NAME, BaseModelRef
 from serving.backend import Progress
 from serving.bases import register
 from serving.errors import (
@@ -215,23 +216,65 @@ async def _idle(backend: LocalBackend) -> bool:
     return (health.running, health.waiting) == (0, 0)
 
 
-def test_adapters_are_stacked_by_the_settings_and_by_the_request(
+def test_adapters_are_stacked_by_the_settings_or_by_the_request(
     registry: Registry, portrait: Image.Image
 ) -> None:
     async def run() -> None:
         async with serving(registry, stacked={PROD: (f"{NAME}:2",)}) as backend:
             more = StackedAdapter(adapter=f"{NAME}:3", strength=0.5)
-            result = await answer(backend, ask(portrait, stacked=(more,), strength=0.7))
+            result = await answer(backend, ask(portrait, strength=0.7))
             assert (result.adapter, result.strength) == (f"{NAME}:1", 0.7)
-            assert [(one.adapter, one.strength) for one in result.stacked] == [
-                (f"{NAME}:2", 1.0),
-                (f"{NAME}:3", 0.5),
-            ]
+            assert [(one.adapter, one.strength) for one in result.stacked] == [(f"{NAME}:2", 1.0)]
+            other = await answer(backend, ask(portrait, stacked=(more,), strength=0.7))
+            assert [(one.adapter, one.strength) for one in other.stacked] == [(f"{NAME}:3", 0.5)]
+            nothing = await answer(backend, ask(portrait, stacked=(), strength=0.7))
             alone = await answer(backend, ask(portrait, adapter=f"{NAME}:1", strength=0.7))
-            assert alone.stacked == ()
+            assert nothing.stacked == alone.stacked == ()
+            assert same(alone, nothing)
             assert not same(alone, result)
+            # What an answer names makes the same picture again, whatever the settings say by then.
+            (used,) = result.stacked
+            under = (StackedAdapter(adapter=f"{NAME}@{used.digest}", strength=used.strength),)
+            again = await answer(backend, ask(portrait, adapter=f"{NAME}:1", stacked=under, strength=0.7))
+            assert same(again, result)
             with pytest.raises(UsageError, match="stacked on itself"):
                 await answer(backend, ask(portrait, stacked=(StackedAdapter(adapter=f"{NAME}:1"),)))
+
+    asyncio.run(run())
+
+
+def test_an_adapter_signed_for_less_than_its_whole_strength_serves(
+    registry: Registry, portrait: Image.Image, tmp_path: Path
+) -> None:
+    files = clean_adapter(KNOWN_BASES[BASE_ID], seed=4)
+    card = json.loads(files[CARD_NAME])
+    card["conditioning"]["strength_max"] = 0.8
+    for name, data in {**files, CARD_NAME: json.dumps(card).encode()}.items():
+        (tmp_path / name).write_bytes(data)
+    registry.push(tmp_path, "gentle", evaluation=PASSING)
+    registry.approve("gentle:1", "a person", "looks right")
+
+    async def run() -> None:
+        async with serving(registry, adapters=("gentle:1", PROD), stacked={PROD: ("gentle:1",)}) as backend:
+            result = await answer(backend, ask(portrait, strength=0.5))
+            assert (result.adapter, result.strength) == ("gentle:1", 0.5)
+            # Where nobody names its strength it has the one that is nearest to 1.
+            over = await answer(backend, ask(portrait, adapter=PROD))
+            assert [(one.adapter, one.strength) for one in over.stacked] == [("gentle:1", 0.8)]
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("rows", "size"), [(3, None), (1, (64, 128))])
+def test_an_answer_is_bounded_before_anything_is_made(
+    registry: Registry, portrait: Image.Image, rows: int, size: tuple[int, int] | None
+) -> None:
+    async def run() -> None:
+        async with serving(registry, max_output_pixels=2 * 64 * 64 - 1) as backend:
+            asked = ask(portrait, *[{"happy": 0.1}] * rows, size=size)
+            with pytest.raises(UsageError, match="one request may make"):
+                await answer(backend, asked)
+            assert (await answer(backend, ask(portrait))).steps == 2
 
     asyncio.run(run())
 

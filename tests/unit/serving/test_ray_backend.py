@@ -1,0 +1,181 @@
+"""The backend of an ingress over engines that answer, refuse, take long, or are silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+from PIL import Image
+from ray.serve.handle import DeploymentBroadcastResponse
+
+from registry.digest import Digest, digest_bytes
+from registry.errors import NetworkError
+from serving import ray_backend
+from serving.backend import AdapterStatus, Health
+from serving.errors import AdapterMismatch
+from serving.ray_backend import Meaning, RayBackend, Refused
+from serving.schema import StackedAdapter, SweepRequest
+from serving.settings import ServingSettings
+from serving.versions import Version
+
+SOON = 60.0
+Answer = Callable[[str], Awaitable[Any]]
+
+
+def version(name: str, most: float = 1.5) -> Version:
+    digest = digest_bytes(name.encode())
+    facts = {"strength_min": 0.0, "strength_max": most}
+    return Version(name=name, number=1, digest=digest, digests=(digest,), facts=facts, adapter=None)
+
+
+class Resolver:
+    """Knows two adapters, and has the engines admit the first when it is started."""
+
+    missing = None
+
+    def __init__(self, admit: Callable[[Meaning], None]) -> None:
+        self._admit = admit
+        self.known = {"smile@prod": version("smile"), "fast:1": version("fast", 0.8)}
+
+    def start(self) -> None:
+        self._admit(self.known["smile@prod"])
+
+    def stop(self) -> None: ...
+
+    async def meant(self, reference: str) -> Meaning:
+        return self.known[reference]
+
+    def statuses(self) -> Sequence[AdapterStatus]:
+        return ()
+
+    async def status(self, reference: str) -> AdapterStatus:
+        return AdapterStatus(reference=reference, followed=True, state="ready")
+
+
+class Engines:
+    """A deployment's handle: Ray's own broadcast over replicas that are functions.
+
+    Attributes:
+        asked: the requests that were sent.
+    """
+
+    def __init__(self, *replicas: Answer) -> None:
+        self._replicas = replicas
+        self.asked: list[SweepRequest] = []
+        self.stream = self
+
+    def broadcast(self, method: str, *values: str) -> Any:
+        class Result:
+            def __init__(self, replica: Answer) -> None:
+                self._replica = replica
+
+            async def get_async(self) -> Any:
+                return await self._replica(method)
+
+        async def results() -> list[Any]:
+            return [Result(replica) for replica in self._replicas]
+
+        return DeploymentBroadcastResponse(results(), None)
+
+    def options(self, **options: Any) -> Engines:
+        return self
+
+    async def remote(self, request: SweepRequest, *others: Any) -> AsyncGenerator[Any]:
+        self.asked.append(request)
+        yield []
+
+
+async def good(method: str) -> Any:
+    if method == "health":
+        return Health(ready=True, draining=False, waiting=0, running=0)
+    return ("good", "text") if method == "metrics" else None
+
+
+async def silent(method: str) -> Any:
+    await asyncio.Event().wait()
+
+
+async def refuses(method: str) -> Any:
+    return Refused(error=AdapterMismatch("it does not fit", "")) if method == "admit" else await good(method)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed soon, and nothing is admitted for longer than tests wait."""
+    monkeypatch.setattr(ray_backend, "_PATIENCE", 0.2)
+    monkeypatch.setattr(ray_backend, "_LOST", 0.5)
+
+
+def backend(engines: Engines, **settings: Any) -> RayBackend:
+    given = ServingSettings(**{"adapters": ("smile@prod",), **settings})
+    return RayBackend(engines, Resolver, given)  # type: ignore[arg-type]
+
+
+def test_a_silent_engine_silences_no_other_and_holds_up_no_promotion() -> None:
+    async def run() -> None:
+        found = backend(Engines(good, silent, good))
+        async with asyncio.timeout(SOON):
+            await found.start()  # a version is admitted by those that live
+            while not (await found.health()).ready or not found.told:
+                await asyncio.sleep(0.02)
+        assert found.told == {"good": "text"}
+        await found.close(0)
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_takes_long_but_lives_is_waited_for() -> None:
+    async def run() -> None:
+        admitted = asyncio.Event()
+
+        async def slow(method: str) -> Any:
+            if method == "admit":
+                await asyncio.sleep(3)
+                admitted.set()
+            return await good(method)
+
+        found = backend(Engines(good, slow, silent))
+        async with asyncio.timeout(SOON):
+            await found.start()
+        assert admitted.is_set()
+        await found.close(0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("engines", "error"),
+    [((silent, silent), NetworkError), ((good, refuses, silent), AdapterMismatch), ((), NetworkError)],
+)
+def test_a_version_that_no_engine_or_not_every_one_admits_is_refused(
+    engines: tuple[Answer, ...], error: type[Exception]
+) -> None:
+    async def run() -> None:
+        found = backend(Engines(*engines))
+        async with asyncio.timeout(SOON):
+            with pytest.raises(error):
+                await found.start()
+
+    asyncio.run(run())
+
+
+def test_what_the_settings_put_under_an_adapter_has_a_strength_that_it_is_signed_for(
+    portrait: Image.Image,
+) -> None:
+    async def run() -> None:
+        engines = Engines(good)
+        found = backend(engines, stacked={"smile@prod": ("fast:1",)})
+        mine = (StackedAdapter(adapter="fast:1", strength=0.3),)
+        for stacked in (None, mine, ()):
+            request = SweepRequest.make(image=portrait, rows=({},), stacked=stacked)
+            assert [one async for one in found.stream(request, key="me")] == [[]]
+        fast = f"fast@{Digest(digest_bytes(b'fast'))}"
+        assert [[(one.adapter, one.strength) for one in asked.stacked or ()] for asked in engines.asked] == [
+            [(fast, 0.8)],
+            [(fast, 0.3)],
+            [],
+        ]
+
+    asyncio.run(run())
