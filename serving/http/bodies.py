@@ -93,7 +93,11 @@ class EditBody(_Strict):
         default=None, description="Reference; without it the service's first.", examples=["pixelsmile@prod"]
     )
     strength: Number = Field(default=1.0, description="Of the adapter; 0 is the base alone.")
-    stacked: list[Stacked] = Field(default=[], max_length=MAX_STACKED)
+    stacked: list[Stacked] | None = Field(
+        default=None,
+        max_length=MAX_STACKED,
+        description="What lies under the adapter; without it what the service puts there.",
+    )
     seed: Whole = Field(default=0, ge=0, lt=1 << 63, description="Of the starting noise.")
     steps: Steps | None = Field(
         default=None,
@@ -128,7 +132,9 @@ class EditBody(_Strict):
             rows=tuple(self.vectors()),
             adapter=self.adapter,
             strength=self.strength,
-            stacked=tuple(StackedAdapter(adapter=one.adapter, strength=one.strength) for one in self.stacked),
+            stacked=None
+            if self.stacked is None
+            else tuple(StackedAdapter(adapter=one.adapter, strength=one.strength) for one in self.stacked),
             seed=self.seed,
             steps=self.steps,
             exact=self.exact,

@@ -58,15 +58,21 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Following]:
     """The service with the adapter that the demo trains, on the base that ships."""
     import torch
 
-    from serving.local import LocalBackend
-
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp("served") / "home"
     registry = two_versions(home)
-    settings = ServingSettings(adapters=(PROD,), port=0, follow_seconds=0.3)
-    app = service_app(LocalBackend(settings, registry=registry, home=home), settings, home=home)
-    with Served(app, settings) as server:
+    with following(registry) as server:
         yield Following(url=f"{server.url}/", registry=registry)
+
+
+def following(registry: Registry, **options: Any) -> Served:
+    """A service that follows ``pixelsmile@prod`` of a registry, and was not started."""
+    from serving.local import LocalBackend
+
+    home = registry.place.home
+    settings = ServingSettings(adapters=(PROD,), port=0, follow_seconds=0.3, **options)
+    backend = LocalBackend(settings, registry=registry, home=home)
+    return Served(service_app(backend, settings, home=home), settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -388,6 +394,27 @@ def test_a_link_of_the_history_makes_the_same_pixels_again(tab: Open) -> None:
     other.page.locator("body[data-reproduced=true]").wait_for(state="attached")
     assert other.pixels() == pixels
     assert other.page.locator("#seed").input_value() == "41"
+
+
+def test_a_link_names_the_steps_and_what_lay_under_the_adapter(served: Following, tab: Open) -> None:
+    """Neither the settings of the day nor those of another service change what a link makes."""
+    under, schedules = {PROD: (f"{NAME}:2",)}, {NAME: {"steps": 4}}
+    with following(served.registry, stacked=under, schedules=schedules) as server:
+        one = tab(url=f"{server.url}/")
+        one.open()
+        assert " 4 steps" in one.page.locator("#facts").inner_text(), "as the adapter is scheduled"
+        one.page.wait_for_url(re.compile(r"steps=4.*pixels="))
+        link = one.page.url.removeprefix(one.url)
+        stacked = one.pixels()
+        one.page.goto("about:blank")
+    other = tab()
+    other.open()
+    plain = other.pixels()
+    other.open(link)
+    other.page.locator("body[data-reproduced=true]").wait_for(state="attached")
+    assert other.pixels() == stacked != plain
+    other.page.locator("#steps").fill("")
+    other.page.locator("#facts", has_text=" 8 steps").wait_for()
 
 
 def test_a_link_with_a_picture_of_another_browser_asks_for_it(tab: Open) -> None:

@@ -197,7 +197,7 @@ class DrawingBackend:
                     size=(source.height, source.width),
                     stacked=tuple(
                         Used(adapter=one.adapter, digest=digest_bytes(b"stacked"), strength=one.strength)
-                        for one in request.stacked
+                        for one in request.stacked or ()
                     ),
                 )
             )

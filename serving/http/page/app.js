@@ -16,7 +16,8 @@ import { slider, Sliders } from "./sliders.js";
 const SETTLED = 700;
 const PREVIEWS = 3;
 
-const state = { picture: null, coded: null, expressions: {}, strength: 1, seed: 0, steps: 8 };
+// `steps` null is what suits the adapter, `stacked` null what the service puts under it.
+const state = { picture: null, coded: null, expressions: {}, strength: 1, seed: 0, steps: null, stacked: null };
 let wanted = null; // the digest of the pixels that an opened link promises
 let settling = null;
 let drawn = null; // the expressions and the range that the controls show
@@ -27,14 +28,15 @@ const sliders = new Sliders($("#sliders"), (name, value) => express({ [name]: va
 const pad = new Pad($("#pad"), (x, y) => express({ [$("#blend-x").value]: x, [$("#blend-y").value]: y }));
 const strip = new Strip({ request: (rows) => request(rows.map((row) => ({ ...state.expressions, ...row }))), pick: (name, value) => express({ [name]: value }), failed: explain });
 const past = new History((link) => { if (link === location.hash) open(link); else location.hash = link; });
-const live = new Live(async () => { const body = await request([state.expressions]); return body && { ...body, previews: state.steps > 2 ? PREVIEWS : 0 }; }, {
+const live = new Live(async () => { const body = await request([state.expressions]); return body && { ...body, previews: state.steps === null || state.steps > 2 ? PREVIEWS : 0 }; }, {
   started() { clear(); $("#compare").classList.add("busy"); $("#progress").value = 0; },
   stepped(step, steps, picture) { $("#progress").value = step / steps; if (picture) compare.edited(picture); },
   answered, failed(error) { idle(); explain(error, () => live.now()); },
 });
 const adapters = new Adapters({
-  chosen() { adopt(); changed(); },
+  chosen() { state.stacked = null; adopt(); changed(); },
   moved(now, before) {
+    if (now.digest !== before.digest) state.stacked = null;
     adopt();
     toast(now.state === "revoked" ? `${now.reference} was revoked` : `${now.reference} is now version ${now.version ?? "?"}`);
     if (now.digest !== before.digest || now.state !== "ready") changed();
@@ -48,11 +50,11 @@ async function request(rows) {
   const status = adapters.current;
   if (!state.picture || !status) return null;
   state.coded ??= base64(state.picture.blob);
-  const { strength, seed, steps } = state;
+  const { strength, seed, steps, stacked } = state;
   const asked = rows.map((row) => Object.fromEntries(Object.entries(row).filter(([, value]) => value)));
   // A single face has a link that promises its pixels, so it shares no batch with strangers.
   const what = asked.length === 1 ? { expressions: asked[0], exact: true } : { rows: asked };
-  return { image: await state.coded, adapter: status.reference, ...what, strength, seed, steps };
+  return { image: await state.coded, adapter: status.reference, ...what, strength, seed, ...(steps && { steps }), ...(stacked && { stacked }) };
 }
 
 function take(picture) {
@@ -87,7 +89,7 @@ function paint() {
   pad.set(state.expressions[$("#blend-x").value] ?? 0, state.expressions[$("#blend-y").value] ?? 0);
   strength.set(state.strength);
   $("#seed").value = state.seed;
-  $("#steps").value = state.steps;
+  $("#steps").value = state.steps ?? "";
 }
 
 const strength = slider({ id: "strength", name: "Adapter strength", min: 0, max: 1.5, value: 1, usual: 1, changed: (value) => { state.strength = value; outdated(); changed(); } });
@@ -134,11 +136,12 @@ async function answered(answer, body, milliseconds) {
   const version = answer.adapter_version ?? result.adapter?.split(":")[1];
   const by = version ? `${name} version ${version}` : name;
   const picture = state.picture.key;
-  const link = { picture, adapter: `${name}@${answer.adapter_digest ?? result.adapter_digest}`, expressions: body.expressions, strength: body.strength, seed: body.seed, steps: body.steps };
+  const link = { picture, adapter: `${name}@${answer.adapter_digest ?? result.adapter_digest}`, expressions: body.expressions, strength: body.strength, seed: body.seed, steps: result.steps, stacked: result.stacked };
+  $("#steps").placeholder = result.steps;
   made = { blob, by, link, words: worded(body.expressions) };
   $("#made").textContent = made.words;
   const took = milliseconds < 1000 ? `${Math.round(milliseconds)} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
-  $("#facts").textContent = `${by} · seed ${body.seed} · ${body.steps} steps · ${took}`;
+  $("#facts").textContent = `${by} · seed ${body.seed} · ${result.steps} steps · ${took}`;
   offer(blob);
   if (adapters.current?.digest && adapters.current.digest !== (answer.adapter_digest ?? result.adapter_digest)) adapters.poll();
   clearTimeout(settling);
@@ -179,8 +182,8 @@ async function open(fragment) {
     explain(error, () => open(fragment));
     return false;
   }
-  const { expressions, strength, seed, steps } = asked;
-  Object.assign(state, { expressions, strength, seed, steps });
+  const { expressions, strength, seed, steps, stacked } = asked;
+  Object.assign(state, { expressions, strength, seed, steps, stacked });
   paint();
   if (!(await portraits.byKey(asked.picture))) {
     explain(Object.assign(new Error("This link was made with a picture that is not in this browser."), { status: 404, mend: "Drop the same picture to make it again." }), () => $("#file").click());
@@ -206,16 +209,18 @@ async function drawMap() {
   }
 }
 
-function number(id, name, low, high) {
+/** A field for a whole number; one that may be empty is null then. */
+function number(id, name, low, high, optional = false) {
   const input = $(id);
   input.addEventListener("input", () => {
     const value = Math.trunc(input.valueAsNumber);
-    if (!Number.isFinite(value)) return;
-    state[name] = clamp(value, low, high);
+    const empty = optional && input.value === "" && !input.validity.badInput;
+    if (!Number.isFinite(value) && !empty) return;
+    state[name] = empty ? null : clamp(value, low, high);
     outdated();
     changed();
   });
-  input.addEventListener("blur", () => { input.value = state[name]; });
+  input.addEventListener("blur", () => { input.value = state[name] ?? ""; });
 }
 
 function theme() {
@@ -236,7 +241,7 @@ function theme() {
 function wire() {
   theme();
   number("#seed", "seed", 0, Number.MAX_SAFE_INTEGER);
-  number("#steps", "steps", 1, 100);
+  number("#steps", "steps", 1, 100, true);
   $("#dice").addEventListener("click", () => { state.seed = Math.floor(Math.random() * 1e6); outdated(); paint(); changed(); });
   $("#reset").addEventListener("click", () => { state.expressions = {}; paint(); changed(); });
   $("#map").addEventListener("click", drawMap);

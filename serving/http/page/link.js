@@ -3,14 +3,25 @@
 import { brief, clamp } from "./dom.js";
 
 /** The fragment of an edit. */
-export function write({ picture, adapter, expressions, strength, seed, steps, pixels }) {
+export function write({ picture, adapter, expressions, strength, seed, steps, stacked, pixels }) {
   const fields = new URLSearchParams({ picture, adapter });
   for (const [name, value] of Object.entries(expressions)) if (value) fields.append("e", `${name}:${brief(value)}`);
   if (strength !== 1) fields.set("strength", brief(strength));
   fields.set("seed", seed);
   fields.set("steps", steps);
+  for (const under of stacked ?? []) {
+    const name = under.adapter?.split(":")[0];
+    fields.append("under", `${name ? `${name}@` : ""}${under.digest}*${under.strength}`);
+  }
   if (pixels) fields.set("pixels", pixels);
   return `#${fields.toString().replaceAll("%3A", ":").replaceAll("%40", "@")}`;
+}
+
+/** An adapter that lies under the other, and how strongly; null where the text names none. */
+function under(text) {
+  const cut = text.lastIndexOf("*");
+  const strength = Number.parseFloat(text.slice(cut + 1));
+  return cut > 0 && Number.isFinite(strength) ? { adapter: text.slice(0, cut).slice(0, 300), strength: clamp(strength, 0, 10) } : null;
 }
 
 /** The edit that a fragment asks for; null where it asks for none. What is out of range is brought into it. */
@@ -36,6 +47,7 @@ export function read(fragment) {
     strength: number("strength", 1, 0, 10),
     seed: Math.trunc(number("seed", 0, 0, Number.MAX_SAFE_INTEGER)),
     steps: Math.trunc(number("steps", 8, 1, 100)),
+    stacked: fields.getAll("under").slice(0, 4).map(under).filter(Boolean),
     pixels: /^[0-9a-f]{32}$/.test(fields.get("pixels") ?? "") ? fields.get("pixels") : null,
   };
 }
