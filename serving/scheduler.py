@@ -168,14 +168,15 @@ class Scheduler:
         """Take no more requests, give those that were taken some time, and stop the device's thread.
 
         Args:
-            grace: seconds; what is not done then is cancelled.
+            grace: seconds; what is not done then hears `Draining`: another server can do it.
         """
         with self._changed:
             self._draining = True
             self._changed.wait_for(lambda: not self._tickets, grace)
             left = list(self._tickets)
         for ticket in left:
-            self._stop(ticket, Cancelled("the server stopped before the edit was done", "send it again"))
+            # Not `Cancelled`: nobody gave it up, and whoever holds the job or the request tries elsewhere.
+            self._stop(ticket, Draining("the server stopped before the edit was done", "send it again"))
         with self._changed:
             self._ended = True
             self._notify()

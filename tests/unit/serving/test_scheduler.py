@@ -408,7 +408,7 @@ def test_a_draining_scheduler_finishes_what_it_has_and_takes_nothing_new(
     assert not drains.is_alive()
 
 
-def test_what_is_not_done_after_the_grace_is_cancelled(
+def test_what_is_not_done_after_the_grace_is_for_another_server(
     watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
 ) -> None:
     stack = ((make_adapter(1), 1.0),)
@@ -419,7 +419,7 @@ def test_what_is_not_done_after_the_grace_is_cancelled(
     threading.Timer(0.3, watched.gate.release, [1]).start()
     scheduler.drain(0.1)
     for one in taken:
-        with pytest.raises(Cancelled, match="stopped before"):
+        with pytest.raises(Draining, match="stopped before"):
             one.results()
     assert len(watched.batches) <= 2
 
