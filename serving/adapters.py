@@ -8,6 +8,7 @@ from the signed card; nothing that a file says about itself is believed.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from registry.admission import VerifiedAdapter
 from registry.families import family
 from serving.errors import AdapterMismatch, Overloaded, StrengthOutOfRange, UsageError
 from serving.fitting import Place, fitting_updates
+from serving.memory import was_short
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 Stack = tuple[tuple[VerifiedAdapter, float], ...]
 """Adapters that work together, and the strength of each; the first conditions the edit."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -55,10 +59,19 @@ class Resident:
 
 @dataclass(kw_only=True, slots=True, eq=False)
 class _Merged:
-    """Adapters whose updates are in the base's weights, and the weights as they were."""
+    """Adapters whose updates are in the base's weights, and the weights as they were.
+
+    Attributes:
+        whole: every weight has its updates; before that, and while they are put back, nobody may count on it.
+    """
 
     shares: Shares
     weights: Mapping[Place, torch.Tensor] = field(repr=False)
+    whole: bool = False
+
+    def serves(self, shares: Shares) -> bool:
+        """Whether rows with these adapters have them already."""
+        return self.whole and self.shares == shares
 
 
 class AdapterSlots:
@@ -186,7 +199,7 @@ class AdapterSlots:
         """Give the rows of the forward passes inside their own resident adapters."""
         shares = [tuple((_key(adapter), strength) for adapter, strength in stack) for stack in rows]
         if self._merged is not None:
-            if all(one == self._merged.shares for one in shares):
+            if all(self._merged.serves(one) for one in shares):
                 shares = [() for _ in shares]
             else:
                 self.unmerge()
@@ -209,35 +222,35 @@ class AdapterSlots:
         belong inside `routed`, which puts them back for rows that want anything else.
 
         Returns:
-            False where the base is quantised, or waits elsewhere: there nothing is merged.
+            False where the base is quantised or waits elsewhere, and where there is no memory for it: there
+            nothing is merged.
         """
         from serving import layers
 
         shares = tuple((_key(adapter), strength) for adapter, strength in stack)
-        if self._merged is not None and self._merged.shares == shares:
+        if self._merged is not None and self._merged.serves(shares):
             return True
         self.unmerge()
         wanted = {where for key, _ in shares for where in self._residents[key].updates}
         linears = {where: self._layers[where].base_layer for where in wanted}
         if any(not layers.mergeable(linear) for linear in linears.values()):
             return False
-        import torch
-
-        kept = {where: linear.weight.data.clone() for where, linear in linears.items()}
-        with torch.no_grad():
-            for where, linear in linears.items():
-                change = sum(
-                    update.weight(kept[where], strength)
-                    for key, strength in shares
-                    if (update := self._residents[key].updates.get(where)) is not None
-                )
-                linear.weight.data.copy_(kept[where].float() + change)
-        self._merged = _Merged(shares=shares, weights=kept)
+        try:
+            kept = {where: linear.weight.data.clone() for where, linear in linears.items()}
+            self._merged = _Merged(shares=shares, weights=kept)  # before a weight changes, or it were lost
+            self._add(self._merged)
+        except BaseException as error:
+            self.unmerge()
+            if was_short(error):
+                _log.warning("no memory to merge %d adapters; they stay beside the weights", len(stack))
+                return False
+            raise
         return True
 
     def unmerge(self) -> None:
-        """Put the base's weights back, bit for bit."""
+        """Put the base's weights back, bit for bit; takes no memory."""
         if self._merged is not None:
+            self._merged.whole = False
             for where, weight in self._merged.weights.items():
                 self._layers[where].base_layer.weight.data.copy_(weight)
             self._merged = None
@@ -287,6 +300,19 @@ class AdapterSlots:
         self._route_all()
 
     # Inside
+
+    def _add(self, merged: _Merged) -> None:
+        import torch
+
+        with torch.no_grad():
+            for where, weight in merged.weights.items():
+                change = sum(
+                    update.weight(weight, strength)
+                    for key, strength in merged.shares
+                    if (update := self._residents[key].updates.get(where)) is not None
+                )
+                self._layers[where].base_layer.weight.data.copy_(weight.float() + change)
+        merged.whole = True
 
     def _shares_of_all(self) -> Shares:
         if self._merged is not None:
@@ -348,10 +374,10 @@ class AdapterSlots:
     def _refuse_strangers(self) -> None:
         from serving import layers
 
-        mine = {id(layer) for layer in self._layers.values()}
         for part, model in self._parts.items():
             for name, module in layers.found(model).items():
-                if id(module) not in mine:
+                # What another thread puts in at this moment is ours as well: a layer says itself whose it is.
+                if not (isinstance(module, layers.AdaptedLinear) and module.routing is self._routing):
                     raise AdapterMismatch(
                         f"the {part} already carries LoRA layers that were not attached here ({name})",
                         "use a freshly loaded base model",

@@ -7,6 +7,7 @@ are equal, and join and leave it at any step.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 _DECODED_TOGETHER = 16
 _STEADY = 8
 """Steps in a row with one stack of adapters, after which it is merged where that is wanted."""
+_MERGED_AGAIN = 1000
+"""Steps after which a stack that could not be merged is tried again."""
+
+_log = logging.getLogger(__name__)
 
 
 class EditEngine:
@@ -449,5 +454,12 @@ class EditEngine:
         key = keys.pop() if len(keys) == 1 else None
         count = self._steady[1] + 1 if key is not None and key == self._steady[0] else 0
         self._steady = key, count
-        if count >= _STEADY:
-            self.slots.merge(runs[0].stack)
+        if count < _STEADY:
+            return
+        try:
+            merged = self.slots.merge(runs[0].stack)
+        except Exception:  # the weights are as they were, and the step does without
+            _log.exception("the adapters could not be merged")
+            merged = False
+        if not merged:
+            self._steady = key, -_MERGED_AGAIN

@@ -1,4 +1,4 @@
-"""The allocator's manners on a CPU."""
+"""Memory: the allocator's manners on a CPU, and how one knows that there was too little."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_MAX, 0))
+
+
+def was_short(error: BaseException) -> bool:
+    """Whether an error says that there was no memory, on the machine or on its accelerator."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from serving.memory import was_short
+
 if TYPE_CHECKING:
     from serving.runs import Run
 
@@ -42,8 +44,7 @@ def step(advance: Callable[[Sequence[Run]], None], runs: Sequence[Run]) -> Stepp
     errors = [
         None if run.step > steps else _error(advance, [run]) for run, steps in zip(runs, before, strict=True)
     ]
-    memory = isinstance(broke, MemoryError) or type(broke).__name__ == "OutOfMemoryError"
-    return Stepped(errors=errors, too_large=memory and not any(errors))
+    return Stepped(errors=errors, too_large=was_short(broke) and not any(errors))
 
 
 def _error(advance: Callable[[Sequence[Run]], None], runs: Sequence[Run]) -> Exception | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -192,6 +193,57 @@ def test_another_stack_in_between_unmerges_first(
         assert torch.equal(velocity(1), expected)
 
 
+class Full(layers.Placed):
+    """An update that is larger than the memory that is left; it counts how often it is tried."""
+
+    tried = 0
+
+    def weight(self, base: torch.Tensor, strength: float) -> torch.Tensor:
+        Full.tried += 1
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def without_memory(slots: AdapterSlots, adapter: VerifiedAdapter) -> None:
+    """Make an adapter resident whose updates have no room in the weights from the fifth on."""
+    resident = slots.prepare(adapter)
+    updates = {
+        where: update if number < 4 else Full(a=update.a, b=update.b)
+        for number, (where, update) in enumerate(resident.updates.items())
+    }
+    slots.install(replace(resident, updates=updates))
+
+
+def test_a_merge_for_which_there_is_no_memory_leaves_the_base_as_it_was(
+    pipeline: Any, make_adapter: Make, velocity: Callable[[int], torch.Tensor]
+) -> None:
+    before = velocity(1)
+    adapter = make_adapter(1)
+    slots = AdapterSlots(pipeline)
+    without_memory(slots, adapter)
+    with slots.routed([((adapter, 1.0),)]):
+        beside = velocity(1)
+    assert not slots.merge(((adapter, 1.0),))
+    with slots.routed([((adapter, 1.0),), ()]):
+        torch.testing.assert_close(velocity(2), torch.cat([beside, before]), rtol=0, atol=1e-5)
+    slots.detach()
+    assert torch.equal(velocity(1), before)
+
+
+def test_edits_go_on_where_there_is_no_memory_to_merge(
+    pipeline: Any, make_adapter: Make, portrait: Image.Image
+) -> None:
+    adapter = make_adapter(1)
+    plain = EditEngine(pipeline, base=adapter.card.base, allow_candidates=True)
+    request = asked(portrait, steps=30)
+    expected = finished(plain, plain.begin(request, ((adapter, 1.0),)))[0]
+    plain.detach()
+    merging = EditEngine(pipeline, base=adapter.card.base, allow_candidates=True, merge=True)
+    without_memory(merging.slots, adapter)
+    Full.tried = 0
+    assert np.array_equal(finished(merging, merging.begin(request, ((adapter, 1.0),)))[0], expected)
+    assert Full.tried == 1, "it was tried again at once"
+
+
 def test_a_quantised_base_is_never_merged_into(pipeline: Any, make_adapter: Make) -> None:
     adapter = make_adapter(1, targets=("attn.to_q",))
     name = "transformer_blocks.0.attn.to_q"
@@ -206,6 +258,26 @@ def test_a_quantised_base_is_never_merged_into(pipeline: Any, make_adapter: Make
         slots.detach()
     finally:
         layers.replace(pipeline.transformer, name, linear)
+
+
+def test_adapters_that_arrive_together_are_ours(pipeline: Any, make_adapter: Make) -> None:
+    slots, model = AdapterSlots(pipeline), pipeline.transformer
+    arriving = [slots.prepare(make_adapter(2))]
+
+    def named_modules(*values: Any) -> Any:
+        # Another thread puts its layers in while this one looks for those of somebody else.
+        while arriving:
+            slots.install(arriving.pop())
+        return type(model).named_modules(model, *values)
+
+    model.named_modules = named_modules
+    try:
+        slots.load(make_adapter(1, targets=SOME))
+    finally:
+        del model.named_modules
+    assert len(slots.residents) == 2
+    with pytest.raises(AdapterMismatch, match="not attached here"):
+        AdapterSlots(pipeline).prepare(make_adapter(3))
 
 
 def test_the_least_recently_used_make_room_and_pinned_ones_stay(pipeline: Any, make_adapter: Make) -> None:
