@@ -11,6 +11,7 @@ The file is long because everything is in it that happens under the one lock.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from registry.digest import Digest
@@ -221,20 +222,33 @@ class Follower:
             registry.errors.Revoked: what it means was withdrawn.
             registry.errors.RegistryError: it is refused, or no reference.
         """
-        adapter = self.meaning(reference).adapter
-        if adapter is None:
-            raise NotServed("this process holds no weights", "ask one that does")
-        return adapter
+        return self.meaning(reference).in_memory()
 
     def meaning(self, reference: str) -> Version:
         """Return the version that answers to a reference now; waits and raises as `resolve`."""
+        found, loading = self._ask(reference)
+        if loading is not None:
+            futures.wait([loading])
+        return self._answer(found)
+
+    async def meant(self, reference: str) -> Version:
+        """Return the same in an event loop; a load holds no thread while it is waited for."""
+        found, loading = await asyncio.to_thread(self._ask, reference)
+        if loading is not None:
+            await _ended(loading)
+        return self._answer(found)
+
+    def _ask(self, reference: str) -> tuple[Version | Entry, Future[None] | None]:
+        """Find what answers to a reference, and what has to end before it does; does not wait."""
         if reference.startswith("sha256:"):
-            version = self._with_digest(Digest.parse(reference))
-        else:
-            asked = Reference.parse(reference)
-            with self._lock:
-                entry = self._entries.get(str(asked))
-            version = self._demanded(asked) if entry is None or not entry.followed else entry.answer()
+            return self._with_digest(Digest.parse(reference)), None
+        asked = Reference.parse(reference)
+        with self._lock:
+            entry = self._entries.get(str(asked))
+        return self._demand(asked) if entry is None or not entry.followed else (entry, None)
+
+    def _answer(self, found: Version | Entry) -> Version:
+        version = found.answer() if isinstance(found, Entry) else found
         reason = self._watch.revoked(*version.digests)
         if reason is not None:
             raise revoked_error(version, reason)
@@ -289,13 +303,13 @@ class Follower:
         with self._lock:
             return [entry.status(self._watch) for entry in self._entries.values()]
 
-    def status(self, reference: str) -> AdapterStatus:
+    async def status(self, reference: str) -> AdapterStatus:
         """Return how a reference is served; one on demand is loaded for it, and raises as `resolve`."""
         with self._lock:
             entry = self._entries.get(reference)
             if entry is not None and entry.followed:
                 return entry.status(self._watch)
-        version = self.meaning(reference)
+        version = await self.meant(reference)
         with self._lock:
             entry = self._entries.get(reference)
             if entry is not None:
@@ -316,25 +330,22 @@ class Follower:
             raise revoked_error(digest, reason)
         raise NotServed(f"{digest} is not served here", f"name it as name@{digest}")
 
-    def _demanded(self, asked: Reference) -> Version:
-        """What a reference means that nobody follows: in memory, or loaded by the first who asks."""
+    def _demand(self, asked: Reference) -> tuple[Version | Entry, Future[None] | None]:
+        """What a reference means that nobody follows: in memory, or loaded for the first who asks."""
         target = self._watch.resolve(asked)
         with self._lock:
             for one in self._entries.values():
                 served = one.served if one.followed else None
                 if served is not None and served.digest == target.digest and served.answers(asked):
-                    return served
+                    return served, None
             if not self._settings.on_demand:
                 raise NotServed(f"{asked} is not served here", f"choose from: {', '.join(self._entries)}")
             entry = self._entries.get(str(asked)) or self._new_entry(asked)
             self._entries.move_to_end(str(asked))
             if entry.served is not None:
                 self._kept.touch(entry.served, asked)
-                return entry.served
-        job = self._look(entry, confirmed=False)
-        if job is not None:
-            futures.wait([job])
-        return entry.answer()
+                return entry.served, None
+        return entry, self._look(entry, confirmed=False)
 
     def _new_entry(self, asked: Reference) -> Entry:
         others = [one for one in self._entries.values() if not one.followed]
@@ -440,3 +451,15 @@ class Follower:
 
     def _timed(self, name: str) -> AbstractContextManager[None]:
         return nullcontext() if self._metrics is None else self._metrics.loading(name)
+
+
+async def _ended(job: Future[None]) -> None:
+    """Wait until a job of a pool has ended; whoever gives up waiting leaves it to the others."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed, and nobody waits any more
+            loop.call_soon_threadsafe(ended.set)
+
+    job.add_done_callback(tell)
+    await ended.wait()

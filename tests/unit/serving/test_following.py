@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import threading
@@ -99,7 +100,7 @@ def test_a_followed_reference_is_served_and_named(make: Make) -> None:
     assert began <= status.checked <= time.time()
     assert status.problem is None
     assert found.missing is None
-    assert found.status(PROD) == status
+    assert asyncio.run(found.status(PROD)) == status
 
 
 def test_facts_are_those_of_the_signed_card_and_ready_for_json(make: Make) -> None:
@@ -483,7 +484,7 @@ def test_other_references_are_served_on_demand_and_loaded_once(make: Make) -> No
     assert found.resolve(str(digest)) is answers[0]
     (_, status, _) = found.statuses()
     assert (status.reference, status.followed, status.state) == (f"{NAME}:2", False, "ready")
-    assert found.status(f"{NAME}:2").digest == digest
+    assert asyncio.run(found.status(f"{NAME}:2")).digest == digest
 
 
 def test_what_is_followed_answers_to_its_other_names_without_loading(make: Make) -> None:
@@ -493,7 +494,7 @@ def test_what_is_followed_answers_to_its_other_names_without_loading(make: Make)
     first = found.resolve(PROD)
     for text in (f"{NAME}:1", f"{NAME}@{first.digest}", str(first.digest)):
         assert found.resolve(text) is first
-        assert found.status(text).version == 1
+        assert asyncio.run(found.status(text)).version == 1
     assert device.taken == [f"{NAME}:1"]
     for text in (f"{NAME}:2", str(Digest("sha256:" + "0" * 64))):
         with pytest.raises(NotServed, match="is not served here"):
