@@ -202,7 +202,7 @@ class JobTable:
     def fail(self, id: str, owner: str, error: Mapping[str, Any]) -> bool:
         """End a job with an error; False when it is no longer the owner's."""
         with self._writing() as connection:
-            if not self._held(connection, id, owner, {"size": 0}):
+            if not self._held(connection, id, owner, {"lease": None}):
                 return False
             self._end(connection, self._row(connection, id), "failed", error=error)
         return True
@@ -293,6 +293,7 @@ class JobTable:
         values = {
             "state": state, "ended": now, "owner": None, "lease": None,
             "error": None if error is None else json.dumps(error),
+            **({} if state == "succeeded" else {"size": 0}),  # nothing of it is kept
         }  # fmt: skip
         connection.execute(update(jobs).where(jobs.c.id == job.id).values(values))
         gone = (pictures.c.job == job.id) & (pictures.c.place == _REQUEST)

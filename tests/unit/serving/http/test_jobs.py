@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import io
 import multiprocessing
 import os
@@ -417,6 +418,43 @@ def test_a_key_has_so_many_open_jobs_and_no_more(store: JobStore) -> None:
         with pytest.raises(RateLimited):
             await accepted(store)
         await accepted(store, OTHER)
+
+    asyncio.run(body())
+
+
+def kept_bytes(store: JobStore, job: Job) -> int:
+    """What counts as kept when the caller of a job asks for another one."""
+    heard: list[int] = []
+
+    def room(jobs: int, size: int) -> None:
+        heard.append(size)
+        raise RateLimited("full", "wait", 1.0)
+
+    with pytest.raises(RateLimited):
+        store.table.insert(dataclasses.replace(job, id="another"), b"", key=None, room=room)
+    return heard[0]
+
+
+def test_a_job_that_ended_without_pictures_keeps_none(store: JobStore, clock: Clock) -> None:
+    async def body() -> None:
+        running = await accepted(store)
+        assert kept_bytes(store, running) == len(portrait())
+        assert store.table.claim("a") is not None
+        await store.cancel(running.id, STUDIO)
+        await store.cancel((await accepted(store)).id, STUDIO)
+        assert kept_bytes(store, running) == 0, "it was cancelled"
+        lost = await accepted(store)
+        for _ in range(MAX_ATTEMPTS):
+            assert store.table.claim("dies") is not None
+            clock.now += LEASE_SECONDS + 1
+        assert store.table.claim("careful") is None
+        assert (now(store, lost).state, kept_bytes(store, lost)) == ("failed", 0)
+        expired = await accepted(store)
+        clock.now += 3601
+        store.remove_old()
+        assert (now(store, expired).state, kept_bytes(store, expired)) == ("failed", 0)
+        done = await run(store, DrawingBackend(), await accepted(store))
+        assert kept_bytes(store, done) == sum(len(store.table.picture(done.id, row) or b"") for row in (0, 1))
 
     asyncio.run(body())
 
