@@ -1,7 +1,7 @@
 """Works on the jobs: hands them to the backend, some at a time, and sends the webhooks that are owed.
 
 Any number of processes may do so with one database. A job is given up as soon as it is cancelled or its lease
-is lost, and waits again when the service is full or stops.
+is lost, and waits again when the service is full or stops. A loop that dies is started again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
@@ -19,7 +20,7 @@ from serving.errors import Cancelled, Draining, Overloaded
 from serving.http.answers import error_facts
 from serving.http.job import MAX_ATTEMPTS
 from serving.http.job_table import LEASE_SECONDS
-from serving.http.webhooks import SECONDS
+from serving.http.webhooks import SECONDS, wait_after
 
 if TYPE_CHECKING:
     from serving.backend import Backend
@@ -32,6 +33,8 @@ Encode = Callable[["SweepRequest", "EditResult"], bytes]
 
 JOBS_AT_ONCE: Final = 8
 WEBHOOKS_AT_ONCE: Final = 8
+WEBHOOKS_OF_ONE: Final = 2
+"""Of one caller, whose receivers may answer as slowly as they like."""
 POLL_SECONDS: Final = 0.5
 BEAT_SECONDS: Final = 2.0
 UPKEEP_SECONDS: Final = 30.0
@@ -70,7 +73,7 @@ class JobRunner:
         """Begin; the event loop runs."""
         self._store.on_cancel = self._cancelled
         bodies: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (self._take, self._tell, self._upkeep)
-        self._loops = [asyncio.create_task(body()) for body in bodies]
+        self._loops = [asyncio.create_task(self._lasting(body)) for body in bodies]
 
     async def close(self, grace: float = 0.0) -> None:
         """Take no more jobs; let those that run finish for so long, and the others wait for another process.
@@ -87,6 +90,15 @@ class JobRunner:
         for task in (*self._loops, *self._edits.values()):
             task.cancel()
         await asyncio.gather(*self._loops, *self._working, return_exceptions=True)
+
+    async def _lasting(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run a loop, and start it again when it dies: nobody waits for it who would notice."""
+        while not self._closing:
+            try:
+                await body()
+            except Exception:
+                _log.exception("jobs: a loop died and is started again")
+                await asyncio.sleep(POLL_SECONDS)
 
     # -- jobs --
 
@@ -186,19 +198,36 @@ class JobRunner:
 
     async def _tell(self) -> None:
         """Send what is owed."""
-        room = asyncio.Semaphore(WEBHOOKS_AT_ONCE)
+        on_their_way: Counter[str] = Counter()
+        room = asyncio.Event()
+
+        async def tell(due: Delivery) -> None:
+            await self._tell_one(due)
+            on_their_way[due.caller] -= 1
+            room.set()
+
         async with asyncio.TaskGroup() as sending:
             while not self._closing:
-                await room.acquire()
-                due = await self._tried(asyncio.to_thread(self._store.table.due, 4 * SECONDS))
+                room.clear()
+                due = None
+                if on_their_way.total() < WEBHOOKS_AT_ONCE:
+                    busy = [caller for caller, count in on_their_way.items() if count >= WEBHOOKS_OF_ONE]
+                    ask = asyncio.to_thread(self._store.table.due, 4 * SECONDS, but=busy)
+                    due = await self._tried(ask)
                 if due is None:
-                    room.release()
-                    await asyncio.sleep(POLL_SECONDS)
-                else:
-                    sending.create_task(self._tell_one(due)).add_done_callback(lambda _: room.release())
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(room.wait(), POLL_SECONDS)
+                    continue
+                on_their_way[due.caller] += 1
+                sending.create_task(tell(due))
 
     async def _tell_one(self, due: Delivery) -> None:
-        outcome, again = await self._store.sender.send(due)
+        """Make an attempt; whatever becomes of it, the other deliveries go on."""
+        outcome, again = "failed", wait_after(due)
+        try:
+            outcome, again = await self._store.sender.send(due)
+        except Exception:
+            _log.exception("an attempt to deliver %s failed", due.id)
         await self._tried(asyncio.to_thread(self._store.table.told, due.id, again))
         if self._metrics is not None:
             self._metrics.webhooks.labels(outcome=outcome).inc()

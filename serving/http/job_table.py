@@ -15,7 +15,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -247,13 +247,19 @@ class JobTable:
 
     # -- webhooks --
 
-    def due(self, seconds: float) -> Delivery | None:
-        """Take a webhook that is due; nobody else takes it for so long."""
+    def due(self, seconds: float, *, but: Collection[str] = ()) -> Delivery | None:
+        """Take a webhook that is due; nobody else takes it for so long.
+
+        Args:
+            seconds: for which it is taken.
+            but: callers whose webhooks have to wait.
+        """
         from sqlalchemy import select, update
 
         _, _, owed = tables()
         now = self._clock()
-        query = select(owed).where(owed.c.done.is_(None), owed.c.next <= now).order_by(owed.c.next).limit(1)
+        waits = (owed.c.done.is_(None), owed.c.next <= now, owed.c.caller.not_in(but))
+        query = select(owed).where(*waits).order_by(owed.c.next).limit(1)
         with self._reading() as connection:
             if connection.execute(query).first() is None:
                 return None

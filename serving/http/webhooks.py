@@ -15,16 +15,21 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import logging
 import re
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
 from registry.errors import shown
 from serving.http.answers import HttpError, Invalid
+from serving.http.keyring import KeysDamaged
 
 if TYPE_CHECKING:
     from serving.http.job import Delivery
@@ -35,10 +40,13 @@ SECONDS: Final = 15.0
 """For the whole of an attempt: the name, the connection, and the first line of the answer."""
 WAITS: Final = (5.0, 30.0, 120.0, 900.0, 3600.0, 10800.0, 28800.0)
 """Seconds before each further attempt."""
+_NAMES_AT_ONCE: Final = 16
+"""Threads that ask for names; a name server that hangs keeps one for longer than the attempt lasts."""
 _URL: Final = re.compile(r"[!-~]+")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n|$)")
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
+_log = logging.getLogger(__name__)
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
@@ -160,7 +168,7 @@ class Sender:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._keys, self._loopback, self._clock = keys, loopback, clock
-        self._resolve = resolve or _resolve
+        self._resolve = resolve or _system_names()
         self._trust = trust or ssl.create_default_context()
 
     def check(self, webhook: Webhook, owner: str) -> None:
@@ -189,26 +197,33 @@ class Sender:
     async def send(self, delivery: Delivery) -> tuple[str, float | None]:
         """Try to deliver.
 
+        A key that is over sends no more; one that the file does not know at the moment, or that cannot be
+        read, is no reason to give up.
+
         Returns:
             What came of it (``delivered``, ``refused``, ``failed``, ``gone``), and in how many seconds to try
             again; None is never.
         """
-        key = self._keys.named(delivery.caller)
-        if key is None:
-            return "refused", None
         try:
+            key = next((one for one in self._keys.all() if one.name == delivery.caller), None)
+            if key is None:
+                return "failed", wait_after(delivery)
+            if not key.alive(self._clock()):
+                return "refused", None
             async with asyncio.timeout(SECONDS):
                 status = await self._post(delivery, key.webhook_secret)
         except WebhookRefused:
             return "refused", None
+        except KeysDamaged as error:
+            _log.warning("a webhook waits: %s", error.message)
+            status = 0
         except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             status = 0
         if 200 <= status < 300:
             return "delivered", None
         if status == 410:  # the receiver wants no more of them
             return "gone", None
-        left = WAITS[delivery.attempts :]
-        return "failed", left[0] if left else None
+        return "failed", wait_after(delivery)
 
     async def _post(self, delivery: Delivery, secret: str) -> int:
         """Send one request to the checked address, and return the status of the answer."""
@@ -249,11 +264,21 @@ class Sender:
             writer.transport.abort()
 
 
-async def _resolve(host: str, port: int) -> Sequence[str]:
-    import socket
+def wait_after(delivery: Delivery) -> float | None:
+    """Return the seconds to wait after an attempt that failed; None when it was the last one."""
+    return next(iter(WAITS[delivery.attempts :]), None)
 
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [str(place[0]) for *_, place in found]
+
+def _system_names() -> Resolve:
+    """Return what asks the system, in threads of its own: whoever owns a name can make each answer hang."""
+    threads = ThreadPoolExecutor(_NAMES_AT_ONCE, "webhook-names")
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        ask = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(threads, ask)
+        return [str(place[0]) for *_, place in found]
+
+    return resolve
 
 
 def _is_address(host: str) -> bool:

@@ -8,7 +8,8 @@ import hashlib
 import hmac
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from fakes.backends import DrawingBackend
 from serving.http.answers import Invalid
 from serving.http.job import Delivery
+from serving.http.job_runner import WEBHOOKS_AT_ONCE, WEBHOOKS_OF_ONE
 from serving.http.job_table import JobTable
 from serving.http.jobs import JobRunner, JobStore
 from serving.http.keyring import Keys
@@ -211,6 +213,216 @@ def test_the_end_of_a_job_is_told_also_after_a_restart(keys: Keys, tmp_path: Pat
             job.id,
             "succeeded",
         )
+
+    asyncio.run(body())
+
+
+# -- what must not stop the others --
+
+SECONDS = 120.0
+"""Whatever has to happen happens in these, also on a machine that is busy."""
+
+
+class Clock:
+    """A clock that stands until somebody moves it."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Told(JobTable):
+    """A table that keeps what came of each attempt.
+
+    Attributes:
+        attempts: seconds until the next one, in order.
+        broken: raised when the next delivery is asked for, once.
+    """
+
+    def __init__(self, folder: Path, clock: Callable[[], float]) -> None:
+        super().__init__(f"sqlite:///{folder / 'jobs.db'}", clock)
+        self.attempts: list[float | None] = []
+        self.broken: Exception | None = None
+
+    def due(self, seconds: float, *, but: Collection[str] = ()) -> Delivery | None:
+        """See `JobTable.due`."""
+        broken, self.broken = self.broken, None
+        if broken is not None:
+            raise broken
+        return super().due(seconds, but=but)
+
+    def told(self, id: str, again: float | None) -> None:
+        """See `JobTable.told`."""
+        super().told(id, again)
+        self.attempts.append(again)
+
+
+@asynccontextmanager
+async def telling(store: JobStore) -> AsyncIterator[None]:
+    """A runner that sends what the jobs of a store owe."""
+    runner = JobRunner(DrawingBackend(), store, encode=lambda request, result: b"")
+    runner.start()
+    try:
+        yield
+    finally:
+        await runner.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something holds."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def owe(store: JobStore, url: str, name: str = "studio") -> None:
+    """A job of a key ends, and its webhook is due."""
+    caller = Caller(name=name, scopes=("edit", "read"))
+    request = SweepRequest.make(image=b"a picture", rows=({},))
+    job = await store.accept(request, caller=caller, webhook=Webhook(url=url))
+    await store.cancel(job.id, caller)
+
+
+@pytest.mark.parametrize("content", [b"{", None], ids=["damaged", "missing"])
+def test_what_falls_due_while_the_keys_cannot_be_read_is_delivered_later(
+    keys: Keys, tmp_path: Path, content: bytes | None
+) -> None:
+    clock, file = Clock(), tmp_path / "serving" / "keys.json"
+    table = Told(tmp_path, clock)
+
+    async def body() -> None:
+        receiver, store = Receiver(), JobStore(table, Sender(keys, loopback=True), clock=clock)
+        good = file.read_bytes()
+        async with receiver.running() as url:
+            await owe(store, url)
+            if content is None:
+                file.unlink()
+            else:
+                file.write_bytes(content)
+            async with telling(store):
+                await until(lambda: table.attempts == [WAITS[0]])
+                assert not receiver.heard
+                file.write_bytes(good)
+                await owe(store, url)
+                await until(lambda: len(receiver.heard) == 1)
+                clock.now += WAITS[0]
+                await until(lambda: len(receiver.heard) == 2)
+                await until(lambda: table.attempts == [WAITS[0], None, None])
+
+    asyncio.run(body())
+
+
+def test_a_key_that_is_over_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    clock = Clock()
+    keys = Keys(tmp_path / "serving" / "keys.json", clock)
+    keys.add("studio", ["edit"], days=1)
+
+    async def body() -> None:
+        receiver = Receiver()
+        async with receiver.running() as url:
+            sender = Sender(keys, loopback=True, clock=clock)
+            assert await sender.send(delivery(url)) == ("delivered", None)
+            clock.now += 86400
+            assert await sender.send(delivery(url)) == ("refused", None)
+            nobody = Sender(Keys.open(tmp_path / "elsewhere"), loopback=True, clock=clock)
+            assert await nobody.send(delivery(url)) == ("failed", WAITS[0])
+            assert await nobody.send(delivery(url, len(WAITS))) == ("failed", None)
+        assert len(receiver.heard) == 1
+
+    asyncio.run(body())
+
+
+def test_whatever_one_delivery_causes_the_others_are_sent(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = Told(tmp_path, Clock())
+
+    async def broken(host: str, port: int) -> Sequence[str]:
+        raise LookupError("nobody thought of this")
+
+    async def body() -> None:
+        receiver = Receiver()
+        store = JobStore(table, Sender(keys, loopback=True, resolve=broken))
+        async with receiver.running() as url, telling(store):
+            await owe(store, "https://hooks.example.com/")
+            await until(lambda: table.attempts == [WAITS[0]])
+            assert "nobody thought of this" in caplog.text
+            store.sender = Sender(keys, loopback=True)
+            await owe(store, url)
+            await until(lambda: len(receiver.heard) == 1)
+
+    asyncio.run(body())
+
+
+def test_a_loop_that_dies_is_started_again(
+    keys: Keys, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = Told(tmp_path, Clock())
+    table.broken = ArithmeticError("a mistake of ours")
+
+    async def body() -> None:
+        receiver, store = Receiver(), JobStore(table, Sender(keys, loopback=True))
+        async with receiver.running() as url, telling(store):
+            await until(lambda: table.broken is None)
+            await owe(store, url)
+            await until(lambda: len(receiver.heard) == 1)
+        assert "a mistake of ours" in caplog.text
+
+    asyncio.run(body())
+
+
+def test_names_that_hang_hold_up_nobody_else(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than asyncio has threads for everything else that it may not wait for itself."""
+    over = threading.Event()
+
+    def hang(*asked: object, **options: object) -> list[object]:
+        over.wait(SECONDS)
+        raise OSError("no such name")
+
+    async def body() -> None:
+        sender = Sender(keys)
+        sends = [asyncio.create_task(sender.send(delivery(f"https://h{n}.example.com/"))) for n in range(40)]
+        await asyncio.sleep(0)
+        try:
+            assert await asyncio.wait_for(asyncio.to_thread(lambda: "answered"), 30) == "answered"
+            assert not any(one.done() for one in sends)
+        finally:
+            over.set()
+        assert {await one for one in sends} == {("failed", WAITS[0])}
+
+    monkeypatch.setattr("serving.http.webhooks.SECONDS", SECONDS)
+    monkeypatch.setattr("socket.getaddrinfo", hang)
+    asyncio.run(body())
+
+
+def test_receivers_that_never_answer_hold_up_their_own_key_alone(
+    keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.http.webhooks.SECONDS", 10 * SECONDS)
+    keys.add("tarpits", ["edit"])
+    clock, knocked = Clock(), 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal knocked
+        knocked += 1
+        await reader.read()
+
+    async def body() -> None:
+        table, receiver = Told(tmp_path, clock), Receiver()
+        store = JobStore(table, Sender(keys, loopback=True), clock=clock)
+        tarpit = await asyncio.start_server(silent, "127.0.0.1", 0)
+        for _ in range(2 * WEBHOOKS_AT_ONCE):
+            await owe(store, f"http://127.0.0.1:{tarpit.sockets[0].getsockname()[1]}/", "tarpits")
+        clock.now += 1
+        async with receiver.running() as url, telling(store):
+            await until(lambda: knocked == WEBHOOKS_OF_ONE)
+            for number in range(3):
+                await owe(store, url)
+                await until(lambda number=number: len(receiver.heard) == number + 1)  # type: ignore[misc]
+            assert knocked == WEBHOOKS_OF_ONE
+        tarpit.close()
 
     asyncio.run(body())
 
