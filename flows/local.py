@@ -115,7 +115,7 @@ def set_up(server: Server, home: Path, settings: FlowSettings, runs: int | None 
     from flows import heartbeat, limits, pools
 
     with attached(home, server.url), get_client(sync_client=True) as client:
-        pools.make(client, home, runs)
+        pools.make(client, home, runs, settings.image)
         limits.ensure(server.url, settings)
         heartbeat.ensure(server.url)
 

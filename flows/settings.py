@@ -6,6 +6,7 @@ Prefect reads its settings when it is imported, so `prepare` has to be called be
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +53,8 @@ class FlowSettings(BaseModel):
             machine that makes the limit, or one.
         api_per_minute: requests that all flow runs together send to each paid API; None begins with 600. With
             None, either is made once and then belongs to whoever changes it in Prefect's page.
+        image: of the pods of the pool ``kubernetes``, best by digest; it names its registry, because nobody has
+            our name on Docker Hub. None is the image that was built here, which nobody can fetch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,12 +72,24 @@ class FlowSettings(BaseModel):
     stop_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     gpu_slots: Annotated[int | None, Field(ge=1)] = None
     api_per_minute: Annotated[int | None, Field(ge=1)] = None
+    image: str | None = None
 
     @field_validator("prefect_server_database_connection_url")
     @classmethod
     def _asynchronous_driver(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not value.get_secret_value().startswith(_DATABASES):
             raise ValueError(f"Prefect's server takes a URL that begins with {' or '.join(_DATABASES)}")
+        return value
+
+    @field_validator("image")
+    @classmethod
+    def _names_its_registry(cls, value: str | None) -> str | None:
+        host, slash, _ = (value or "").partition("/")
+        if value is not None and not (slash and (host == "localhost" or re.search(r"[.:]", host))):
+            raise ValueError(
+                f"{value!r} names no registry, and docker.io would be asked for it: begin with one, such as "
+                "registry.example/adapter-foundry/worker@sha256:…"
+            )
         return value
 
     @classmethod

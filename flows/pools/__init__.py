@@ -33,15 +33,19 @@ POD_HOME = Path("/data")
 HOME_VARIABLE = "ADAPTER_FOUNDRY_HOME"
 
 
-def template(pool: str, home: Path) -> dict[str, Any]:
+def template(pool: str, home: Path, image: str | None = None) -> dict[str, Any]:
     """Return the base job template of a pool whose runs work in this data folder.
 
     Args:
         pool: one of `KINDS`.
         home: the data folder as the runs see it.
+        image: of pods; None is what the template says, a name that nobody can fetch.
     """
     value: dict[str, Any] = json.loads((resources.files("flows.pools") / f"{pool}.json").read_bytes())
-    value["variables"]["properties"]["env"]["default"] = environment(home)
+    fields = value["variables"]["properties"]
+    fields["env"]["default"] = environment(home)
+    if image is not None and "image" in fields:
+        fields["image"]["default"] = image
     return value
 
 
@@ -62,13 +66,14 @@ def environment(home: Path) -> dict[str, str]:
     }
 
 
-def make(client: SyncPrefectClient, home: Path, runs: int | None = None) -> None:
+def make(client: SyncPrefectClient, home: Path, runs: int | None = None, image: str | None = None) -> None:
     """Make both pools, or bring their templates up to date; pauses and limits that people have set stay.
 
     Args:
         client: speaks to the server.
         home: the data folder of the local pool.
         runs: how many runs the local pool does at once; None leaves what it has, and gives a new one `RUNS`.
+        image: of the pods of the pool ``kubernetes``; see `template`.
 
     Raises:
         FlowError: the local pool of this server works in another data folder.
@@ -76,7 +81,7 @@ def make(client: SyncPrefectClient, home: Path, runs: int | None = None) -> None
     from prefect.client.schemas.actions import WorkPoolUpdate
 
     for pool, place in ((LOCAL, home), (KUBERNETES, POD_HOME)):
-        _make(client, pool, template(pool, place))
+        _make(client, pool, template(pool, place, image))
     if runs is not None:
         client.update_work_pool(LOCAL, WorkPoolUpdate(concurrency_limit=runs))
 

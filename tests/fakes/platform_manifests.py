@@ -20,7 +20,7 @@ TRAININGS = ("training/prepare", "training/indexed-job", "training/trainjob")
 SERVING = ("serving/cpu", "serving/gpu", "serving/ray")
 ALL = (*OVERLAYS, *TRAININGS, *SERVING)
 VERSIONS = ("1.32", "1.37")
-OURS = ("registry", "mlflow", "prefect", "worker", "serving")
+OURS = ("registry", "mlflow", "prefect", "worker", "serving", "ray")
 #: What people or other programs bring, with its keys; docs/how-to/kubernetes.md lists it.
 FROM_OUTSIDE = {("ConfigMap", "serving-trust"): {"root.json"}}
 DATABASE = {"engine", "host", "port", "dbname", "username", "password"}  # as RDS and Terraform write them

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROLES = ("registry", "mlflow", "prefect", "worker", "serving")
+ROLES = ("registry", "mlflow", "prefect", "worker", "serving", "ray")
 #: What the processes of each role import, beside what their --help does.
 IMPORTS = {
     "registry": """
@@ -35,6 +36,10 @@ IMPORTS = {
     "serving": """
         serving.cli serving.http.app serving.local serving.tracing serving.provenance serving.http.job_table
         registry.storage.s3 psycopg c2pa""",
+    "ray": """
+        serving.cli serving.ray_app serving.ray_command serving.http.app serving.local serving.tracing
+        serving.provenance serving.http.job_table registry.storage.s3 psycopg c2pa ray.serve
+        ray.dashboard.agent aiohttp_cors""",
 }
 
 
@@ -239,6 +244,25 @@ def test_serving_and_the_server_of_prefect_bring_no_index_and_no_training(stages
     assert not {"mlflow", "pyarrow", "prefect"} & _closure("adapter-foundry", _extras(stages, "serving"))
     assert not {"torch", "diffusers", "mlflow"} & _closure("adapter-foundry", _extras(stages, "prefect"))
     assert "torch" not in _closure("adapter-foundry", _extras(stages, "registry"))
+
+
+def test_a_ray_cluster_has_an_image_with_ray_and_probes_that_it_can_answer(
+    stages: dict[str, Stage], repository: Path
+) -> None:
+    """The operator starts `ray` in it, and would ask how it is with wget."""
+    folder = repository / "infra" / "kubernetes" / "serving" / "ray"
+    service = yaml.safe_load((folder / "rayservice.yaml").read_text("utf-8"))["spec"]["rayClusterConfig"]
+    templates = [one["template"] for one in (service["headGroupSpec"], *service["workerGroupSpecs"])]
+    assert len(templates) > 1
+    for spec in (template["spec"] for template in templates):
+        for container in (*spec["initContainers"], *spec["containers"]):
+            role = container["image"].removeprefix("localhost/adapter-foundry/")
+            assert "ray" in _extras(stages, role), container["image"]
+        for container in spec["containers"]:
+            for probe in (container["livenessProbe"], container["readinessProbe"]):
+                program, flag, code = probe["exec"]["command"]
+                assert (program, flag) == ("python", "-c")
+                compile(code, "probe", "exec")
 
 
 def _closure(name: str, extras: set[str]) -> set[str]:

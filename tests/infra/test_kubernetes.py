@@ -24,11 +24,18 @@ from fakes.platform_manifests import (
     REPOSITORY,
     TRAININGS,
     VERSIONS,
+    flow_run,
     from_outside,
     needs_kubectl,
+    owned,
     rendered,
     whole,
 )
+from flows import pools
+from flows.pools import KUBERNETES, POD_HOME
+from flows.settings import FlowSettings
+from registry.errors import UsageError
+from registry.settings import load
 
 pytestmark = needs_kubectl
 
@@ -298,6 +305,11 @@ def image_problems(manifests: tuple[Manifest, ...], digests: bool) -> list[str]:
     for pod in kube.pods(manifests):
         for image in (one["image"] for one in pod.containers):
             name, _, tag = image.partition("@")[0].partition(":")
+            host, slash, _ = name.partition("/")
+            if "adapter-foundry" in name and not (slash and (host == "localhost" or "." in host)):
+                said.append(f"{image} is a name on Docker Hub, which is nobody's")
+            if digests and host == "localhost":
+                said.append(f"{image} has no registry")
             if digests and not re.search(r"@sha256:[0-9a-f]{64}$", image):
                 said.append(f"{image} has no digest")
             if not digests and (not tag or "latest" in tag):
@@ -310,9 +322,33 @@ def image_problems(manifests: tuple[Manifest, ...], digests: bool) -> list[str]:
     return said
 
 
-@pytest.mark.parametrize("name", [*OVERLAYS, *TRAININGS])
+@pytest.mark.parametrize("name", ALL)
 def test_images_have_a_version_and_in_production_a_digest(name: str) -> None:
-    assert image_problems(rendered(name), digests=name == "overlays/prod") == []
+    """And a registry: nothing of ours is a name on Docker Hub, which anybody may take."""
+    assert image_problems(rendered(name), digests=name in ("overlays/prod", *TRAININGS)) == []
+
+
+def test_in_production_runs_and_trainings_have_the_image_of_the_worker() -> None:
+    """The pool's template is made anew whenever the worker starts, so its image has to come from there."""
+    manifests = rendered("overlays/prod")
+    settings = kube.named(manifests, "ConfigMap", "platform-settings")["data"]
+    read = load("flows", FlowSettings, settings)
+    image = owned(manifests, "Deployment/prefect-worker").spec["containers"][0]["image"]
+    fields = pools.template(KUBERNETES, POD_HOME, read.image)["variables"]["properties"]
+    assert fields["image"]["default"] == image
+    for name in TRAININGS:
+        for pod in kube.pods(rendered(name)):
+            assert {one["image"] for one in pod.containers} == {image}, name
+
+
+def test_a_pool_that_nobody_gave_an_image_fetches_none() -> None:
+    assert image_problems((flow_run(),), digests=False) == []
+
+
+@pytest.mark.parametrize("image", ["worker", "adapter-foundry/worker:0.1.0", "me/worker@sha256:" + "0" * 64])
+def test_an_image_that_names_no_registry_is_refused(image: str) -> None:
+    with pytest.raises(UsageError, match=r"docker\.io would be asked"):
+        load("flows", FlowSettings, {"ADAPTER_FOUNDRY_FLOWS_IMAGE": image})
 
 
 def quota_problems(manifests: tuple[Manifest, ...]) -> list[str]:
@@ -346,6 +382,15 @@ def test_a_laptop_is_enough_for_the_small_overlay() -> None:
     assert sum(kube.requested(pod, "requests", "memory") for pod in pods) <= 16 * 2**30
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_an_apply_does_not_take_back_what_an_autoscaler_has_decided(name: str) -> None:
+    manifests = rendered(name)
+    targets = [one["spec"]["scaleTargetRef"] for one in kube.of_kind(manifests, "HorizontalPodAutoscaler")]
+    assert targets or name not in ("overlays/prod", "serving/gpu", "serving/cpu")
+    for target in targets:
+        assert "replicas" not in kube.named(manifests, target["kind"], target["name"])["spec"]
+
+
 def disruption_problems(manifests: tuple[Manifest, ...]) -> list[str]:
     said = []
     scaled = {one["spec"]["scaleTargetRef"]["name"]: one["spec"]["minReplicas"]
@@ -353,7 +398,7 @@ def disruption_problems(manifests: tuple[Manifest, ...]) -> list[str]:
     budgets = kube.of_kind(manifests, "PodDisruptionBudget")
     for one in kube.of_kind(manifests, "Deployment"):
         name, template = one["metadata"]["name"], one["spec"]["template"]
-        least = scaled.get(name, one["spec"]["replicas"])
+        least = scaled.get(name) or one["spec"]["replicas"]
         mine = [
             row for row in budgets if kube.matches(row["spec"]["selector"], template["metadata"]["labels"])
         ]
@@ -476,10 +521,13 @@ _BITES: dict[str, tuple[str, Callable[[list[Manifest]], None]]] = {
     "services: selector": ("s", changed("Service", "mlflow", "spec|selector", {"app": "nobody"})),
     "services: port": ("s", changed("Service", "mlflow", "spec|ports|0|targetPort", "web")),
     "images: latest": (
-        "i", changed("Deployment", "mlflow", f"{_FIRST}|image", "adapter-foundry/mlflow:latest"),
+        "i", changed("Deployment", "mlflow", f"{_FIRST}|image", "localhost/adapter-foundry/mlflow:latest"),
     ),
     "images: unknown": (
-        "i", changed("Deployment", "mlflow", f"{_FIRST}|image", "adapter-foundry/flow:0.1.0"),
+        "i", changed("Deployment", "mlflow", f"{_FIRST}|image", "localhost/adapter-foundry/flow:0.1.0"),
+    ),
+    "images: of Docker Hub": (
+        "i", changed("Deployment", "mlflow", f"{_FIRST}|image", "adapter-foundry/mlflow:0.1.0"),
     ),
     "quota": ("q", changed("Deployment", "mlflow", f"{_FIRST}|resources|requests|memory", "5Ti")),
     "disruption": ("d", changed("Deployment", "mlflow", "spec|replicas", 2)),
