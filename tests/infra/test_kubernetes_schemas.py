@@ -19,6 +19,7 @@ from fakes.platform_manifests import (
     ALL,
     FOLDER,
     OVERLAYS,
+    REPOSITORY,
     TRAININGS,
     VERSIONS,
     flow_run,
@@ -91,6 +92,24 @@ CUSTOM: dict[str, tuple[str, dict[str, Any]]] = {
                 _all(
                     port=_TEXT, path=_TEXT, interval=_TEXT,
                     authorization=_all(credentials=_all(name=_TEXT, key=_TEXT)),
+                    relabelings=_many(_all(targetLabel=_TEXT, replacement=_TEXT)),
+                )
+            ),
+        ),
+    ),
+    "PrometheusRule": (
+        "monitoring.coreos.com/v1",
+        _all(
+            groups=_many(
+                _all(
+                    name=_TEXT,
+                    rules=_many(
+                        _only(
+                            ("alert", "expr", "labels", "annotations"),
+                            alert=_TEXT, expr=_TEXT, labels=_OBJECT, annotations=_OBJECT,
+                            **{"for": {"type": "string", "pattern": "^[0-9]+[smhd]$"}},
+                        )
+                    ),
                 )
             ),
         ),
@@ -254,6 +273,17 @@ def with_component(component: str, folder: Path) -> tuple[Manifest, ...]:
     return kube.rendered(overlay.parent)
 
 
+def test_alerts_are_those_of_every_other_installation_and_find_their_service() -> None:
+    alerts = yaml.safe_load((REPOSITORY / "infra/observability/alerts.yaml").read_text("utf-8"))
+    manifests = rendered("overlays/prod")
+    (rules,) = kube.of_kind(manifests, "PrometheusRule")
+    assert rules["spec"] == alerts
+    (monitor,) = kube.of_kind(manifests, "ServiceMonitor")
+    (endpoint,) = monitor["spec"]["endpoints"]
+    jobs = {row["replacement"] for row in endpoint["relabelings"] if row["targetLabel"] == "job"}
+    assert jobs == set(re.findall(r'job="([^"]+)"', yaml.safe_dump(alerts))), "up{job=…} would be nobody"
+
+
 def test_keda_takes_the_place_of_the_autoscaler(tmp_path: Path) -> None:
     from prometheus_client import generate_latest
 
@@ -265,6 +295,8 @@ def test_keda_takes_the_place_of_the_autoscaler(tmp_path: Path) -> None:
     assert kube.of_kind(manifests, "HorizontalPodAutoscaler") == [], "two autoscalers would fight"
     (scaled,) = kube.of_kind(manifests, "ScaledObject")
     spec = scaled["spec"]
+    target = kube.named(manifests, spec["scaleTargetRef"]["kind"], spec["scaleTargetRef"]["name"])
+    assert "replicas" not in target["spec"], "each apply would take back what it has decided"
     assert spec["scaleTargetRef"] == ours["spec"]["scaleTargetRef"]
     assert (spec["minReplicaCount"], spec["maxReplicaCount"]) == (
         ours["spec"]["minReplicas"],
