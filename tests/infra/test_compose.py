@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 OURS = ("registry", "mlflow", "prefect", "worker", "serving")
 PUBLISHED = {"mlflow", "prefect-server", "serving", "serving-gpu", "grafana"}
-ONCE = {"provision-storage", "provision-registry", "registry"}
+ONCE = {"provision-storage", "provision-registry", "migrate-mlflow", "registry"}
 #: Written by a person, after the service that makes it has started.
 BY_HAND = {"foundry-serving.token"}
 SECRET = re.compile(r"PASSWORD|PASSPHRASE|SECRET|TOKEN|AUTH_STRING|ACCESS_KEY")
@@ -114,7 +114,10 @@ def test_every_image_is_one_of_ours_or_can_be_pinned(services: dict[str, dict[st
         if "build" in service or name == "registry":
             role = service["build"]["target"]
             assert role in OURS
-            assert re.fullmatch(rf"adapter-foundry/{role}:\$\{{VERSION:-[0-9.]+\}}(-cuda)?", image), image
+            # Docker asks before it builds, and on Docker Hub anybody may take our name.
+            assert re.fullmatch(
+                rf"localhost/adapter-foundry/{role}:\$\{{VERSION:-[0-9.]+\}}(-cuda)?", image
+            ), image
         else:
             variable, default = re.fullmatch(r"\$\{([A-Z]+_IMAGE):-(.+)\}", image).groups()
             assert variable
@@ -165,7 +168,7 @@ def test_only_what_people_need_is_published_and_on_this_machine_alone(
 
 def test_data_and_objects_cannot_be_reached_from_the_front(compose: dict[str, Any]) -> None:
     assert compose["networks"]["back"]["internal"] is True
-    for name in ("postgres", "s3", "provision-storage", "provision-registry"):
+    for name in ("postgres", "s3", "provision-storage", "migrate-mlflow", "provision-registry"):
         assert compose["services"][name]["networks"] == ["back"], name
     command = compose["services"]["s3"]["command"]
     assert "-ip.bind=127.0.0.1" in command
@@ -417,6 +420,45 @@ def test_databases_belong_to_their_roles_alone(postgres: Postgres) -> None:
         for name in provision.DATABASES:
             postgres.execute("postgres", f"DROP DATABASE IF EXISTS {name}", f"DROP ROLE IF EXISTS {name}")
         postgres.execute("postgres", "DROP ROLE IF EXISTS postgres")
+
+
+@pytest.mark.integration
+def test_tables_of_an_older_mlflow_are_brought_up_to_date_before_it_starts(
+    services: dict[str, dict[str, Any]], postgres: Postgres
+) -> None:
+    from alembic import command as alembic
+    from alembic.script import ScriptDirectory
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.db import utils
+    from mlflow.store.tracking.dbmodels.initial_models import Base
+    from sqlalchemy import create_engine
+
+    assert services["mlflow"]["depends_on"] == {
+        "migrate-mlflow": {"condition": "service_completed_successfully"}
+    }
+    migrate = services["migrate-mlflow"]
+    assert migrate["image"] == services["mlflow"]["image"], "tables of another version are no help"
+    program, *words, uri = migrate["command"]
+    assert uri == services["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"]
+
+    there = postgres.database()
+    config = utils._get_alembic_config(there)
+    newest = ScriptDirectory.from_config(config).get_revision("head")
+    engine = create_engine(there)
+    try:
+        Base.metadata.create_all(engine)
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.upgrade(config, newest.down_revision)
+        with pytest.raises(MlflowException, match="out-of-date database schema"):
+            utils._verify_schema(engine)
+        for _ in range(2):  # the second time nothing is left to do
+            path = Path(sys.executable).with_name(program)
+            done = subprocess.run([path, *words, there], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            utils._verify_schema(engine)
+    finally:
+        engine.dispose()
 
 
 @pytest.mark.integration
