@@ -8,6 +8,7 @@ application is built; every machine of the cluster finds the registry by its own
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -131,7 +132,24 @@ def _service(engines: DeploymentHandle[Engine], settings: ServingSettings) -> Fa
 
     backend = RayBackend(engines, follower, settings)
     metrics.include(_replica(), lambda: backend.told)
-    return service_app(backend, settings, metrics=metrics)
+    # Ray listens, not we: what the setting says of the address holds only where `serving ray` started Serve.
+    return service_app(backend, settings.model_copy(update={"host": _listens_on()}), metrics=metrics)
+
+
+def _listens_on() -> str:
+    """Return the address that Ray Serve listens on; every address where it does not tell.
+
+    The peer of a request is of no help alone: Ray's proxy lets a client on its own machine, and any that
+    ``FORWARDED_ALLOW_IPS`` names, write it into ``X-Forwarded-For``.
+    """
+    from ray.serve.context import _get_global_client  # Ray tells it nowhere else
+
+    try:
+        host: str | None = _get_global_client().http_config.host
+    except Exception:  # Ray raises plain ones
+        logging.getLogger(__name__).warning("Ray Serve does not tell where it listens", exc_info=True)
+        host = None
+    return host or "0.0.0.0"  # noqa: S104 - nothing is bound to it
 
 
 def _replica() -> str:

@@ -1,6 +1,7 @@
 """Edits that are answered later: taken into a database, asked for by their address, cancelled, forgotten.
 
-A job belongs to the key that asked for it. To another key there is no such job.
+A job belongs to the key that asked for it. To another key there is no such job. Callers without a key
+are one: whoever knows the id of such a job may see and cancel it, so it is 144 random bits, listed to nobody.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pydantic import BaseModel, Field
 
 from serving.errors import UsageError
 from serving.http.answers import (
+    BadRequest,
     ErrorFacts,
     Forbidden,
     HttpError,
@@ -116,17 +118,24 @@ class JobStore:
             request: with the bytes of the picture.
             caller: whose job it becomes.
             previews: jobs have none; part of what is asked all the same.
-            idempotency_key: the same key and request again return the job that there is.
+            idempotency_key: the same key and request again return the caller's job that there is.
             webhook: is told when it ends.
 
         Raises:
             AlreadyUsed: the key came with another request before.
             RateLimited: the caller has too many open jobs, or keeps too much.
             Invalid: the key or the webhook is not valid.
+            BadRequest: a caller whom nobody knows sends a key.
         """
         picture = request.image
         if not isinstance(picture, bytes):
             raise UsageError("a job needs the bytes of the picture", "give the file")
+        if idempotency_key is not None and caller.anonymous:
+            # All strangers are one caller: who guesses another's would get, and could cancel, that one's job
+            raise BadRequest(
+                "an Idempotency-Key needs an API key: without one nobody knows whose it is",
+                "leave the header out, or send Authorization: Bearer afk_…",
+            )
         if idempotency_key is not None and not _IDEMPOTENCY.fullmatch(idempotency_key):
             raise Invalid(
                 "the Idempotency-Key is not valid", "send 1 to 255 printable ASCII characters without spaces"

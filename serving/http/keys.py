@@ -3,6 +3,11 @@
 The order of the checks: the key, its scope, its requests a minute, its concurrent requests. Only then is a
 byte of the body read. Pictures are taken from the key's minute by `Caller.spend`, before one is decoded.
 
+Without a key somebody is let in as `LOCAL` (a program or page of this machine, which may do everything) or
+as `PUBLIC` (nobody knows who, and the operator answers everybody: limited, and never an admin). `LOCAL` needs
+all of: no word about it in the settings, no key, an address of this machine alone to listen on, and a peer on
+this machine. What a proxy says about the peer is not believed.
+
 Limits are kept in this process. Where several answer for one service, each allows them once.
 """
 
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 LOCAL: Final = "local"
 PUBLIC: Final = "public"
 _MINUTE: Final = 60.0
+_FORWARDED: Final = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+"""What a proxy adds: it stands on this machine, and who asks it may be anywhere."""
 _MEND_KEY: Final = "send Authorization: Bearer afk_…; serving keys add makes a key"
 
 
@@ -125,8 +132,8 @@ class Gate:
     Args:
         keys: the keys.
         host: the address that the service listens on.
-        public: whether requests without a key are answered; None is only on this machine's own address and
-            while there is no key.
+        public: whether requests without a key are answered, as those of `PUBLIC`; None answers programs of
+            this machine as `LOCAL`, on its own address and while there is no key.
         clock: seconds, never going back.
 
     Raises:
@@ -154,12 +161,16 @@ class Gate:
                 "ADAPTER_FOUNDRY_SERVING_PUBLIC=true to answer everybody",
             )
 
-    def caller(self, headers: Headers) -> Caller:
+    def caller(self, headers: Headers, peer: str | None) -> Caller:
         """Return who asks.
+
+        Args:
+            headers: of the request.
+            peer: the address at the other end of the connection; None is not known.
 
         Raises:
             Unauthenticated: the key is missing, wrong, expired or revoked.
-            WrongOrigin: without a key, a page from elsewhere asks through a browser on this machine.
+            WrongOrigin: without a key, another machine asks, or a page from elsewhere through a browser here.
             KeysUnreadable: the file of the keys is damaged.
         """
         token = _token(headers)
@@ -170,14 +181,15 @@ class Gate:
             raise KeysUnreadable("the service cannot read its keys", "tell who runs it") from error
         if key is not None:
             return Caller(name=key.name, scopes=key.scopes, _gate=self)
-        public = self._public or (self._public is None and self._loopback and not self._guarded)
+        local = self._public is None and self._loopback and not self._guarded
         # Clients such as OpenAI's always send some token; where none is needed, only ours mean anything
-        if token is not None and (token.startswith(PREFIX) or not public):
+        if token is not None and (token.startswith(PREFIX) or not (self._public or local)):
             raise Unauthenticated("the API key is not valid", _MEND_KEY)
-        if not public:
-            raise Unauthenticated("this service needs an API key", _MEND_KEY)
-        if not self._loopback:
+        if self._public:
             return Caller(name=PUBLIC, scopes=("edit", "read"), _gate=self)
+        if not local:
+            raise Unauthenticated("this service needs an API key", _MEND_KEY)
+        _check_here(headers, peer)
         _check_origin(headers)
         return Caller(name=LOCAL, scopes=SCOPES, local=True)
 
@@ -260,10 +272,10 @@ def require(scope: Scope) -> Any:
 
     async def caller(request: Request) -> AsyncIterator[Caller]:
         gate: Gate = request.app.state.service.keys
-        found = gate.caller(request.headers)
+        found = gate.caller(request.headers, _peer(request))
         logs.bind(key=found.name)
-        # `Limits` adds these to the answer, whatever route or error makes it
-        request.scope.setdefault("state", {})["answer_headers"] = found._headers
+        # `Limits` adds these to the answer, whatever route or error makes it, and counts bodies by the name
+        request.scope.setdefault("state", {}).update(answer_headers=found._headers, caller=found.name)
         if not found.may(scope):
             raise Forbidden(
                 f"this key may not {scope} here", f"use a key with the scope {scope}: serving keys add"
@@ -272,6 +284,15 @@ def require(scope: Scope) -> Any:
             yield found
 
     return Depends(caller)
+
+
+def may(request: Request, scope: Scope) -> bool:
+    """Return whether who asks has a scope, for routes that also answer strangers and count nobody's turn."""
+    gate: Gate = request.app.state.service.keys
+    try:
+        return gate.caller(request.headers, _peer(request)).may(scope)
+    except HttpError:
+        return False
 
 
 Editor = Annotated[Caller, require("edit")]
@@ -297,6 +318,19 @@ def _token(headers: Headers) -> str | None:
     return token.strip()
 
 
+def _peer(request: Request) -> str | None:
+    return None if request.client is None else request.client.host
+
+
+def _check_here(headers: Headers, peer: str | None) -> None:
+    """Refuse another machine, and a proxy of this one that asks for somebody."""
+    if peer is None or not _is_loopback(peer) or any(name in headers for name in _FORWARDED):
+        raise WrongOrigin(
+            "without API keys only programs of this machine are answered, and none through a proxy",
+            "make a key: serving keys add NAME; or ask from the machine of the service itself",
+        )
+
+
 def _check_origin(headers: Headers) -> None:
     """Refuse what a page from elsewhere makes a browser on this machine send.
 
@@ -308,7 +342,7 @@ def _check_origin(headers: Headers) -> None:
     if not _names_loopback(f"http://{host}") or (origin is not None and not _names_loopback(origin)):
         raise WrongOrigin(
             "without API keys only pages and programs of this machine are answered",
-            "open http://127.0.0.1 with the port of the service, or make a key: serving keys add NAME",
+            "open 127.0.0.1 with the port of the service, or make a key: serving keys add NAME",
         )
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin", "same-site"):
         raise WrongOrigin("another site asks through this browser", "open the page of the service itself")

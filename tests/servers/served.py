@@ -1,4 +1,4 @@
-"""The HTTP service in a thread, on a free port."""
+"""The HTTP service in a thread, on a free port, or without one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from fastapi.testclient import TestClient
 
     from serving.settings import ServingSettings
+
+
+def local_client(app: FastAPI) -> TestClient:
+    """A client of an application in this process, which it takes for a program of this machine."""
+    from fastapi.testclient import TestClient
+
+    return TestClient(app, base_url="http://127.0.0.1", client=("127.0.0.1", 50000))
 
 
 class Served:

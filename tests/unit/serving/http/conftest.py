@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fakes.backends import DrawingBackend
-from servers.served import Served
+from servers.served import Served, local_client
 from serving.settings import ServingSettings
 
 
@@ -53,7 +53,7 @@ def app(backend: DrawingBackend, settings: ServingSettings, tmp_path: Path) -> F
 
 @pytest.fixture
 def client(app: FastAPI) -> Iterator[TestClient]:
-    with TestClient(app, base_url="http://127.0.0.1") as made:
+    with local_client(app) as made:
         yield made
 
 

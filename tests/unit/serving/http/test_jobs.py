@@ -20,6 +20,7 @@ from PIL import Image
 from fakes.backends import DrawingBackend, digest_of
 from registry.errors import NetworkError
 from servers.postgres import Postgres
+from servers.served import local_client
 from serving.errors import Draining, Overloaded, UnknownExpression
 from serving.http.answers import Invalid, NoSuchThing, RateLimited
 from serving.http.app import service_app
@@ -229,6 +230,26 @@ def test_the_same_idempotency_key_is_the_same_job(store: JobStore) -> None:
                 await accepted(store, idempotency_key=wrong)
 
     asyncio.run(body())
+
+
+def test_strangers_do_not_meet_under_one_idempotency_key(tmp_path: Path) -> None:
+    app = service_app(DrawingBackend(), ServingSettings(public=True), home=tmp_path)
+    asked = {"image": base64.b64encode(portrait()).decode(), "expressions": {"happy": 0.5}, "async": True}
+    with TestClient(app) as client:
+        refused = client.post("/v1/edits", json=asked, headers={"Idempotency-Key": "1"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_request")
+        assert "needs an API key" in refused.json()["error"]["message"]
+        first, second = (client.post("/v1/edits", json=asked) for _ in range(2))
+        assert (first.status_code, second.status_code) == (202, 202)
+        assert first.json()["id"] != second.json()["id"]
+        assert client.get("/v1/jobs").status_code == 403, "ids of strangers' jobs are told to nobody"
+        assert client.get(first.headers["location"]).status_code == 200
+        token, _ = app.state.service.keys.keys.add("studio", ["edit"])
+        made = [
+            client.post("/v1/edits", json=asked, headers={"Idempotency-Key": "1", "X-Api-Key": token})
+            for _ in range(2)
+        ]
+        assert made[0].json()["id"] == made[1].json()["id"]
 
 
 def test_many_at_once_under_one_idempotency_key_make_one_job(store: JobStore) -> None:
@@ -498,7 +519,7 @@ def test_the_routes_of_jobs(tmp_path: Path) -> None:
     backend = DrawingBackend()
     app = service_app(backend, ServingSettings(), home=tmp_path)
     asked = {"image": base64.b64encode(portrait()).decode(), "rows": [{"happy": 0.1}, {"happy": 0.9}]}
-    with TestClient(app, base_url="http://127.0.0.1") as client:
+    with local_client(app) as client:
         backend.go.clear()
         taken = client.post("/v1/edits", json=asked, headers={"prefer": "respond-async"})
         place = taken.headers["location"]

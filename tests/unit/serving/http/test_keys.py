@@ -20,6 +20,8 @@ from serving.http.keyring import KeyLimits, Keys, KeysDamaged
 from serving.http.keys import Bucket, Caller, Gate, KeysUnreadable, WrongOrigin
 
 LOCAL = {"host": "127.0.0.1:8400"}
+HERE = "127.0.0.1"
+"""A peer on this machine."""
 
 
 class Clock:
@@ -139,14 +141,14 @@ def test_two_writers_lose_no_key(tmp_path: Path) -> None:
 
 def test_scopes_and_names_come_from_the_key(keys: Keys) -> None:
     token, _ = keys.add("studio", ["read"])
-    caller = Gate(keys).caller(bearer(token))
+    caller = Gate(keys).caller(bearer(token), HERE)
     assert (caller.name, caller.may("read"), caller.may("edit"), caller.local) == (
         "studio",
         True,
         False,
         False,
     )
-    assert Gate(keys).caller(Headers({"x-api-key": token})).name == "studio"
+    assert Gate(keys).caller(Headers({"x-api-key": token}), HERE).name == "studio"
 
 
 @pytest.mark.parametrize(
@@ -163,22 +165,22 @@ def test_scopes_and_names_come_from_the_key(keys: Keys) -> None:
 def test_without_a_valid_key_nobody_is_answered(keys: Keys, headers: dict[str, str]) -> None:
     keys.add("studio", ["edit"])
     with pytest.raises(Unauthenticated):
-        Gate(keys).caller(Headers({**LOCAL, **headers}))
+        Gate(keys).caller(Headers({**LOCAL, **headers}), HERE)
 
 
 def test_two_keys_at_once_are_none(keys: Keys) -> None:
     token, _ = keys.add("studio", ["edit"])
     with pytest.raises(Unauthenticated, match="more than once"):
-        Gate(keys).caller(Headers({"authorization": f"Bearer {token}", "x-api-key": token}))
+        Gate(keys).caller(Headers({"authorization": f"Bearer {token}", "x-api-key": token}), HERE)
 
 
 def test_this_machine_needs_no_key_while_there_is_none(keys: Keys) -> None:
     gate = Gate(keys)
-    assert gate.caller(Headers(LOCAL)).local
-    assert gate.caller(Headers({**LOCAL, "authorization": "Bearer sk-anything"})).local
+    assert gate.caller(Headers(LOCAL), HERE).local
+    assert gate.caller(Headers({**LOCAL, "authorization": "Bearer sk-anything"}), HERE).local
     keys.add("studio", ["edit"])
     with pytest.raises(Unauthenticated):
-        gate.caller(Headers(LOCAL))
+        gate.caller(Headers(LOCAL), HERE)
 
 
 def test_a_file_of_keys_that_vanishes_opens_nothing(keys: Keys, tmp_path: Path) -> None:
@@ -186,22 +188,59 @@ def test_a_file_of_keys_that_vanishes_opens_nothing(keys: Keys, tmp_path: Path) 
     gate = Gate(keys)
     (tmp_path / "serving" / "keys.json").unlink()
     with pytest.raises(Unauthenticated):
-        gate.caller(Headers(LOCAL))
+        gate.caller(Headers(LOCAL), HERE)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.4", "example.com"])
 def test_an_open_address_without_keys_is_refused_with_the_way_out(keys: Keys, host: str) -> None:
     with pytest.raises(UsageError, match="serving keys add"):
         Gate(keys, host=host)
-    assert Gate(keys, host=host, public=True).caller(Headers({})).anonymous
+    assert Gate(keys, host=host, public=True).caller(Headers({}), HERE).anonymous
     keys.add("studio", ["edit"])
     with pytest.raises(Unauthenticated):
-        Gate(keys, host=host).caller(Headers({}))
+        Gate(keys, host=host).caller(Headers({}), HERE)
 
 
 def test_public_false_always_asks_for_a_key(keys: Keys) -> None:
     with pytest.raises(Unauthenticated):
-        Gate(keys, public=False).caller(Headers(LOCAL))
+        Gate(keys, public=False).caller(Headers(LOCAL), HERE)
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+@pytest.mark.parametrize("peer", [HERE, "203.0.113.7", None])
+@pytest.mark.parametrize("name", ["127.0.0.1:8400", "edits.example"])
+def test_who_answers_everybody_makes_nobody_an_admin(
+    keys: Keys, clock: Clock, guarded: bool, peer: str | None, name: str
+) -> None:
+    """Behind a proxy on this machine everybody's peer is this machine, and perhaps the Host, too."""
+    if guarded:
+        keys.add("studio", ["edit"])
+    gate = Gate(keys, public=True, clock=clock)
+    caller = gate.caller(Headers({"host": name}), peer)
+    assert (caller.anonymous, caller.local, caller.scopes) == (True, False, ("edit", "read"))
+    limits = KeyLimits()
+    with pytest.raises(Invalid):
+        caller.spend(limits.pictures + 1)
+    for _ in range(limits.requests):
+        with gate.turn(caller):
+            pass
+    with pytest.raises(RateLimited), gate.turn(caller):
+        pass
+
+
+@pytest.mark.parametrize("peer", ["203.0.113.7", "192.168.0.4", "fe80::1%eth0", "::", "nobody", "", None])
+def test_another_machine_that_says_localhost_is_refused(keys: Keys, peer: str | None) -> None:
+    """The address of the settings may not be the one listened on, and Host is what a client writes."""
+    with pytest.raises(WrongOrigin, match="this machine"):
+        Gate(keys).caller(Headers({"host": "localhost"}), peer)
+    with pytest.raises(WrongOrigin):
+        Gate(keys).caller(Headers({"host": "localhost", "x-forwarded-for": HERE}), peer)
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "X-Real-IP", "Via"])
+def test_a_proxy_of_this_machine_is_not_this_machine(keys: Keys, name: str) -> None:
+    with pytest.raises(WrongOrigin, match="proxy"):
+        Gate(keys).caller(Headers({**LOCAL, name: HERE}), HERE)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +257,14 @@ def test_public_false_always_asks_for_a_key(keys: Keys) -> None:
 def test_pages_from_elsewhere_do_not_use_the_local_service(keys: Keys, headers: dict[str, str]) -> None:
     """DNS rebinding makes another name mean this machine; a form of another page needs no name."""
     with pytest.raises(WrongOrigin):
-        Gate(keys).caller(Headers(headers))
+        Gate(keys).caller(Headers(headers), HERE)
 
 
 @pytest.mark.parametrize("host", ["localhost:8400", "127.0.0.1", "[::1]:8400", "127.9.9.9"])
 def test_the_own_page_does(keys: Keys, host: str) -> None:
     headers = {"host": host, "origin": f"http://{host}", "sec-fetch-site": "same-origin"}
-    assert Gate(keys).caller(Headers(headers)).local
+    for peer in (HERE, "::1", "127.9.9.9"):
+        assert Gate(keys).caller(Headers(headers), peer).local
 
 
 def test_a_damaged_file_is_no_way_in_over_http(keys: Keys, tmp_path: Path) -> None:
@@ -232,7 +272,7 @@ def test_a_damaged_file_is_no_way_in_over_http(keys: Keys, tmp_path: Path) -> No
     gate = Gate(keys)
     (tmp_path / "serving" / "keys.json").write_text("{")
     with pytest.raises(KeysUnreadable):
-        gate.caller(bearer(token))
+        gate.caller(bearer(token), HERE)
 
 
 # -- how much --
@@ -241,7 +281,7 @@ def test_a_damaged_file_is_no_way_in_over_http(keys: Keys, tmp_path: Path) -> No
 def limited(keys: Keys, clock: Clock, **limits: int) -> tuple[Gate, Caller]:
     token, _ = keys.add("studio", ["edit"], limits=KeyLimits(**limits))
     gate = Gate(keys, clock=clock)
-    return gate, gate.caller(bearer(token))
+    return gate, gate.caller(bearer(token), HERE)
 
 
 def test_requests_a_minute(keys: Keys, clock: Clock) -> None:
@@ -288,7 +328,7 @@ def test_one_key_does_not_use_up_anothers(keys: Keys, clock: Clock) -> None:
         pass
     with pytest.raises(RateLimited):
         gate.turn(caller).__enter__()
-    other = gate.caller(bearer(token))
+    other = gate.caller(bearer(token), HERE)
     with gate.turn(other):
         assert dict(other._headers)[b"ratelimit"].startswith(b'"requests";r=0')
 

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from fakes.backends import DrawingBackend, digest_of
+from servers.served import local_client
 from serving.errors import ConditioningError, WrongBase
 from serving.http.app import service_app
 from serving.http.keyring import KeyLimits
@@ -251,7 +252,7 @@ def test_a_picture_with_too_many_pixels_takes_no_place(
 ) -> None:
     """By its header: the limit of the service may be lower than what the engine could read."""
     small = settings.model_copy(update={"max_pixels": 1024})
-    with TestClient(service_app(backend, small, home=tmp_path), base_url="http://127.0.0.1") as client:
+    with local_client(service_app(backend, small, home=tmp_path)) as client:
         answer = client.post("/v1/edits", json={"image": encoded, "expressions": HAPPY})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "image_refused")
     assert "1024" in answer.json()["error"]["message"]
