@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.backend import State
 from serving.errors import UsageError
-from serving.http.answers import EDIT_ERRORS, responses, without_paths
+from serving.http.answers import EDIT_ERRORS, responses, without_places
 from serving.http.bodies import REFERENCE
 from serving.http.keys import Reader
 from serving.http.service import Service, service_of
@@ -86,7 +86,7 @@ def status_answer(status: AdapterStatus) -> AdapterAnswer:
         version=status.version,
         digest=None if status.digest is None else str(status.digest),
         facts=None if status.facts is None else dict(status.facts),
-        problem=None if status.problem is None else without_paths(status.problem),
+        problem=None if status.problem is None else without_places(status.problem),
         since=status.since,
         checked=status.checked,
     )

@@ -188,19 +188,26 @@ def error_facts(error: Exception) -> dict[str, Any]:
         return {"error": {**told, "type": kind, "code": "internal_error", "param": None}}
     message, mend = (error.message, error.mend) if isinstance(error, Explained) else (str(error), "")
     param = getattr(error, "param", None)
-    told = {"message": without_paths(message), "mend": without_paths(mend)}
+    told = {"message": without_places(message), "mend": without_places(mend)}
     return {"error": {**told, "type": kind, "code": code_of(error), "param": param}}
 
 
 _PLACES = re.compile(
-    r"\b(?!https?:)[A-Za-z][A-Za-z0-9+.-]*://[^\s'\",;)]*"  # file:///…, sqlite:///…, s3://…
+    r"\b[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"]*[^\s'\",;:.)]"  # https://…, file:///…, s3://…
     r"|(?<![\w.:/@])/(?!v1/|v2\b|metrics\b|openapi)[\w.@+-]+(?:/[\w.@+-]+)+/?"
+)
+#: How urllib3, libpq and OpenSSL name the server that they did not reach.
+_SERVERS = re.compile(
+    r"""\b(host(?: name)?|server at|resolve|valid for)([ =])(['"])[^'"]*\3(?: \([0-9a-f.:]+\))?"""
 )
 
 
-def without_paths(text: str) -> str:
-    """Return a text without this machine's paths and stores, which concern nobody who asks over HTTP."""
-    return _PLACES.sub("…", text)
+def without_places(text: str) -> str:
+    """Return a text without paths of this machine, addresses and servers: they concern nobody over HTTP.
+
+    No address is told, not even this machine's: which one is harmless depends on who asks from where.
+    """
+    return _SERVERS.sub(r"\1\2…", _PLACES.sub("…", text))
 
 
 def code_of(error: Exception) -> str:

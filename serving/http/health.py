@@ -1,7 +1,8 @@
 """Health and metadata in the Open Inference Protocol's words, and metrics for Prometheus.
 
 ``/v2/health/live`` and ``/v2/health/ready`` need no key: whoever starts and stops the service asks them.
-What names adapters or counts needs one with the scope ``read`` where keys are in use.
+What names adapters or counts needs one with the scope ``read`` where keys are in use: without it readiness
+says yes or no, and why not in fixed words.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from pydantic import BaseModel, Field
 
 from registry.errors import shown
 from serving.errors import NotServed
-from serving.http.answers import responses, without_paths
-from serving.http.keys import Reader
+from serving.http.answers import responses, without_places
+from serving.http.keys import Reader, may
 from serving.http.service import Service, service_of
 
 if TYPE_CHECKING:
-    from serving.backend import AdapterStatus
+    from serving.backend import AdapterStatus, Health
 
 router = APIRouter(tags=["health"])
 
@@ -52,9 +53,11 @@ class ReadyAnswer(BaseModel):
 
     ready: bool
     draining: bool
-    waiting: int = Field(description="Requests in the queue.")
-    running: int = Field(description="Requests on the device.")
-    problem: str | None = Field(default=None, description="Why not.")
+    waiting: int | None = Field(description="Requests in the queue; null to who may not read.")
+    running: int | None = Field(description="Requests on the device; null to who may not read.")
+    problem: str | None = Field(
+        default=None, description="Why not; to who may not read only `draining` or `not ready`."
+    )
 
 
 class ModelReadyAnswer(BaseModel):
@@ -101,17 +104,29 @@ async def live() -> LiveAnswer:
     response_model=ReadyAnswer,
     responses={503: {"model": ReadyAnswer, "description": "Not ready, and why."}, **responses(500)},
 )
-async def ready(service: Here) -> Response:
+async def ready(request: Request, service: Here) -> Response:
     """Say whether requests may be sent here: 200, or 503 and why not."""
     health = await service.backend.health()
-    answer = ReadyAnswer(
+    answer = _readable(health) if may(request, "read") else _bare(health)
+    return JSONResponse(answer.model_dump(), status_code=200 if health.ready else 503)
+
+
+def _readable(health: Health) -> ReadyAnswer:
+    return ReadyAnswer(
         ready=health.ready,
         draining=health.draining,
         waiting=health.waiting,
         running=health.running,
-        problem=None if health.problem is None else without_paths(health.problem),
+        problem=None if health.problem is None else without_places(health.problem),
     )
-    return JSONResponse(answer.model_dump(), status_code=200 if health.ready else 503)
+
+
+def _bare(health: Health) -> ReadyAnswer:
+    """What a stranger may know: the words of a problem name adapters, and what a store said of them."""
+    problem = None if health.ready else "draining" if health.draining else "not ready"
+    return ReadyAnswer(
+        ready=health.ready, draining=health.draining, waiting=None, running=None, problem=problem
+    )
 
 
 _NOT_READY: dict[int | str, dict[str, Any]] = {
@@ -204,5 +219,5 @@ async def _named(service: Service, name: str, version: int | None = None) -> Seq
 def _readiness(name: str, served: Sequence[AdapterStatus]) -> Response:
     good = any(one.state == "ready" for one in served)
     problem = None if good else next((one.problem for one in served if one.problem), "it is not loaded yet")
-    answer = ModelReadyAnswer(name=name, ready=good, problem=problem and without_paths(problem))
+    answer = ModelReadyAnswer(name=name, ready=good, problem=problem and without_places(problem))
     return JSONResponse(answer.model_dump(), status_code=200 if good else 503)

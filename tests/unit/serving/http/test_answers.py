@@ -9,7 +9,7 @@ import pytest
 from registry import errors as registry_errors
 from serving import errors
 from serving.http import answers
-from serving.http.answers import Invalid, Unauthenticated, code_of, error_body, error_facts, without_paths
+from serving.http.answers import Invalid, Unauthenticated, code_of, error_body, error_facts, without_places
 
 
 def below(kind: type[Exception]) -> Iterator[type[Exception]]:
@@ -102,12 +102,22 @@ def test_how_to_say_who_one_is() -> None:
         ("GET /v1/adapters lists them", "GET /v1/adapters lists them"),
         ("see GET /openapi.json", "see GET /openapi.json"),
         ("8 / 3 of them and/or none", "8 / 3 of them and/or none"),
-        ("https://example.org/hook is refused", "https://example.org/hook is refused"),
+        ("https://minio.corp:9000 failed: it answers 503", "… failed: it answers 503"),
+        ("the MLflow index http://me:a,b@10.0.0.5:5000/x failed", "the MLflow index … failed"),
+        ("http://127.0.0.1:9000: refused; see (https://[::1]/log).", "…: refused; see (…)."),
+        ("HTTPConnectionPool(host='mlflow.corp', port=5000)", "HTTPConnectionPool(host=…, port=5000)"),
+        ("Failed to resolve 'mlflow.corp' ([Errno -2])", "Failed to resolve … ([Errno -2])"),
+        ("failed to resolve host 'db.corp': [Errno -2]", "failed to resolve host …: [Errno -2]"),
+        (
+            'connection to server at "db.corp" (10.0.0.5), port 5 failed',
+            "connection to server at …, port 5 failed",
+        ),
+        ("certificate is not valid for 'minio.corp'.", "certificate is not valid for …."),
         ("pixelsmile@sha256:abc", "pixelsmile@sha256:abc"),
     ],
 )
 def test_paths_of_this_machine_stay_here(text: str, told: str) -> None:
-    assert without_paths(text) == told
+    assert without_places(text) == told
 
 
 def test_codes_are_names() -> None:

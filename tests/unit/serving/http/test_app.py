@@ -10,6 +10,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from fakes.backends import DrawingBackend, digest_of
+from registry.errors import NetworkError
+from servers.served import local_client
 from serving.backend import AdapterStatus
 from serving.settings import ServingSettings
 
@@ -88,6 +90,57 @@ def test_live_and_ready(client: TestClient, backend: DrawingBackend) -> None:
     assert client.get("/v2/health/live").status_code == 200
 
 
+AWAY = (
+    "pixelsmile@prod is loading: the registry does not answer: https://minio.corp:9000 failed: "
+    "HTTPSConnectionPool(host='minio.corp', port=9000): Failed to resolve 'minio.corp'"
+)
+
+
+def test_readiness_tells_a_stranger_yes_or_no(app: Any, client: TestClient, backend: DrawingBackend) -> None:
+    keys = app.state.service.keys.keys
+    token, _ = keys.add("reader", ("read",))
+    writer, _ = keys.add("writer", ("edit",))
+    backend.problem = AWAY
+    for headers in ({}, {"X-Api-Key": "afk_" + "A" * 43}, {"X-Api-Key": writer}, {"X-Forwarded-For": "::1"}):
+        answer = client.get("/v2/health/ready", headers=headers)
+        assert answer.status_code == 503
+        assert answer.json() == {
+            "ready": False, "draining": False, "waiting": None, "running": None, "problem": "not ready",
+        }  # fmt: skip
+    told = client.get("/v2/health/ready", headers={"X-Api-Key": token})
+    assert told.json()["problem"].startswith("pixelsmile@prod is loading: the registry does not answer: …")
+    assert (told.json()["waiting"], told.json()["running"]) == (0, 0)
+    backend.draining = True
+    assert client.get("/v2/health/ready").json()["problem"] == "draining"
+    backend.draining, backend.problem = False, None
+    answer = client.get("/v2/health/ready")
+    assert (answer.status_code, answer.json()["ready"], answer.json()["problem"]) == (200, True, None)
+
+
+class Away(DrawingBackend):
+    """Its store is away, and says where it was."""
+
+    async def adapter(self, reference: str) -> AdapterStatus:
+        return dataclasses.replace(await super().adapter(reference), state="loading", problem=AWAY)
+
+
+def test_no_answer_names_the_store(settings: ServingSettings, tmp_path: Path, encoded: str) -> None:
+    from serving.http.app import service_app
+
+    backend = Away()
+    backend.problem, backend.refusal = AWAY, NetworkError(AWAY, "look at http://minio.corp:9001")
+    asked = {"image": encoded, "expressions": {"happy": 0.5}}
+    app = service_app(backend, settings, home=tmp_path)
+    with local_client(app) as client:
+        answers = [
+            client.get(path) for path in ("/v2/health/ready", "/v2/models/pixelsmile/ready", "/v1/adapters")
+        ]
+        answers.append(client.post("/v1/edits", json=asked))
+    for answer in answers:
+        assert "the registry does not answer" in answer.text, answer.text
+        assert "minio.corp" not in answer.text
+
+
 def test_readiness_of_each_adapter(client: TestClient) -> None:
     assert client.get("/v2/models/pixelsmile").json()["versions"] == ["1"]
     assert client.get("/v2/models/pixelsmile/ready").json()["ready"] is True
@@ -109,7 +162,8 @@ class Revoking(DrawingBackend):
 def test_an_adapter_that_was_withdrawn_is_not_ready(settings: ServingSettings, tmp_path: Path) -> None:
     from serving.http.app import service_app
 
-    with TestClient(service_app(Revoking(), settings, home=tmp_path), base_url="http://127.0.0.1") as client:
+    app = service_app(Revoking(), settings, home=tmp_path)
+    with local_client(app) as client:
         answer = client.get("/v2/models/pixelsmile/ready")
         assert answer.status_code == 503
         assert answer.json() == {"name": "pixelsmile", "ready": False, "problem": "revoked: it leaks; see …"}
