@@ -55,7 +55,7 @@ class Health:
     """How a backend is.
 
     Attributes:
-        ready: it is warm, serves every followed adapter, and is not draining.
+        ready: it is warm, serves what can be served of the followed adapters, and is not draining.
         draining: it takes no new requests and finishes those that it has.
         waiting, running: requests.
         problem: why it is not ready.

@@ -27,11 +27,12 @@ from registry.errors import Explained, NetworkError, NotFound, Revoked
 from registry.reference import Reference
 from serving.backend import AdapterStatus
 from serving.errors import NotServed, Overloaded
+from serving.judging import Judge
 from serving.kept import Kept
 from serving.logs import event
 from serving.pairs import require_declared
 from serving.trust import Watch, bare, revoked_error, said
-from serving.versions import Entry, Version, number_of
+from serving.versions import Entry, Version, missing, number_of
 
 if TYPE_CHECKING:
     from registry.admission import VerifiedAdapter
@@ -46,8 +47,6 @@ MAX_ON_DEMAND: Final = 64
 """References that are served on demand; the one that was asked for longest ago makes room."""
 MAX_LOADING: Final = 8
 """References on demand that are loaded or wait for it; more are answered with 429."""
-JUDGED_SECONDS: Final = 300.0
-"""After which what serves is judged again by the statements and the policy of the day."""
 _LONGEST_PAUSE: Final = 60.0
 _LOADERS: Final = 2
 _STOP_SECONDS: Final = 2.0
@@ -97,8 +96,11 @@ class Follower:
             (str(one), Entry(reference=one, followed=True)) for one in references
         )
         self._kept = Kept(settings.adapter_memory, MAX_ON_DEMAND)
-        self._following = ThreadPoolExecutor(1, "follow")
+        # What comes first decides on the base, so that has an order. Later, none waits for another's load.
+        self._first = ThreadPoolExecutor(1, "first")
+        self._moves = ThreadPoolExecutor(max(1, len(self._entries)), "move")
         self._on_demand = ThreadPoolExecutor(_LOADERS, "load")
+        self._judge = Judge(self._watch, self._lock, metrics)
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -118,8 +120,9 @@ class Follower:
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(_STOP_SECONDS)  # it may wait for a store that hangs
-        for pool in (self._following, self._on_demand):
+        for pool in (self._first, self._moves, self._on_demand):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._judge.stop()
 
     def poll(self, *, wait: bool = True) -> None:
         """Take one round: ask the registry once, and move every reference to what it means now.
@@ -164,41 +167,14 @@ class Follower:
                 return None
             if entry.served is not None and entry.served.digest == target.digest:
                 entry.error = None
-                return self._doubt(entry) if confirmed else None
+                return self._judge.look(entry) if confirmed and not self._stopped.is_set() else None
             again = confirmed and isinstance(entry.error, NetworkError)
             due = again or time.monotonic() >= entry.retry_at
             if entry.loading is None and due and not self._stopped.is_set():
-                pool = self._following if entry.followed else self._on_demand
+                moves = self._first if entry.since is None else self._moves
+                pool = moves if entry.followed else self._on_demand
                 entry.loading = pool.submit(self._load, entry, target)
             return entry.loading
-
-    def _doubt(self, entry: Entry) -> Future[None] | None:
-        """Have what serves judged again, now and then: a statement or a policy may speak against it since."""
-        now = time.monotonic()
-        if entry.loading is None and now >= entry.judge_at and not self._stopped.is_set():
-            entry.judge_at = now + JUDGED_SECONDS
-            entry.loading = self._on_demand.submit(self._judge, entry)
-        return entry.loading
-
-    def _judge(self, entry: Entry) -> None:
-        from registry.client import Registry
-
-        doubt = None
-        try:
-            Registry(self._watch.place).pull(entry.reference)
-        except NetworkError:
-            doubt = entry.doubt
-        except Exception as error:  # it goes on serving: only a revocation stops it
-            doubt = bare(error)
-        with self._lock:
-            entry.loading = None
-            new = doubt is not None and entry.doubt is None
-            entry.doubt = doubt
-        if doubt is not None and new:
-            name = str(entry.reference)
-            event("adapter doubted", level=logging.WARNING, reference=name, problem=doubt.message)
-            if self._metrics is not None:
-                self._metrics.refused(doubt)
 
     def _unnamed(self, entry: Entry, error: Exception) -> None:
         with self._lock:
@@ -206,6 +182,7 @@ class Follower:
                 self._entries.pop(str(entry.reference), None)
             # Taking an alias away withdraws nothing: a revocation does.
             entry.error = bare(error)
+            entry.settled |= isinstance(error, NotFound)
 
     # -- answers --
 
@@ -292,11 +269,9 @@ class Follower:
 
     @property
     def missing(self) -> str | None:
-        """Why not every followed reference is served; None when all are."""
-        for status in self.statuses():
-            if status.followed and status.state != "ready":
-                return f"{status.reference} is {status.state}: {status.problem or 'it takes a moment'}"
-        return None
+        """Why requests should go elsewhere; None where they should not, see `serving.versions.missing`."""
+        with self._lock:
+            return missing([one for one in self._entries.values() if one.followed], self._watch)
 
     def statuses(self) -> list[AdapterStatus]:
         """Return what is served: the followed references as in the settings, then those on demand."""
@@ -417,6 +392,7 @@ class Follower:
             entry.pause = min(max(self._settings.follow_seconds, 2 * entry.pause), _LONGEST_PAUSE)
             entry.retry_at = time.monotonic() + entry.pause
             entry.error = bare(error)
+            entry.settled |= not isinstance(error, NetworkError)
             if isinstance(error, Revoked):
                 entry.served = None
         event("adapter refused", level=logging.WARNING, reference=str(entry.reference), problem=said(error))
@@ -428,7 +404,8 @@ class Follower:
     def _serve(self, entry: Entry, version: Version) -> None:
         before, entry.served, entry.error = entry.served, version, None
         entry.pause = entry.retry_at = 0.0
-        entry.doubt, entry.judge_at = None, time.monotonic() + JUDGED_SECONDS
+        entry.settled = True
+        self._judge.begin(entry)
         if before is not None:
             self._kept.touch(before, entry.reference)  # who rolls back wants it at once
         entry.since = time.time()
@@ -446,7 +423,7 @@ class Follower:
         if not isinstance(entry.error, Revoked):
             name = str(entry.reference)
             event("adapter withdrawn", level=logging.WARNING, reference=name, problem=error.message)
-        entry.served, entry.error = None, error
+        entry.served, entry.error, entry.settled = None, error, True
         self._kept.drop(target.digest, entry.reference)
 
     def _timed(self, name: str) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from registry.errors import Explained
 from registry.reference import Reference
 from serving.backend import AdapterStatus, Health, Progress
 from serving.conditioning import usual_strength
-from serving.errors import Draining, Overloaded, UsageError
+from serving.errors import Draining, Overloaded, ServingError, UsageError
 from serving.following import Follower
 from serving.scheduler import Scheduler
 from serving.schema import EditResult, SweepRequest
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 WARM_UP = "warm-up"
 """The key of the edits that new versions are tried with."""
+
+WARM_SECONDS = 600.0
+"""Within which a new version has to make one; others wait for their turn behind it."""
 
 _log = logging.getLogger(__name__)
 
@@ -246,7 +249,14 @@ class LocalBackend:
         request = SweepRequest.make(image=_grey(), rows=({},), steps=1)
         ticket = device.scheduler.take(request, key=WARM_UP, listener=listener, ours=True)
         device.scheduler.enter(ticket, ((adapter, _usual(adapter)),))
-        done.result()
+        try:
+            done.result(WARM_SECONDS)
+        except TimeoutError:
+            device.scheduler.cancel(ticket)
+            raise ServingError(
+                f"{adapter.reference} made no picture within {WARM_SECONDS:g} s",
+                "it is tried again; where that goes on, look for the device in the server's log",
+            ) from None
         _log.info("%s is warm", adapter.reference)
 
     def _hold_followed(self, device: _Device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -111,6 +111,8 @@ class Entry:
         pause: seconds until it is tried again after the last refusal.
         retry_at: on the monotonic clock.
         loading: the loading that goes on.
+        judging: the judgement of what is served that goes on.
+        settled: it was known once what becomes of it: served, refused, revoked, or not promoted.
     """
 
     reference: Reference
@@ -125,6 +127,8 @@ class Entry:
     pause: float = 0.0
     retry_at: float = 0.0
     loading: Future[None] | None = None
+    judging: Future[None] | None = None
+    settled: bool = False
 
     @property
     def state(self) -> State:
@@ -180,6 +184,23 @@ class Entry:
             since=None if version is None else self.since,
             checked=self.checked,
         )
+
+
+def missing(followed: Collection[Entry], watch: Watch) -> str | None:
+    """Return why requests should not be sent to who serves some references; None where they may be.
+
+    Each one is waited for until it is known what becomes of it. One that is refused, revoked, or that nobody
+    has promoted is answered with just that, and takes nobody away from the others: every server of a fleet
+    says the same of it. Where nothing serves at all, a revocation has to be told to whoever asks.
+    """
+    waited_for = [one.status(watch) for one in followed if not one.settled]
+    if not waited_for:
+        waited_for = [one.status(watch) for one in followed]
+        if any(one.state in ("ready", "revoked") for one in waited_for):
+            return None
+    for status in waited_for:
+        return f"{status.reference} is {status.state}: {status.problem or 'it takes a moment'}"
+    return None
 
 
 def number_of(target: Target) -> int:

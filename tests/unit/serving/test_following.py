@@ -22,7 +22,7 @@ from registry.client import Registry
 from registry.digest import Digest
 from registry.errors import NotFound, Revoked, StaleTrust, UsageError
 from registry.manifest import WEIGHTS_NAME
-from serving import following
+from serving import following, judging
 from serving.errors import AdapterMismatch, NotServed, Overloaded
 from serving.following import Follower
 from serving.metrics import Metrics
@@ -64,17 +64,19 @@ class Device:
     Attributes:
         taken: ``name:version`` of every adapter that it was given, in order.
         refused: versions that do not fit.
+        held: the version that waits until it is ``free``; None is all of them.
     """
 
     def __init__(self, *refused: str) -> None:
         self.taken: list[str | None] = []
         self.refused = set(refused)
+        self.held: str | None = None
         self.free = threading.Event()
         self.free.set()
 
     def __call__(self, adapter: VerifiedAdapter) -> None:
         self.taken.append(adapter.reference)
-        assert self.free.wait(120)
+        assert self.held not in (None, adapter.reference) or self.free.wait(120)
         if adapter.reference in self.refused:
             raise AdapterMismatch(f"{adapter.reference} does not fit", "take another one")
 
@@ -180,6 +182,47 @@ def test_a_rollback_comes_from_memory(make: Make, registry: Registry) -> None:
     assert device.taken == [f"{NAME}:1", f"{NAME}:2", f"{NAME}:1"]
 
 
+def test_a_rollback_does_not_wait_until_another_reference_is_loaded(make: Make, registry: Registry) -> None:
+    staging, device = f"{NAME}@staging", Device()
+    registry.promote(f"{NAME}:2", "staging")
+    found = make(adapters=(PROD, staging), on_new=device)
+    found.poll()
+    registry.promote(f"{NAME}:2", "prod")
+    found.poll()
+    device.held = f"{NAME}:3"
+    device.free.clear()
+    registry.promote(f"{NAME}:3", "staging")
+    found.poll(wait=False)
+    wait_until(lambda: device.taken[-1] == f"{NAME}:3")
+    registry.rollback(NAME, "prod")
+    found.poll(wait=False)
+    wait_until(lambda: version(found) == 1)
+    assert version(found, staging) == 2
+    device.free.set()
+    wait_until(lambda: version(found, staging) == 3)
+
+
+def test_a_promotion_waits_neither_for_loads_on_demand_nor_for_a_judgement(
+    make: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judging, "JUDGED_SECONDS", 0.0)
+    device = Device()
+    found = make(on_new=device)
+    found.poll()
+    device.held = f"{NAME}:3"
+    device.free.clear()
+    digest = registry.show(f"{NAME}:3").manifest.digest
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(found.resolve, text) for text in (f"{NAME}:3", f"{NAME}@{digest}")]
+        wait_until(lambda: device.taken.count(f"{NAME}:3") == 2)
+        found.poll(wait=False)  # what serves is to be judged
+        registry.promote(f"{NAME}:2", "prod")
+        found.poll(wait=False)
+        wait_until(lambda: version(found) == 2)
+        assert not any(one.done() for one in asking)
+        device.free.set()
+
+
 def test_others_are_told_before_a_followed_reference_moves(make: Make, registry: Registry) -> None:
     told: list[tuple[str, int | None]] = []
 
@@ -274,10 +317,53 @@ def test_a_revoked_followed_version_says_so_and_a_rollback_mends_it(make: Make, 
     (status,) = found.statuses()
     assert (status.state, status.name, status.version, status.digest) == ("revoked", NAME, 2, held.digest)
     assert status.problem == f"{NAME}:2, which {PROD} means, was revoked: bad"
-    assert found.missing is not None
+    assert found.missing is None  # whoever asks has to be told
     registry.rollback(NAME, "prod")
     found.poll()
     assert version(found) == 1
+    assert found.missing is None
+
+
+@pytest.mark.parametrize("state", ["revoked", "refused", "loading"])
+def test_a_reference_that_cannot_be_served_takes_nobody_from_the_others(
+    make: Make, registry: Registry, state: str
+) -> None:
+    staging, device = f"{NAME}@staging", Device(f"{NAME}:3")
+    if state != "loading":  # or nobody has promoted it
+        registry.promote(f"{NAME}:2" if state == "revoked" else f"{NAME}:3", "staging")
+    found = make(adapters=(staging, PROD), on_new=device)
+    found.poll()
+    if state == "revoked":
+        registry.revoke(f"{NAME}:2", "bad")
+        found.poll()
+    late = make(adapters=(staging, PROD), on_new=device)
+    assert late.missing is not None  # nothing is known yet
+    late.poll()
+    for one in (found, late):
+        assert (version(one), one.missing) == (1, None)
+        assert one.statuses()[0].state == state
+    # Nor does the next version while it is loaded.
+    device.refused.clear()
+    device.free.clear()
+    registry.promote(f"{NAME}:3", "staging")
+    wait_until(lambda: [found.poll(wait=False), f"{NAME}:3" in device.taken][1])
+    assert found.missing is None
+    device.free.set()
+    wait_until(lambda: [found.poll(), version(found, staging) == 3][1])
+
+
+def test_what_is_loaded_for_the_first_time_is_waited_for(make: Make, registry: Registry, home: Path) -> None:
+    registry.promote(f"{NAME}:2", "staging")
+    staging, device = f"{NAME}@staging", Device()
+    found = make(adapters=(PROD, staging), on_new=device)
+    device.held = f"{NAME}:2"
+    device.free.clear()
+    found.poll(wait=False)
+    wait_until(lambda: f"{NAME}:2" in device.taken)
+    assert version(found) == 1
+    assert found.missing == f"{staging} is loading: it takes a moment"
+    device.free.set()
+    found.poll()
     assert found.missing is None
 
 
@@ -365,7 +451,7 @@ def test_a_version_that_does_not_fit_leaves_the_old_one_and_is_not_tried_in_a_hu
 def test_what_is_said_against_a_version_that_serves_is_told_and_stops_nothing(
     make: Make, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "JUDGED_SECONDS", 0.0)
+    monkeypatch.setattr(judging, "JUDGED_SECONDS", 0.0)
     metrics = Metrics()
     found = make(metrics=metrics)
     for _ in range(2):
