@@ -50,8 +50,9 @@ class ServingSettings(BaseModel):
             in the data folder.
         job_hours: for which jobs that ended are kept.
         webhook_loopback: whether webhooks may go to this machine itself, also without TLS; for development.
-        public: whether requests without an API key are answered; None is only where the service listens on
-            this machine alone and no key was made.
+        public: whether requests without an API key are answered: true answers everybody, who may edit and
+            read within the limits of one key; None answers programs of this machine, which may do
+            everything, where the service listens on this machine alone and no key was made.
         content_credentials: PEM files ``certificates,key`` that sign a C2PA manifest into every picture.
         otlp_endpoint: where traces are sent; None sends none.
     """
