@@ -6,8 +6,9 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -105,12 +106,18 @@ def exports(found: Mapping[str, str]) -> str:
 @click.argument("words", nargs=-1, required=True, metavar="-- CMD…")
 def run(words: tuple[str, ...]) -> None:
     """Run a command as a client of the platform."""
-    mine = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    environment = {**mine, **_environment()}
+    _become(words, {**_own(), **_environment()})
+
+
+def _become(words: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
     try:
-        os.execvpe(words[0], words, environment)  # noqa: S606
+        os.execvpe(words[0], list(words), dict(environment))  # noqa: S606
     except OSError as error:
         raise click.ClickException(f"{words[0]} cannot be run: {error.strerror}") from error
+
+
+def _own() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN}
 
 
 def _environment() -> dict[str, str]:
@@ -125,6 +132,35 @@ def _environment() -> dict[str, str]:
     where = _place()
     Supervisor(where).ask("getState")
     return stack.environment(where)
+
+
+@cli.command()
+@click.argument("target", metavar="DIR")
+@click.option("--without-keys", is_flag=True, help="Leave private keys out, to keep them elsewhere.")
+@_JSON
+def backup(target: str, without_keys: bool, as_json: bool) -> None:
+    """Back the platform up into DIR or s3://bucket/prefix, by `registry backup`, with its databases."""
+    from infra.local import backups
+
+    options = [*(["--without-keys"] if without_keys else []), *(["--json"] if as_json else [])]
+    words, variables = backups.backup(_place(), [target, *options])
+    _become(words, {**_own(), **_environment(), **variables})
+
+
+@cli.command()
+@click.argument("source", metavar="DIR")
+@click.option("--at", metavar="NAME", help="Which backup; without it the newest one.")
+@click.option("--sha256", metavar="DIGEST", help="What the backup printed; covers what nobody signs.")
+@_JSON
+def restore(source: str, at: str | None, sha256: str | None, as_json: bool) -> None:
+    """Make a new platform of the backup in DIR, and start it; no platform may be there."""
+    from infra.local import backups
+    from infra.local.settings import load
+
+    where, words = _place(), [] if sha256 is None else ["--sha256", sha256]
+    done = backups.restore(where, load(), source, at, words, _own(), _tell)
+    if as_json:
+        click.echo(json.dumps({"home": str(where.home), "done": done}))
 
 
 @cli.command()

@@ -135,8 +135,8 @@ def _require_ours(where: Place, kept: Mapping[str, Any]) -> None:
     if kept.get("home") != str(where.home):
         raise WrongFolder(
             f"the platform in {where.home} was made in {kept.get('home')}: it is a copy, or it was moved",
-            "move it back; to move a platform, make a new one and restore a backup into it "
-            "(docs/operations/backup.md)",
+            "move it back; to move a platform, back it up where it was, and make a new one of that: "
+            "python -m infra.local restore DIR (docs/operations/local.md)",
         )
 
 

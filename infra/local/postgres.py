@@ -73,7 +73,7 @@ def engine(where: Place) -> Engine:
             raise WrongFolder(
                 f"the databases in {data} are of PostgreSQL {major}, and installed is: {have}",
                 f"install PostgreSQL {major} (apt install postgresql-{major}); to change to another version, "
-                "back up with the old one and restore into a new platform (docs/operations/backup.md)",
+                "back up with the old one and make a new platform of that (docs/operations/local.md)",
             )
     elif not found:
         raise Missing("PostgreSQL is not installed", "apt install postgresql, or let SQLite do")

@@ -70,11 +70,15 @@ def worker(
         stop_seconds: that a run has to save what it did.
     """
     name = f"{socket.gethostname()}-platform"
+    # Prefect keeps files of runs in a folder of a fixed name, which in /tmp is that of whoever came first.
+    temporary = where.home / "tmp"
+    temporary.mkdir(mode=0o700, exist_ok=True)
     return Service(
         name=WORKER,
         command=[*worker_command(name), "--with-healthcheck"],
         environment={
             **environment,
+            "TMPDIR": str(temporary),
             "PREFECT_WORKER_WEBSERVER_HOST": HOST,
             "PREFECT_WORKER_WEBSERVER_PORT": str(ports[WORKER]),
         },

@@ -123,8 +123,8 @@ def _database(where: Place, settings: PlatformSettings) -> tuple[postgres.Engine
     if kept is not None and asked not in ("auto", kept):
         raise WrongFolder(
             f"the platform in {where.home} keeps its rows in {kept}, and the settings say {asked}",
-            f"set the database to {kept} or auto; to change it, make a new platform and restore a backup "
-            "into it (docs/operations/backup.md)",
+            f"set the database to {kept} or auto: what it holds stays of its kind; for the other, make a new "
+            "platform in another ADAPTER_FOUNDRY_HOME",
         )
     found, why = None, None
     if (kept or asked) != "sqlite":

@@ -67,27 +67,51 @@ def up(where: Place, settings: PlatformSettings, tell: Tell) -> tuple[Stack, lis
     """
     place.claim(where)
     with alone(where):
-        done: list[str] = []
-
-        def do(what: str) -> None:
-            done.append(what)
-            tell(what)
-
-        supervisor = Supervisor(where)
-        if supervisor.pid is not None and not supervisor.answers:
-            do("supervisord did not answer: killed")
-            supervisor.kill()
-        running = _running(supervisor)
-        if supervisor.pid is None and (count := leftovers.end_all(where)):
-            do(f"ended {count} processes that nobody looked after")
-        found = stack.build(where, settings, running)
+        do, done = _telling(tell)
+        found, supervisor = _supervised(where, settings, do)
         for line in found.notes:
             tell(line)
-        if found.engine is not None and postgres.make(where, found.engine, found.secrets):
-            do(f"made databases of PostgreSQL {found.engine.major}")
-        _supervise(found, supervisor, do)
         _start_all(found, supervisor, do)
         return found, done
+
+
+def storage(where: Place, settings: PlatformSettings, tell: Tell) -> tuple[Stack, list[str]]:
+    """Bring up where a platform keeps its data, and nothing that works with them; `alone` is held.
+
+    Raises:
+        Explained: something cannot be started; what was done stays.
+    """
+    do, done = _telling(tell)
+    found, supervisor = _supervised(where, settings, do)
+    _start_storage(found, supervisor, do)
+    return found, done
+
+
+def _telling(tell: Tell) -> tuple[Tell, list[str]]:
+    """Return what tells and remembers, and what it remembers."""
+    done: list[str] = []
+
+    def do(what: str) -> None:
+        done.append(what)
+        tell(what)
+
+    return do, done
+
+
+def _supervised(where: Place, settings: PlatformSettings, do: Tell) -> tuple[Stack, Supervisor]:
+    """Return the platform, with databases' folder and a supervisord of today's configuration."""
+    supervisor = Supervisor(where)
+    if supervisor.pid is not None and not supervisor.answers:
+        do("supervisord did not answer: killed")
+        supervisor.kill()
+    running = _running(supervisor)
+    if supervisor.pid is None and (count := leftovers.end_all(where)):
+        do(f"ended {count} processes that nobody looked after")
+    found = stack.build(where, settings, running)
+    if found.engine is not None and postgres.make(where, found.engine, found.secrets):
+        do(f"made databases of PostgreSQL {found.engine.major}")
+    _supervise(found, supervisor, do)
+    return found, supervisor
 
 
 def down(where: Place, tell: Tell) -> bool:
@@ -214,16 +238,7 @@ def _start_all(found: Stack, supervisor: Supervisor, do: Tell) -> None:
         do(f"{health.NAME} has another configuration: stopped until all others work")
         stop(found.where, supervisor, [health.NAME])
     working = of(ports, secrets, on_postgres=found.engine is not None)
-    first: dict[str, Probe] = {"s3": lambda timeout: s3.listens(ports, secrets, timeout)}
-    if found.engine is not None:
-        first["postgres"] = lambda timeout: postgres.listens(ports, secrets, timeout)
-    start(found, supervisor, first, do)
-    for made in (
-        postgres.set_up(ports, secrets) if found.engine is not None else [],
-        s3.set_up(ports, secrets),
-    ):
-        for what in made:
-            do(f"made {what}")
+    _start_storage(found, supervisor, do)
     _upgrade(found, supervisor, do)
     start(found, supervisor, {name: working[name] for name in (mlflow.NAME, prefect.SERVER)}, do)
     for what in mlflow.set_up(ports, secrets):
@@ -234,7 +249,24 @@ def _start_all(found: Stack, supervisor: Supervisor, do: Tell) -> None:
     if supervisor.states()[health.NAME]["pid"] and (why := health.silence(found.where)) is not None:
         do(f"the watcher hangs ({why}): restarted")
         stop(found.where, supervisor, [health.NAME])
+    if not supervisor.states()[health.NAME]["pid"]:
+        health.report_file(found.where).unlink(missing_ok=True)  # of the one before, who has not looked since
     start(found, supervisor, {health.NAME: lambda timeout: None}, do)
+
+
+def _start_storage(found: Stack, supervisor: Supervisor, do: Tell) -> None:
+    """Start databases and the S3 server, and make what is to be in them."""
+    secrets, ports = found.secrets, found.ports
+    first: dict[str, Probe] = {"s3": lambda timeout: s3.listens(ports, secrets, timeout)}
+    if found.engine is not None:
+        first["postgres"] = lambda timeout: postgres.listens(ports, secrets, timeout)
+    start(found, supervisor, first, do)
+    for made in (
+        postgres.set_up(ports, secrets) if found.engine is not None else [],
+        s3.set_up(ports, secrets),
+    ):
+        for what in made:
+            do(f"made {what}")
 
 
 def start(found: Stack, supervisor: Supervisor, asked: dict[str, Probe], do: Tell) -> None:
@@ -275,10 +307,19 @@ def _upgrade(found: Stack, supervisor: Supervisor, do: Tell) -> None:
     if before is not None:
         if supervisor.states()[mlflow.NAME]["pid"]:
             stop(found.where, supervisor, [mlflow.NAME])
-        rows = mlflow.database(found.where, found.ports, found.engine is not None)
-        _command(found, python("mlflow", "db", "upgrade", rows), dict(found[mlflow.NAME].environment))
+        upgrade_mlflow(found)
         do(f"MLflow's tables are of {now} now, they were of {before}")
     place.keep(found.where, {"mlflow": now})
+
+
+def upgrade_mlflow(found: Stack) -> None:
+    """Bring MLflow's tables up to date; its server does not, and refuses to start with older ones.
+
+    Raises:
+        CannotStart: MLflow cannot do it.
+    """
+    rows = mlflow.database(found.where, found.ports, found.engine is not None)
+    run(found, python("mlflow", "db", "upgrade", rows), found[mlflow.NAME].environment)
 
 
 def _registry(found: Stack, do: Tell) -> None:
@@ -299,7 +340,7 @@ def _registry(found: Stack, do: Tell) -> None:
         if retarget(file, wanted):
             do(f"{file} names the ports of today")
     if not kept.get("registry") or not file.is_file():
-        _command(found, python("registry.cli", "init", *words), found[prefect.WORKER].environment)
+        run(found, python("registry.cli", "init", *words), found[prefect.WORKER].environment)
         place.keep(where, {"registry": True})
         do(f"made a registry in {where.home}")
     if not folder_of(BASE_ID, where.home).is_dir():
@@ -332,12 +373,12 @@ def _deployments(found: Stack, do: Tell) -> None:
     known = place.read(found.where).get("deployments") == wanted
     if known and prefect.deployed(found.ports, found.secrets):
         return
-    made = _command(found, python("infra.local.deploy", "--runs", str(runs)), found.environment)
+    made = run(found, python("infra.local.deploy", "--runs", str(runs)), found.environment)
     place.keep(found.where, {"deployments": wanted})
     do(f"made {len(made.split())} deployments")
 
 
-def _command(found: Stack, command: Sequence[str], environment: Mapping[str, str]) -> str:
+def run(found: Stack, command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Run a command of the platform's own and return what it says.
 
     Raises:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 import urllib.error
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fakes.registries import NAME, PASSING, adapter_folder
 from infra.local import leftovers, place, postgres
 from infra.local.passwords import passwords
 from infra.local.place import Place
@@ -167,6 +169,25 @@ def test_another_setting_takes_effect_and_restarts_only_whom_it_concerns(platfor
     platform.wait_until_all_work()
 
 
+def test_new_passwords_are_set_and_restart_only_who_uses_them(platform: Platform) -> None:
+    on_postgres = place.read(platform.where)["database"] == "postgresql"
+    mine = [("mlflow", "admin"), ("s3", "reader"), *([("postgres", "registry")] if on_postgres else [])]
+    before, begun = passwords(platform.where), platform.states()
+    for service, name in [*mine, *([("postgres", "admin")] if on_postgres else [])]:
+        done = platform.json("password", service, name)["done"]
+        assert any(line.startswith("health started") for line in done), done  # the last
+        assert not any(platform.problems().values()), (service, name)
+        assert passwords(platform.where)[service][name] != before[service][name]
+    after = platform.states()
+    same = {one for one in begun if begun[one]["pid"] == after[one]["pid"]}
+    assert same >= {"prefect-server", *(["postgres"] if on_postgres else [])}
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        platform.get("planted/0", secrets=before)
+    assert platform.lost(1) == []
+    assert platform.ledger()[0] == "init"
+    assert platform.json("up")["done"] == []
+
+
 def test_kill_9_of_every_service_at_once(platform: Platform) -> None:
     platform.plant(1)
     before = {name: one["pid"] for name, one in platform.states().items()}
@@ -224,6 +245,35 @@ def test_processes_of_another_platform_are_not_touched(platform: Platform, tmp_p
     assert {one.pid for one in platform.processes()} == before
 
 
+def test_a_backup_makes_a_new_platform_elsewhere(platform: Platform, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps(PASSING))
+    folder = str(adapter_folder(tmp_path / "adapter"))
+    pushed = platform.registry("push", folder, "--name", NAME, "--evaluation", str(report))["reference"]
+    platform.registry("approve", pushed, "--by", "Kim", "--reason", "looks right")
+    platform.registry("promote", pushed, "--to", "prod")
+    made = platform.json("backup", str(tmp_path / "backups"))
+    kind = place.read(platform.where)["database"]
+    assert {"ledger": kind, "mlflow": kind}.items() <= made["databases"].items()
+    with local_platform.folder() as other:
+        told = other.json("restore", str(tmp_path / "backups"), "--sha256", made["digest"])
+        assert "restored the registry" in told["done"]
+        assert not any(other.problems().values())
+        assert place.read(other.where)["database"] == kind
+        pulled = other.registry("pull", f"{NAME}@prod")
+        ours = platform.registry("pull", f"{NAME}@prod")
+        assert pulled["digest"] == ours["digest"]
+        assert other.ledger()[: len(platform.ledger())] == platform.ledger()
+        # With the password of the new one, in the database of the old one.
+        rows = other.ask_mlflow("experiments/search", {"max_results": 100})["experiments"]
+        assert "planted 0" in {row["name"] for row in rows}
+        assert other.json("up")["done"] == []
+        again = other.command("restore", str(tmp_path / "backups"))
+        assert again.returncode == 1
+        assert "there is a platform" in again.stderr
+
+
 def test_a_client_s_environment(platform: Platform) -> None:
     found = platform.json("env")
     assert found["AWS_ACCESS_KEY_ID"] == "publisher"
@@ -232,3 +282,15 @@ def test_a_client_s_environment(platform: Platform) -> None:
     )
     assert ran.stdout.strip() == str(platform.where.home)
     assert "FOUNDRY_PLATFORM" not in found  # it is no process of the platform's own
+    own = dict.fromkeys(("AWS_SESSION_TOKEN", "AWS_PROFILE"), "mine")
+    other = Platform(home=platform.home, variables={**platform.variables, **own})
+    shown = other.command("run", "--", "env").stdout.splitlines()
+    assert f"AWS_REGION={found['AWS_REGION']}" in shown
+    assert not [line for line in shown if line.startswith(tuple(own))]
+    lines = other.command("env").stdout
+    ran = subprocess.run(
+        ["sh", "-euc", 'eval "$1"; env', "sh", lines],
+        env=other.environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert not [line for line in ran.stdout.splitlines() if line.startswith(tuple(own))]

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from infra.local import leftovers, place, prefect, probes, s3
-from infra.local.passwords import passwords
+from infra.local.passwords import Passwords, passwords
 from infra.local.place import Place
 from infra.local.service import SERVICE_MARK
 
@@ -146,18 +146,21 @@ class Platform:
         ports = place.read(self.where)["ports"]
         s3.ask("PUT", f"adapters/{key}", "publisher", ports, passwords(self.where), data=data)
 
-    def get(self, key: str, identity: str = "reader") -> bytes:
-        """Read an object among the adapters."""
-        return s3.ask(
-            "GET", f"adapters/{key}", identity, place.read(self.where)["ports"], passwords(self.where)
-        )
+    def get(self, key: str, identity: str = "reader", secrets: Passwords | None = None) -> bytes:
+        """Read an object among the adapters; by the passwords of now, or others."""
+        known = passwords(self.where) if secrets is None else secrets
+        return s3.ask("GET", f"adapters/{key}", identity, place.read(self.where)["ports"], known)
+
+    def registry(self, *words: str) -> Any:
+        """What a command of the registry answers to a client, which must succeed."""
+        ran = self.command("run", "--", sys.executable, "-m", "registry.cli", *words, "--json")
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        return json.loads(ran.stdout)
 
     def ledger(self) -> list[str]:
         """What the audit log has, oldest first; its chain holds."""
-        ran = self.command("run", "--", sys.executable, "-m", "registry.cli", "log", "--verify", "--json")
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        ran = self.command("run", "--", sys.executable, "-m", "registry.cli", "log", "--json")
-        return [line["action"] for line in json.loads(ran.stdout)["entries"]]
+        self.registry("log", "--verify")
+        return [line["action"] for line in self.registry("log")["entries"]]
 
     def plant(self, number: int) -> None:
         """Leave something in every store, to be looked for later."""
