@@ -3,6 +3,10 @@
 A dump is consistent although the database is used meanwhile. Passwords are handed to PostgreSQL's programs in
 their environment, never among their arguments, where every user of the machine could read them. What a dump
 says is believed when it is loaded: it is as trustworthy as the backup that holds it.
+
+pg_restore loads in one transaction of its own, which cannot begin by removing what is there. So what is there
+waits under another name, and comes back if the dump does not go in. psql could do all of it in one
+transaction, but it runs commands of this machine that a forged dump may hold.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,6 +30,9 @@ Kind = Literal["sqlite", "postgresql"]
 _DRIVER: Final = re.compile(r"^(sqlite|postgresql)(\+[a-z0-9]+)?://")
 _FOLDERS: Final = (Path("/usr/lib/postgresql"), Path("/opt/homebrew/opt"))
 _CONNECT_SECONDS: Final = "10"
+_SQLITE_HEADER: Final = b"SQLite format 3\0"
+_ASIDE: Final = "public_before_restore_"
+"""What a database held waits in a schema of this name, with a random ending, until the dump is loaded."""
 _EXAMPLES: Final = "sqlite:////absolute/file.db or postgresql+psycopg://user@host/database"
 
 
@@ -105,20 +113,17 @@ class Database:
         words = ("--format=custom", "--no-owner", "--no-privileges", f"--file={target}")
         self._run("pg_dump", self.major(), *words)
 
-    def load(self, source: Path, major: int, *, replace: bool) -> None:
-        """Make the database hold what a dump says: all of it, or, if anything fails, nothing.
-
-        Args:
-            source: the dump.
-            major: PostgreSQL's version that it was made of.
-            replace: what the database holds is removed.
+    def check(self, source: Path, major: int, *, replace: bool) -> None:
+        """Find out whether a dump could be loaded, and change nothing; arguments as for `load`.
 
         Raises:
-            UsageError: the server is older than the dump, or PostgreSQL's programs are missing.
-            NetworkError: the server does not answer, or the dump does not fit.
+            DigestMismatch: the dump is none.
+            UsageError: the server is older than the dump, PostgreSQL's programs are missing or cannot read
+                it, or the account may not replace what the database holds.
+            NetworkError: the server does not answer.
         """
         if self.file is not None:
-            _place_sqlite(source, self.file)
+            _check_sqlite(source)
             return
         here = self.major()
         if here < major:
@@ -126,12 +131,82 @@ class Database:
                 f"the server of {self.address} is PostgreSQL {here}, the dump is of {major}",
                 f"restore on PostgreSQL {major} or newer",
             )
-        if replace:  # a table that is not in the dump would stay otherwise
-            self._ask("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
+        program = _program("pg_restore", max(here, major))
+        told = subprocess.run(
+            [str(program), "--list", str(source)], capture_output=True, text=True, check=False
+        )
+        if told.returncode:
+            raise UsageError(
+                f"{program} cannot read the dump for {self.address}: {shown(told.stderr.strip(), 300)}",
+                "install the newest client programs of PostgreSQL, or take another backup",
+            )
+        # Up to PostgreSQL 14 this schema belongs to the superuser, also in a database of somebody else.
+        owned = self._ask(
+            "SELECT pg_has_role(nspowner, 'USAGE') AND has_database_privilege(current_database(), 'CREATE') "
+            "FROM pg_namespace WHERE nspname = 'public'"
+        )
+        if replace and owned == [(False,)]:
+            raise UsageError(
+                f"the account may not replace the schema public of {self.address}",
+                "have the superuser run `ALTER SCHEMA public OWNER TO` this account and `GRANT CREATE ON "
+                "DATABASE` to it, or restore into an empty database",
+            )
+
+    def load(self, source: Path, major: int, *, replace: bool) -> None:
+        """Make the database hold what a dump says: all of it, or, if anything fails, what it held before.
+
+        Args:
+            source: the dump.
+            major: PostgreSQL's version that it was made of.
+            replace: what the database holds is removed.
+
+        Raises:
+            DigestMismatch, UsageError: see `check`.
+            NetworkError: the server does not answer, or the dump does not fit.
+        """
+        self.check(source, major, replace=replace)
+        if self.file is not None:
+            _place_sqlite(source, self.file)
+            return
         words = ("--exit-on-error", "--single-transaction", "--no-owner", "--no-privileges", str(source))
-        self._run("pg_restore", max(here, major), *words)
+        with self._replaced() if replace else contextlib.nullcontext():
+            self._run("pg_restore", max(self.major(), major), *words)
 
     # -- PostgreSQL --
+
+    @contextlib.contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Empties the database meanwhile: removed for good at the end, back as it was if anything fails.
+
+        Extensions stay where they are looked for, because a dump makes only those that are not there.
+        """
+        aside, public = f"{_ASIDE}{secrets.token_hex(4)}", "public"
+        extensions = [
+            f"ALTER EXTENSION {name} SET SCHEMA "
+            for (name,) in self._ask("SELECT quote_ident(extname) FROM pg_extension e JOIN pg_namespace n "
+                                     "ON n.oid = e.extnamespace WHERE n.nspname = 'public'")
+        ]  # fmt: skip
+        there = bool(self._ask("SELECT 1 FROM pg_namespace WHERE nspname = 'public'"))
+        away = [f"ALTER SCHEMA public RENAME TO {aside}"] if there else []
+        self._ask(*away, "CREATE SCHEMA public", *(f"{words}{public}" for words in extensions))
+        try:
+            yield
+        except BaseException as error:
+            back = [f"ALTER SCHEMA {aside} RENAME TO public"] if there else []
+            try:
+                self._ask(*(f"{words}{aside}" for words in extensions), "DROP SCHEMA public CASCADE", *back)
+            except RegistryError as again:
+                raise RegistryError(
+                    f"{shown(error)}; and what {self.address} held before could not be put back: "
+                    f"{again.message}",
+                    f"it is whole, in the schema {aside}: `DROP SCHEMA public CASCADE; ALTER SCHEMA {aside} "
+                    "RENAME TO public`",
+                ) from error
+            raise
+        # Also what restores left that were killed: it was to be removed then.
+        schemas = self._ask("SELECT nspname FROM pg_namespace")
+        old = [str(name) for (name,) in schemas if str(name).startswith(_ASIDE)]
+        self._ask(*(f'DROP SCHEMA "{name}" CASCADE' for name in old))
 
     def _environment(self) -> dict[str, str]:
         mine = {} if self.password is None else {"PGPASSWORD": self.password}
@@ -202,6 +277,29 @@ def _program(name: str, major: int) -> Path:
 
 
 # -- SQLite --
+
+
+def _check_sqlite(source: Path) -> None:
+    """Make sure that a file is a whole SQLite database; it may be anybody's, so nothing in it is run.
+
+    Raises:
+        DigestMismatch: it is not.
+    """
+    import sqlite3
+
+    if source.stat().st_size == 0:
+        return  # a database without any table
+    with source.open("rb") as stream:
+        if stream.read(len(_SQLITE_HEADER)) != _SQLITE_HEADER:
+            raise DigestMismatch(
+                "a dump in the backup is no SQLite database", "the backup was changed: take another one"
+            )
+    address = f"file:{quote(str(source))}?mode=ro&immutable=1"
+    with _sqlite_explained(source), contextlib.closing(sqlite3.connect(address, uri=True)) as there:
+        there.execute("PRAGMA trusted_schema=OFF")
+        said = there.execute("PRAGMA quick_check").fetchone()[0]
+    if said != "ok":
+        raise _damaged(source, str(said))
 
 
 def _copy_sqlite(source: Path, target: Path) -> None:

@@ -19,7 +19,10 @@ from typing import Any
 import pytest
 
 from fakes.registries import NAME, PASSING, adapter_folder
+from registry.errors import RegistryError, UsageError
 from registry.manifest import WEIGHTS_NAME
+from registry.storage import dumps
+from registry.storage.dumps import Database
 from servers import mlflow, postgres
 from servers.mlflow import MlflowServer
 from servers.postgres import Postgres
@@ -247,3 +250,89 @@ def test_databases_are_checked_before_anything_is_written(
     assert postgres.query(name, "SELECT a FROM t") == [("then",)]
     found = postgres.query(name, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
     assert found == [(1,)]
+
+
+class Filled:
+    """A database with a row of then in its dump, and a row of now in it."""
+
+    def __init__(self, server: Postgres, file: Path, *before: str) -> None:
+        self.server, self.file = server, file
+        self.uri = server.database()
+        self.name = self.uri.rpartition("/")[2]
+        self.database = Database.of(self.uri)
+        server.execute(self.name, *before, "CREATE TABLE t (a TEXT)", "INSERT INTO t VALUES ('then')")
+        self.database.dump(file)
+        server.execute(self.name, "UPDATE t SET a = 'now'", "CREATE TABLE newer (a TEXT)")
+
+    def load(self) -> None:
+        self.database.load(self.file, self.database.major(), replace=True)
+
+    def rows(self) -> list[object]:
+        return [row for (row,) in self.server.query(self.name, "SELECT a FROM public.t")]
+
+    def schemas(self) -> set[object]:
+        found = self.server.query(
+            self.name,
+            "SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'",
+        )
+        return {name for (name,) in found}
+
+
+def test_a_dump_that_does_not_go_in_leaves_what_was_there(tmp_path: Path, postgres: Postgres) -> None:
+    found = Filled(
+        postgres, tmp_path / "dump", "CREATE SCHEMA other", "CREATE TABLE other.t (a TEXT)",
+        "CREATE EXTENSION pg_trgm",
+    )  # fmt: skip
+    postgres.execute(found.name, "CREATE INDEX i ON t USING gin (a gin_trgm_ops)")
+    with pytest.raises(RegistryError, match="other"):  # which is there already, and not replaced
+        found.load()
+    assert found.rows() == ["now"]
+    assert found.schemas() == {"public", "other"}
+    assert postgres.query(found.name, "SELECT count(*) FROM newer") == [(0,)]
+    assert postgres.query(found.name, "SELECT similarity('a', 'a')") == [(1.0,)]
+
+    postgres.execute(found.name, "DROP SCHEMA other CASCADE")
+    found.load()
+    assert found.rows() == ["then"]
+    assert postgres.query(found.name, "SELECT similarity('a', 'a')") == [(1.0,)]
+    assert postgres.query(found.name, "SELECT to_regclass('newer')") == [(None,)]
+
+
+def test_nothing_is_removed_where_nothing_can_be_loaded(
+    tmp_path: Path, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Filled(postgres, tmp_path / "dump")
+    whole = found.file.read_bytes()
+    found.file.write_bytes(b"CREATE TABLE evil (a TEXT);\n")
+    with pytest.raises(UsageError, match="cannot read the dump"):
+        found.load()
+    found.file.write_bytes(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(dumps, "_FOLDERS", ())
+        patch.setenv("PATH", str(tmp_path))
+        with pytest.raises(UsageError, match="no pg_restore is on this machine"):
+            found.load()
+    # As in PostgreSQL up to 14, where this schema is the superuser's in everybody's database.
+    postgres.execute(found.name, "CREATE ROLE somebody LOGIN PASSWORD 'secret'")
+    postgres.execute(found.name, f'ALTER DATABASE "{found.name}" OWNER TO somebody')
+    postgres.execute(found.name, "ALTER SCHEMA public OWNER TO tester")
+    mine = Database.of(f"postgresql://somebody:secret@127.0.0.1:{postgres.port}/{found.name}")
+    with pytest.raises(UsageError, match="may not replace the schema public") as refused:
+        mine.load(found.file, mine.major(), replace=True)
+    assert "ALTER SCHEMA public OWNER TO" in refused.value.mend
+    assert found.rows() == ["now"]
+    assert found.schemas() == {"public"}
+    postgres.execute(found.name, "ALTER SCHEMA public OWNER TO somebody", "ALTER TABLE t OWNER TO somebody")
+    mine.load(found.file, mine.major(), replace=True)
+    assert found.rows() == ["then"]
+
+
+def test_what_a_killed_restore_left_is_removed_by_the_next_one(tmp_path: Path, postgres: Postgres) -> None:
+    found = Filled(postgres, tmp_path / "dump")
+    postgres.execute(
+        found.name, "ALTER SCHEMA public RENAME TO public_before_restore_1a2b3c4d", "CREATE SCHEMA public"
+    )
+    assert found.database.exists()
+    found.load()
+    assert found.rows() == ["then"]
+    assert found.schemas() == {"public"}
