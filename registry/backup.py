@@ -38,7 +38,7 @@ from registry.signing.signers import ONLINE, ROLES
 from registry.storage import shelf
 from registry.storage.base import check_key, file_key, manifest_key
 from registry.storage.dumps import Database
-from registry.vault import HOME_FILES, KEYS, MEND, PINNED, Dump, Kept, Manifest, Vault
+from registry.vault import HOME_FILES, KEYS, MEND, PINNED, POLICY, Dump, Kept, Manifest, Vault
 
 if TYPE_CHECKING:
     from registry.client import Registry
@@ -232,7 +232,12 @@ def _files(making: _Making, *, keys: bool) -> Iterator[tuple[str, bytes]]:
     place = making.registry.place
     paths = {name: place.home / name for name in (*HOME_FILES, PINNED)}
     if place.policy is not None:
-        paths["registry/policy.toml"] = place.policy
+        paths[POLICY] = place.policy
+        if place.policy != place.home / POLICY:
+            making.warnings.append(
+                f"the policy {place.policy} is kept as {POLICY}: a restore puts it there, not where the "
+                "settings look for it"
+            )
     private = sorted(place.keys.glob("*")) if place.keys.is_dir() else []
     for path in private:
         if keys and path.is_file() and not path.is_symlink() and not path.name.startswith("."):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from registry.cache import FILE_NAMES, AdapterCache
 from registry.content import VerifiedContent, chunks
 from registry.digest import Digest, digest_bytes
-from registry.errors import DigestMismatch, NotFound, RegistryError, StaleTrust
+from registry.errors import DigestMismatch, NotFound, RegistryError, StaleTrust, UsageError
 from registry.manifest import AdapterManifest
 from registry.parallel import each
 from registry.signing.signers import ONLINE, ROLES
@@ -29,6 +29,7 @@ from registry.storage import shelf
 from registry.storage.base import Housekeeping, file_key, manifest_key
 from registry.transfer import StoredContent
 from registry.upkeep import GRACE, cached
+from registry.vault import POLICY
 
 if TYPE_CHECKING:
     from registry.client import Registry
@@ -112,7 +113,13 @@ def examine(registry: Registry, *, deep: bool = False) -> tuple[Finding, ...]:
 def _settings(visit: _Visit, check: str) -> None:
     place = visit.registry.place
     visit.ok(check, f"data folder {place.home}, store {visit.registry.store.uri}")
-    visit.ok("policy", f"{place.policy or 'the default'}, {visit.registry.policy.digest[:19]}")
+    try:
+        visit.ok("policy", f"{place.policy or 'the default'}, {visit.registry.policy.digest[:19]}")
+    except RegistryError as error:
+        own = place.home / POLICY
+        there = own.is_file() and own != place.policy  # a restore puts it there, wherever it was
+        mend = f"copy {own} there, or take `policy` out of the settings" if there else error.mend
+        visit.fail("policy", UsageError(error.message, mend))
 
 
 def _libraries(visit: _Visit, check: str) -> None:

@@ -8,7 +8,7 @@ interruption. MLflow is made to say what is signed, for its entries name the sto
 
 Who can write to a backup can exchange what nobody signs: settings, policy, private keys, MLflow's database
 (whose dump is run as it is). The digest that `registry backup` prints covers these too, if it was kept
-elsewhere and is given.
+elsewhere and is given; without it, ``registry.restore_plan`` keeps such settings inside the data folder.
 """
 
 from __future__ import annotations
@@ -16,50 +16,41 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from registry import transfer
-from registry.backup import (
-    LEDGER,
-    MLFLOW,
-    check_bytes,
-    check_whole,
-    signed_targets,
-    trust_documents,
-)
+from registry.backup import LEDGER, signed_targets
 from registry.content import CHUNK_BYTES, Content, VerifiedContent
 from registry.digest import Digest, digest_bytes, digest_content
 from registry.doctor import Finding, examine
 from registry.errors import (
-    BadSignature,
-    DigestMismatch,
-    NotFound,
     RegistryError,
     StaleTrust,
-    UsageError,
     shown,
 )
 from registry.parallel import each
 from registry.reconcile import reconcile
+from registry.restore_plan import (
+    TIMESTAMP,
+    Plan,
+    check_dumps,
+    check_free,
+    prepare,
+    stored,
+    written,
+)
 from registry.signing.signers import ONLINE
 from registry.storage import shelf
 from registry.storage.base import ObjectStore, file_key, manifest_key, read
-from registry.storage.dumps import Database
-from registry.vault import KEYS, PINNED, Dump, Kept, Manifest, Stored, Vault
+from registry.vault import PINNED, POLICY, Dump, Kept, Stored, Vault
 
 if TYPE_CHECKING:
     from registry.client import Registry
-    from registry.settings import Layout
-    from registry.signing.trust import Target, TrustState
+    from registry.signing.trust import Target
     from registry.transfer import Progress
-
-NOTE: Final = "restoring.json"
-SKIP: Final = "skip"
-_TIMESTAMP: Final = "trust/timestamp.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +68,7 @@ class Restored:
         replaced: files of the data folder that said something else, kept under these names.
         lost: metadata of which this machine has seen newer ones.
         findings: of the examination afterwards.
+        warnings: what its owner should know.
     """
 
     name: str
@@ -89,27 +81,7 @@ class Restored:
     replaced: tuple[str, ...]
     lost: tuple[str, ...]
     findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What is to be restored, and where to."""
-
-    vault: Vault
-    name: str
-    digest: Digest
-    manifest: Manifest
-    state: TrustState
-    registry: Registry
-    databases: Mapping[str, Database]
-
-    @property
-    def place(self) -> Layout:
-        return self.registry.place
-
-    @property
-    def note(self) -> Path:
-        return self.place.home / NOTE
+    warnings: tuple[str, ...] = ()
 
 
 def restore(
@@ -145,34 +117,23 @@ def restore(
     """
     from registry.signing import archived
 
-    chosen, manifest, found = vault.manifest(name)
-    if digest is not None and digest != found:
-        raise DigestMismatch(
-            f"the backup {chosen} is {found}, not {digest}", "it was changed, or you mean another: --at NAME"
-        )
-    check_bytes(vault, manifest, progress)
-    state = check_whole(vault, manifest)
-    registry = _registry(home, vault, manifest)
-    plan = _Plan(
-        vault=vault, name=chosen, digest=found, manifest=manifest, state=state, registry=registry,
-        databases=_targets(registry, manifest, databases, only),
-    )  # fmt: skip
-    _check_pin(plan)
-    if not overwrite and not _begun(plan):
-        _check_free(plan, databases_only=bool(only))
-    if only:
-        return _databases_alone(plan, overwrite=overwrite)
-    lost = archived.newer(plan.place.trust, state)
+    plan = prepare(home, vault, databases, name=name, digest=digest, only=only, progress=progress)
+    if not overwrite and not plan.begun:
+        check_free(plan, databases_only=bool(only))
+    lost = [] if only else archived.newer(plan.place.trust, plan.state)
     if lost and not older:
         raise StaleTrust(
             f"this machine has seen newer trust metadata than the backup holds: {', '.join(lost[:5])}",
             "take a newer backup; or --older, and then what was signed since is lost, revocations too "
             "(docs/operations/backup.md)",
         )
+    check_dumps(plan, replace=overwrite or (plan.begun and not only))
+    if only:
+        return _databases_alone(plan, overwrite=overwrite)
     return _carry_out(plan, tuple(lost), progress, overwrite=overwrite)
 
 
-def _databases_alone(plan: _Plan, *, overwrite: bool) -> Restored:
+def _databases_alone(plan: Plan, *, overwrite: bool) -> Restored:
     for dump in plan.manifest.databases:
         if dump.path in plan.databases:
             _load(plan, dump, replace=overwrite)
@@ -183,8 +144,8 @@ def _databases_alone(plan: _Plan, *, overwrite: bool) -> Restored:
     )  # fmt: skip
 
 
-def _carry_out(plan: _Plan, lost: tuple[str, ...], progress: Progress, *, overwrite: bool) -> Restored:
-    again = _begun(plan)
+def _carry_out(plan: Plan, lost: tuple[str, ...], progress: Progress, *, overwrite: bool) -> Restored:
+    again = plan.begun
     plan.place.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     plan.note.write_text(json.dumps({"backup": plan.digest, "name": plan.name}))
     objects = _put_objects(plan, progress)
@@ -196,6 +157,7 @@ def _carry_out(plan: _Plan, lost: tuple[str, ...], progress: Progress, *, overwr
     plan.note.unlink()
     # The settings may have come with the backup: everything is opened anew, as any command would.
     registry = type(plan.registry).open(plan.place.home)
+    warnings = (*_warnings(plan), *_lead_on(plan, registry))
     if registry.keys.holds(ONLINE):
         # An audit log that was left out may be away; the examination tells.
         with contextlib.suppress(*(() if LEDGER in plan.databases else (RegistryError,))):
@@ -215,6 +177,7 @@ def _carry_out(plan: _Plan, lost: tuple[str, ...], progress: Progress, *, overwr
         replaced=replaced,
         lost=lost,
         findings=_examined(registry),
+        warnings=warnings,
     )
 
 
@@ -229,122 +192,10 @@ def _examined(registry: Registry) -> tuple[Finding, ...]:
     )
 
 
-# -- before anything is written --
-
-
-def _registry(home: Path, vault: Vault, manifest: Manifest) -> Registry:
-    """The registry to be: by the settings of this data folder, or else by those of the backup."""
-    from registry.client import Registry
-    from registry.settings import CONFIG_NAME, Layout, RegistrySettings, load
-
-    folder = home.expanduser().absolute()
-    kept = next((one for one in manifest.files if one.path == CONFIG_NAME), None)
-    if kept is None or (folder / CONFIG_NAME).exists():
-        return Registry.open(folder)
-    with tempfile.TemporaryDirectory(prefix="registry-restore-") as temporary:
-        vault.write(kept, Path(temporary) / CONFIG_NAME)
-        settings = load("registry", RegistrySettings, data_folder=Path(temporary))
-    return Registry(Layout(home=folder, settings=settings))
-
-
-def _targets(
-    registry: Registry, manifest: Manifest, given: Mapping[str, str], only: Collection[str]
-) -> dict[str, Database]:
-    """Where each database of the backup goes.
-
-    Raises:
-        UsageError: it is not said, or it cannot go there.
-    """
-    place = registry.place
-    known = {LEDGER: place.ledger_uri}
-    if place.tracking_uri.startswith("sqlite:"):
-        known[MLFLOW] = place.tracking_uri
-    dumps = {dump.path: dump for dump in manifest.databases}
-    strange = sorted({*given, *only} - set(dumps))
-    if strange:
-        raise UsageError(
-            f"the backup holds no database {shown(strange[0])}", f"it holds {', '.join(dumps) or 'none'}"
-        )
-    found = {}
-    for name, dump in dumps.items():
-        if only and name not in only:
-            continue
-        uri = given.get(name, known.get(name))
-        if uri is None:
-            raise UsageError(
-                f"it is not said where the database {name} goes",
-                f"--database {name}=URI, or --database {name}={SKIP} to leave it out",
-            )
-        if uri == SKIP:
-            continue
-        found[name] = Database.of(uri)
-        if found[name].kind != dump.kind:
-            raise UsageError(
-                f"the database {name} was {dump.kind}, and cannot become {found[name].kind}",
-                f"restore it as {dump.kind}: --database {name}=URI",
-            )
-    return found
-
-
-def _check_pin(plan: _Plan) -> None:
-    """Make sure that the backup is of the registry that this machine believes.
-
-    A backup brings a root of its own; where one is pinned already, all has to follow from that one.
-
-    Raises:
-        BadSignature: it is of another registry, or does not follow from the pinned root.
-    """
-    from registry.signing import archived
-
-    pinned = plan.registry.authority.client.pinned
-    try:
-        data = pinned.read_bytes()
-    except FileNotFoundError:
-        return
-    roots = {kept.sha256 for kept in plan.manifest.trust if kept.path.endswith(".root.json")}
-    if digest_bytes(data) not in roots | {plan.manifest.root}:
-        raise BadSignature(
-            f"the backup does not hold the root that is pinned here ({pinned}): it is of another registry, "
-            "or from before that root",
-            "choose another data folder, or another backup",
-        )
-    archived.verify(trust_documents(plan.vault, plan.manifest), data)
-
-
-def _begun(plan: _Plan) -> bool:
-    """Whether this very restore was begun and did not end."""
-    try:
-        return bool(json.loads(plan.note.read_bytes())["backup"] == plan.digest)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _check_free(plan: _Plan, *, databases_only: bool) -> None:
-    """Keep what is there from being overwritten.
-
-    Raises:
-        UsageError: there is a registry.
-    """
-    there = [f"the key {plan.place.home / kept.path}" for kept in plan.manifest.files
-             if kept.path.startswith(KEYS) and (plan.place.home / kept.path).exists()]  # fmt: skip
-    if databases_only:
-        there = []
-    elif _stored(plan.registry.store, _TIMESTAMP) is not None:
-        there.append(f"the store {plan.registry.store.uri}")
-    for name, database in plan.databases.items():
-        if database.exists():
-            there.append(f"the database {name} ({database.address})")
-    if there:
-        raise UsageError(
-            f"there is a registry already: {there[0]}",
-            "name empty servers in the environment or the settings, or replace it with --overwrite",
-        )
-
-
 # -- writing --
 
 
-def _put_objects(plan: _Plan, progress: Progress) -> int:
+def _put_objects(plan: Plan, progress: Progress) -> int:
     """Write everything that is signed into the store; return how many objects were new."""
     from registry.manifest import AdapterManifest
     from registry.storage.mlmodel import write_model
@@ -388,16 +239,15 @@ def _put(store: ObjectStore, kept: Kept, content: Content) -> int:
     return 1
 
 
-def _load(plan: _Plan, dump: Dump, *, replace: bool) -> None:
-    with tempfile.TemporaryDirectory(prefix="registry-restore-") as temporary:
-        file = Path(temporary) / "dump"
-        plan.vault.write(dump, file)
+def _load(plan: Plan, dump: Dump, *, replace: bool) -> None:
+    with written(plan, dump) as file:
         plan.databases[dump.path].load(file, dump.major, replace=replace)
 
 
-def _put_files(plan: _Plan) -> tuple[str, ...]:
+def _put_files(plan: Plan) -> tuple[str, ...]:
     """Write the files of the data folder; what says something else is kept beside."""
     from registry.settings import CONFIG_NAME
+    from registry.signing import following
 
     replaced = []
     for kept in plan.manifest.files:
@@ -407,8 +257,9 @@ def _put_files(plan: _Plan) -> tuple[str, ...]:
         data = plan.vault.read(kept)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists() and path.read_bytes() != data:
-            replaced.append(f"{kept.path}.before-restore")
-            path.replace(path.with_name(f"{path.name}.before-restore"))
+            aside = following.aside(path)
+            replaced.append(f"{kept.path.removesuffix(path.name)}{aside.name}")
+            path.replace(aside)
         temporary = path.with_name(f".{path.name}.incoming-{os.getpid()}")
         temporary.unlink(missing_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -420,20 +271,21 @@ def _put_files(plan: _Plan) -> tuple[str, ...]:
     return tuple(replaced)
 
 
-def _put_trust(plan: _Plan) -> None:
+def _put_trust(plan: Plan) -> None:
     """Make the store show what the backup has signed, the timestamp last, and this machine believe it."""
-    from registry.signing import archived
+    from registry.signing import archived, following
 
-    store, documents = plan.registry.store, trust_documents(plan.vault, plan.manifest)
-    for key in sorted(documents.keys() - {_TIMESTAMP}):
+    store, documents = plan.registry.store, plan.trust.documents
+    following.keep(plan.place.trust, plan.trust)
+    for key in sorted(documents.keys() - {TIMESTAMP}):
         data = documents[key]
         if not store.put(key, data) and read(store, key) != data:
             store.replace(key, data, store.stat(key).tag)
     for key in [*store.keys("trust/")]:
         if key not in documents:  # of the registry that is overwritten
             store.delete(key)
-    if (tag := _stored(store, _TIMESTAMP)) is None or read(store, _TIMESTAMP) != documents[_TIMESTAMP]:
-        store.replace(_TIMESTAMP, documents[_TIMESTAMP], tag)
+    if (tag := stored(store, TIMESTAMP)) is None or read(store, TIMESTAMP) != documents[TIMESTAMP]:
+        store.replace(TIMESTAMP, documents[TIMESTAMP], tag)
     client = plan.registry.authority.client
     pinned = next(kept for kept in plan.manifest.files if kept.path == PINNED)
     mine = client.pinned.read_bytes() if client.pinned.exists() else plan.vault.read(pinned, CHUNK_BYTES)
@@ -441,8 +293,41 @@ def _put_trust(plan: _Plan) -> None:
         archived.remember(plan.place.trust, mine, documents, plan.state)
 
 
-def _stored(store: ObjectStore, key: str) -> str | None:
+def _warnings(plan: Plan) -> Iterator[str]:
+    """What is not as somebody may expect who restores."""
+    place, policy = plan.place, plan.place.home / POLICY
+    kept = next((one for one in plan.manifest.files if one.path == POLICY), None)
+    if kept is not None and place.policy not in (None, policy) and not _says(place.policy, kept):
+        yield (
+            f"the settings look for the policy at {place.policy}; the one of the backup is {policy}: copy it "
+            "there, or take `policy` out of the settings"
+        )
+
+
+def _lead_on(plan: Plan, registry: Registry) -> Iterator[str]:
+    """Lead readers on to roots that were signed after the backup; yield what its owner should know."""
+    from registry.signing import following
+
+    roots = [*plan.trust.roots]
     try:
-        return store.stat(key).tag
-    except NotFound:
-        return None
+        if plan.trust.apart:
+            roots += following.follow(registry.authority, plan.place.trust)
+        places = following.settle(registry.authority) if roots else ()
+    except RegistryError as error:
+        numbers = ", ".join(map(str, plan.trust.apart or roots))
+        yield (
+            f"root {numbers} was signed after the backup, and its keys cannot sign here what is restored: "
+            f"{error.message}. Readers who have seen it are shut out until `registry trust renew --ahead` "
+            f"finds its keys in {plan.place.keys}, and the root in {plan.place.trust / following.KEPT}"
+        )
+        return
+    if roots:
+        kept = f"; its keys are in their place again: {', '.join(places)}" if places else ""
+        yield f"root {roots[-1]} was signed after the backup and stays{kept}"
+
+
+def _says(path: Path, kept: Kept) -> bool:
+    try:
+        return digest_bytes(path.read_bytes()) == kept.sha256
+    except OSError:
+        return False

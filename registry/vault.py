@@ -23,9 +23,10 @@ from registry.storage.base import ObjectStore, check_key, read
 OBJECTS: Final = "objects/"
 BACKUPS: Final = "backups/"
 KEYS: Final = "registry/keys/"
+POLICY: Final = "registry/policy.toml"
 HOME_FILES: Final = (
     "adapter-foundry.toml",
-    "registry/policy.toml",
+    POLICY,
     "serving/keys.json",
     "reviews/decisions.jsonl",
 )

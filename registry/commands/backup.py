@@ -77,8 +77,8 @@ def restore(
 
     Everything is verified before anything is written. An interrupted restore is gone on with by the same
     command. Databases go where --database says, or NAME=skip leaves one out; the audit log goes to the
-    ledger of the settings. At the end every byte is verified again; the exit code tells the first
-    problem.
+    ledger of the settings. Without --sha256, settings that come from the backup may not lead out of the data
+    folder. At the end every byte is verified again; the exit code tells the first problem.
     """
     from registry import doctor, restoring
     from registry.digest import Digest
@@ -96,6 +96,8 @@ def restore(
             f"the backup. Compare the fingerprint of the root with one that you know: {found.root}",
             err=True,
         )
+    for warning in found.warnings:
+        click.echo(f"Warning: {warning}", err=True)
     return Answer(_facts(place, found), _told(place, found), doctor.exit_code(found.findings))
 
 
@@ -165,6 +167,7 @@ def _facts(place: str, found: Restored) -> Mapping[str, Any]:
         "files": [*found.files],
         "replaced": [*found.replaced],
         "lost": [*found.lost],
+        "warnings": [*found.warnings],
         "findings": [
             {"check": one.check, "outcome": one.outcome, "detail": one.detail, "mend": one.mend}
             for one in found.findings

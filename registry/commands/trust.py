@@ -120,14 +120,23 @@ def renew(ahead: bool) -> Answer:
     """Give a new life to the root and to everything whose key is on this machine.
 
     With --ahead the root stays, and all other numbers grow by 100,000: what was restored from a backup is
-    then newer than what any reader has seen. Revoke first what has to stay revoked. Run it where each key
+    then newer than what any reader has seen. Roots that a restore has kept are published, if their keys are
+    here. Revoke first what has to stay revoked. Run it where each key
     is kept.
     """
+    from registry.errors import RegistryError
+    from registry.signing import following
     from registry.signing.rotation import Rotation
 
     if not ahead:
         return _told(Rotation(_recorded("renew", "root").authority).renew())
-    left = Rotation(_recorded("renew", "ahead", ahead=True).authority).advance()
+    registry = _recorded("renew", "ahead", ahead=True)
+    try:
+        if following.follow(registry.authority, registry.place.trust):
+            following.settle(registry.authority)
+    except RegistryError as error:  # the numbers help everybody who has not seen those roots
+        click.echo(f"Warning: a root from after the backup waits for its keys: {error.message}", err=True)
+    left = Rotation(registry.authority).advance()
     kinds = sorted({"versions" if role.startswith("versions-") else role for role in left})
     text = "Readers who have seen newer metadata believe these now."
     if kinds:

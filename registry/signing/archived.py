@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,23 @@ from registry.errors import BadSignature, DigestMismatch, StaleTrust
 from registry.signing.explained import explained
 from registry.signing.refresh import verify_bin
 from registry.signing.trust import NAMES, PREFIX, TOP, Document, TrustState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Followed:
+    """Trust metadata of a moment that has passed, with roots that were signed since.
+
+    Attributes:
+        documents: metadata by their keys in a store, with the later roots under which all of them still hold.
+        state: what these say.
+        roots: numbers of the later roots among them.
+        apart: still later roots by their numbers, by whose keys these metadata are not signed.
+    """
+
+    documents: Mapping[str, bytes]
+    state: TrustState
+    roots: tuple[int, ...]
+    apart: Mapping[int, bytes]
 
 
 def verify(documents: Mapping[str, bytes], pinned: bytes) -> TrustState:
@@ -44,6 +62,64 @@ def verify(documents: Mapping[str, bytes], pinned: bytes) -> TrustState:
             found[name] = json.loads(data)
     top = {role: found[role] for role in TOP}
     return TrustState(documents=top, read_bin=lambda role: found[role])
+
+
+def follow(documents: Mapping[str, bytes], pinned: bytes, known: Sequence[Mapping[int, bytes]]) -> Followed:
+    """Go on from the newest root of a verified set to roots that were signed later.
+
+    Who has seen a root asks for its successor and for nothing older, so a store has to keep all of them.
+
+    Args:
+        documents: the set, as for `verify`.
+        pinned: the root from which all trust begins.
+        known: roots by their numbers, from whoever has some; hostile.
+
+    Raises:
+        BadSignature, DigestMismatch: see `verify`.
+    """
+    with explained():
+        root = _newest_root(documents, pinned)
+    later = chain(json.dumps(root).encode(), known)
+    numbers = sorted(later)
+    for held in range(len(numbers), -1, -1):
+        whole = {**documents, **{f"{PREFIX}{number}.root.json": later[number] for number in numbers[:held]}}
+        try:
+            state = verify(whole, pinned)
+        except (BadSignature, DigestMismatch):
+            if not held:
+                raise
+            continue
+        apart = {number: later[number] for number in numbers[held:]}
+        return Followed(documents=whole, state=state, roots=tuple(numbers[:held]), apart=apart)
+    raise AssertionError("unreachable")
+
+
+def chain(root: bytes, known: Sequence[Mapping[int, bytes]]) -> dict[int, bytes]:
+    """The roots that follow from one, each signed by the keys of the one before and by its own.
+
+    Args:
+        root: the one.
+        known: roots by their numbers, from whoever has some; hostile.
+    """
+    from tuf.api.exceptions import RepositoryError
+    from tuf.api.metadata import Metadata, Root
+
+    current, found = Metadata[Root].from_bytes(root), dict[int, bytes]()
+    while True:
+        number = current.signed.version + 1
+        for data in (roots[number] for roots in known if number in roots):
+            try:
+                following = Metadata[Root].from_bytes(data)
+                if not isinstance(following.signed, Root) or following.signed.version != number:
+                    continue
+                for judge in (current.signed, following.signed):
+                    judge.verify_delegate("root", following.signed_bytes, following.signatures)
+            except RepositoryError:
+                continue
+            current, found[number] = following, data
+            break
+        else:
+            return found
 
 
 def newer(folder: Path, state: TrustState) -> list[str]:

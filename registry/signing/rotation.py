@@ -147,6 +147,27 @@ class Rotation:
         self._authority.change(touch, always=True)
         return tuple(left)
 
+    def follow(self, plan: Plan, roots: Mapping[int, bytes]) -> None:
+        """Publish roots that were signed before, when what the store shows holds under the last of them, too.
+
+        Args:
+            plan: of the last one.
+            roots: by their numbers, verified: each follows from the one before.
+
+        Raises:
+            BadSignature: this machine lacks a key; the roots are not published.
+            Conflict: the store has another root of one of these numbers.
+        """
+        self._prepare(plan)
+        for number in sorted(roots):
+            key = f"{PREFIX}{number}.root.json"
+            if not self._store.put(key, roots[number]) and read(self._store, key) != roots[number]:
+                raise Conflict(
+                    f"the store has another root {number} by now", "readers who have seen this one pin anew"
+                )
+        self._authority.client.refresh(signing=True)
+        self.tidy()
+
     def look(self) -> Draft | None:
         """The draft that waits for signatures, checked, or None.
 

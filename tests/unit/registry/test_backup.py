@@ -19,7 +19,7 @@ from registry import backup as backups
 from registry.cli import cli
 from registry.client import Registry
 from registry.digest import Digest
-from registry.doctor import exit_code
+from registry.doctor import examine, exit_code
 from registry.errors import (
     Conflict,
     DigestMismatch,
@@ -28,8 +28,12 @@ from registry.errors import (
     StaleTrust,
     UsageError,
 )
-from registry.restoring import NOTE, Restored, restore
+from registry.restore_plan import NOTE
+from registry.restoring import Restored, restore
+from registry.signing import keys as key_rotation
+from registry.signing.following import KEPT
 from registry.signing.rotation import AHEAD, Rotation
+from registry.signing.signers import ONLINE
 from registry.storage.local import LocalObjects
 from registry.vault import BACKUPS, Vault
 
@@ -258,6 +262,148 @@ def test_what_said_something_else_is_kept(tmp_path: Path, origin: Registry, vaul
     assert put_back(new, vault).replaced == ("registry/policy.toml.before-restore",)
     assert (new / "registry" / "policy.toml").read_text() == "# then\n"
     assert (new / "registry" / "policy.toml.before-restore").read_text() == "# mine\n"
+
+
+def test_every_key_that_restores_put_aside_is_still_there(
+    tmp_path: Path, origin: Registry, vault: Vault
+) -> None:
+    """Two backups, two rotations: the newest key may be nowhere but beside the restored one."""
+    home = origin.place.home
+
+    def held() -> set[bytes]:
+        return {path.read_bytes() for path in (home / "registry" / "keys").iterdir()}
+
+    seen, names = held(), []
+    for _ in range(2):
+        names.append(backups.make(Registry.open(home), Vault(vault.store), {}).name)
+        key_rotation.rotate(Registry.open(home).authority, "approver")
+        seen |= held()
+    for name in names:
+        put_back(home, vault, name=name, overwrite=True, older=True)
+    assert held() == seen
+
+
+def test_what_an_earlier_restore_put_aside_stays(tmp_path: Path, origin: Registry, vault: Vault) -> None:
+    policy = origin.place.home / "registry" / "policy.toml"
+    policy.write_text("# then\n")
+    backups.make(Registry.open(origin.place.home), vault, {})
+    for number, ending in enumerate(("", "-2", "-3")):
+        policy.write_text(f"# {number}\n")
+        restored = put_back(origin.place.home, vault, overwrite=True, older=True)
+        assert restored.replaced == (f"registry/policy.toml.before-restore{ending}",)
+    kept = sorted(path.read_text() for path in policy.parent.glob("policy.toml.*"))
+    assert kept == ["# 0\n", "# 1\n", "# 2\n"]
+
+
+def test_a_root_that_was_signed_after_the_backup_stays_for_those_who_have_seen_it(
+    tmp_path: Path, origin: Registry, vault: Vault
+) -> None:
+    late = reader(tmp_path, origin, "late")
+    late.pull(PROD)
+    backups.make(origin, vault, {})
+    key_rotation.rotate(origin.authority, "root")
+    late.pull(PROD)
+    home = origin.place.home
+    second = (objects(home) / "trust" / "2.root.json").read_bytes()
+    assert late.authority.state().version("root") == 2
+
+    restored = put_back(home, vault, overwrite=True, older=True)
+    assert restored.warnings == (
+        "root 2 was signed after the backup and stays; its keys are in their place again: root",
+    )
+    assert exit_code(restored.findings) == 0
+    assert (objects(home) / "trust" / "2.root.json").read_bytes() == second
+    assert Rotation(Registry.open(home).authority).advance() == ()
+    assert late.pull(PROD).reference == f"{NAME}:1"
+    assert reader(tmp_path, origin, "fresh").pull(PROD).reference == f"{NAME}:1"
+
+    # The store is lost too; this machine has the root in its memory, and can change keys as before.
+    shutil.rmtree(objects(home))
+    put_back(home, vault, overwrite=True, older=True)
+    assert (objects(home) / "trust" / "2.root.json").read_bytes() == second
+    assert key_rotation.rotate(Registry.open(home).authority, "root").draft.version == 3
+    for _ in range(2):  # readers have seen what the first restore was raised to
+        assert Rotation(Registry.open(home).authority).advance() == ()
+    late.pull(PROD)
+    assert late.authority.state().version("root") == 3
+
+
+@pytest.mark.parametrize("role", [ONLINE, "approver", "publisher"])
+def test_what_is_restored_is_signed_for_a_root_from_after_the_backup(
+    tmp_path: Path, origin: Registry, vault: Vault, role: str
+) -> None:
+    early, late = reader(tmp_path, origin, "early"), reader(tmp_path, origin, "late")
+    early.pull(PROD)
+    backups.make(origin, vault, {})
+    key_rotation.rotate(origin.authority, role)
+    late.pull(PROD)
+    home = origin.place.home
+    restored = put_back(home, vault, overwrite=True, older=True)
+    assert restored.warnings[0].endswith(f"its keys are in their place again: {role}")
+    assert exit_code(restored.findings) == 0
+    assert Rotation(Registry.open(home).authority).advance() == ()
+    for who in (early, late, reader(tmp_path, origin, "fresh")):
+        assert who.pull(PROD).reference == f"{NAME}:1"
+        assert who.authority.state().version("root") == 2
+    assert release(Registry.open(home), tmp_path / "more", "another", 1) == "another:1"
+
+
+def test_a_root_whose_keys_are_away_is_kept_until_they_are_here(
+    tmp_path: Path, origin: Registry, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under that root nobody would believe the store; without it, who has not seen it does."""
+    early, late = reader(tmp_path, origin, "early"), reader(tmp_path, origin, "late")
+    backups.make(origin, vault, {})
+    key_rotation.rotate(origin.authority, ONLINE)
+    late.pull(PROD)
+    home = origin.place.home
+    second = (objects(home) / "trust" / "2.root.json").read_bytes()
+    key = (origin.place.keys / "online.pem").read_bytes()
+    (origin.place.keys / "online.pem").unlink()
+
+    for _ in range(2):  # the second restore finds it where the first one has put it
+        restored = put_back(home, vault, overwrite=True, older=True)
+        assert str(home / "trust" / KEPT) in restored.warnings[0]
+        assert (home / "trust" / KEPT / "2.root.json").read_bytes() == second
+        assert not (objects(home) / "trust" / "2.root.json").exists()
+    assert early.pull(PROD).reference == f"{NAME}:1"
+    with pytest.raises(RegistryError):
+        late.pull(PROD)
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(home))
+    told = CliRunner().invoke(cli, ["trust", "renew", "--ahead"])
+    assert "waits for its keys" in told.stderr
+    assert early.pull(PROD).reference == f"{NAME}:1"
+
+    found = origin.place.keys / "from-the-safe.pem"
+    found.write_bytes(key)
+    found.chmod(0o600)
+    assert CliRunner().invoke(cli, ["trust", "renew", "--ahead"]).stderr == ""
+    assert not (home / "trust" / KEPT).exists()
+    assert late.pull(PROD).reference == f"{NAME}:1"
+    assert early.pull(PROD).reference == f"{NAME}:1"
+
+
+def test_a_policy_from_outside_is_told_where_it_lies(tmp_path: Path, origin: Registry, vault: Vault) -> None:
+    policy = tmp_path / "etc" / "policy.toml"
+    policy.parent.mkdir()
+    policy.write_text("# ours\n")
+    (origin.place.home / "adapter-foundry.toml").write_text(f'[registry]\npolicy = "{policy}"\n')
+    made = backups.make(Registry.open(origin.place.home), vault, {})
+    assert any(str(policy) in line and "registry/policy.toml" in line for line in made.warnings)
+
+    assert put_back(tmp_path / "same", vault).warnings == ()  # it is there still
+    policy.unlink()
+    restored = put_back(tmp_path / "new", vault)
+    own = tmp_path / "new" / "registry" / "policy.toml"
+    (warning,) = restored.warnings
+    assert str(policy) in warning
+    assert str(own) in warning
+    (found,) = (one for one in restored.findings if one.check == "policy")
+    assert found.mend.startswith(f"copy {own} there")
+    assert own.read_text() == "# ours\n"
+    shutil.copyfile(own, policy)
+    (found,) = (one for one in examine(Registry.open(tmp_path / "new")) if one.check == "policy")
+    assert found.outcome == "ok"
 
 
 def test_readers_who_have_seen_newer_refuse_until_the_numbers_are_raised(
