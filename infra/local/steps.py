@@ -171,9 +171,11 @@ def renew(where: Place, service: str, name: str, settings: PlatformSettings, tel
     """Make a password anew, set it in the service, and restart who uses it; return what was done.
 
     Raises:
-        NotRunning: the service itself keeps it, and does not run.
+        NotRunning: there is no platform, or the service itself keeps the password and does not run.
         Explained: there is no such password, or something cannot be started.
     """
+    if not where.record.is_file():
+        raise NotRunning(f"there is no platform in {where.home}", "start one: python -m infra.local up")
     with alone(where):
         before = passwords(where)
         after = renewed(before, service, name)

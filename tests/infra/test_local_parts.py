@@ -568,7 +568,7 @@ def test_nothing_runs_and_everything_says_so(home: Path) -> None:
     told = run(cli, ["status", "--json"])
     assert told.exit_code == 1
     assert json.loads(told.stdout)["running"] is False
-    for words in (["env"], ["run", "--", "true"], ["restart"]):
+    for words in (["env"], ["run", "--", "true"], ["restart"], ["backup", "b"], ["password", "s3", "admin"]):
         result = run(cli, words)
         assert isinstance(result.exception, NotRunning), words
         assert "infra.local up" in result.exception.mend
