@@ -3,7 +3,8 @@
 The order of the checks: length and characters of the path, headers, content type, the length that is
 promised, the bytes that come, and the time that they take. What a client promises is never believed: bytes
 are counted as they arrive. The bodies of all requests together are bounded too, so that many clients cannot
-do what one may not. `serving.http.reading` then parses what came.
+do what one may not, and those of one key, so that it leaves room for the others. `serving.http.reading` then
+parses what came.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAX_PATH: Final = 2048
 MAX_HEADERS: Final = 64
 MAX_HEADER_BYTES: Final = 16 << 10
 BODIES_AT_ONCE: Final = 8
-"""So many bodies of the largest size may be on their way at the same moment."""
+"""So many bodies of the largest size may be held at the same moment, each until its request is answered."""
+BODIES_OF_ONE: Final = BODIES_AT_ONCE // 2
+"""So many of them may be of one key; whoever asks without a key is one, too."""
 LINGER_SECONDS: Final = 5.0
 """For so long the rest of a refused body is read and thrown away, so that the client gets to read why."""
 _PATH: Final = re.compile(r"/[A-Za-z0-9._~@:+,=!$&'()*;/-]*")
@@ -72,7 +75,7 @@ class Limits:
 
     def __init__(self, app: App, settings: ServingSettings) -> None:
         self._app, self._settings = app, settings
-        self._held = 0
+        self._held: Counter[str] = Counter()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -88,17 +91,24 @@ class Limits:
                 raise
             await error_answer(error)(scope, receive, exchange.send)
         finally:
-            self._held -= exchange.held
+            self._held[exchange.caller] -= exchange.held
+            self._held += Counter()  # callers without anything are forgotten
 
-    def hold(self, size: int) -> None:
+    def hold(self, caller: str, size: int) -> None:
         """Count bytes that came; they are given back when their request is answered.
 
+        Args:
+            caller: the name of the key that sent them; "" is nobody's.
+            size: how many.
+
         Raises:
-            RateLimited: all requests together hold too much.
+            RateLimited: the requests of the caller, or all together, hold too much.
         """
-        if self._held + size > BODIES_AT_ONCE * self._settings.max_body:
+        if self._held[caller] + size > BODIES_OF_ONE * self._settings.max_body:
+            raise RateLimited("the requests of this caller hold too much", "wait for one of them", 1.0)
+        if self._held.total() + size > BODIES_AT_ONCE * self._settings.max_body:
             raise RateLimited("the service receives too much at the moment", "try again in a moment", 1.0)
-        self._held += size
+        self._held[caller] += size
 
     @property
     def max_body(self) -> int:
@@ -116,6 +126,7 @@ class _Exchange:
 
     Attributes:
         held: bytes of the body that came so far.
+        caller: name of the key that asks, which the gate has left before a byte was read; "" without.
         answered: whether the answer has begun.
     """
 
@@ -126,6 +137,7 @@ class _Exchange:
         self._whole = headers.get(b"content-length", b"0") == b"0" and b"transfer-encoding" not in headers
         self._asks_first = b"expect" in headers
         self.held = 0
+        self.caller = ""
         self.answered = False
 
     async def receive(self) -> Message:
@@ -149,7 +161,9 @@ class _Exchange:
             size = len(message.get("body", b""))
             if self.held + size > self._limits.max_body:
                 raise _too_large(self._limits.max_body)
-            self._limits.hold(size)
+            if not self.held:
+                self.caller = self._scope.get("state", {}).get("caller", "")
+            self._limits.hold(self.caller, size)
             self.held += size
             self._whole = not message.get("more_body", False)
         else:

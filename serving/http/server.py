@@ -28,7 +28,8 @@ from serving.settings import ServingSettings
 MAX_CONNECTIONS: Final = 1024
 KEEP_ALIVE_SECONDS: Final = 15
 WRITE_SECONDS: Final = 60.0
-"""For so long a client may leave an answer unread."""
+WRITE_BYTES: Final = 512 << 10
+"""So much of an answer that waits for its client has to be read in every `WRITE_SECONDS`."""
 MAX_HEAD: Final = MAX_HEADER_BYTES + (16 << 10)
 """Bytes of the first line and the headers that the parser takes; `Limits` says better what is wrong."""
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -82,7 +83,7 @@ class WatchedProtocol(H11Protocol):
         """The client does not read as fast as we write."""
         super().pause_writing()
         if self._writing is None:
-            self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         """It has read."""
@@ -90,6 +91,17 @@ class WatchedProtocol(H11Protocol):
         if self._writing is not None:
             self._writing.cancel()
             self._writing = None
+
+    def _watch_reader(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        self._writing = self.loop.call_later(WRITE_SECONDS, self._still_reads, left)
+
+    def _still_reads(self, before: int) -> None:
+        """End the connection if hardly anything of the answer was read since; nothing is added meanwhile."""
+        if before - self.transport.get_write_buffer_size() < WRITE_BYTES:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def _watch(self, *, began: bool = False) -> None:
         """Start, keep or stop the clock of the request that is arriving."""

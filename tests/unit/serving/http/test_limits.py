@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from servers import service
 from serving.errors import UsageError
 from serving.http.answers import HttpError, Invalid, TooLarge, error_answer
-from serving.http.limits import BODIES_AT_ONCE, Limits, Message, Receive, Send, check_head
+from serving.http.limits import BODIES_AT_ONCE, BODIES_OF_ONE, Limits, Message, Receive, Send, check_head
 from serving.http.reading import MAX_DEPTH, MAX_FIELD_BYTES, MAX_FIELDS, parse_json, read_base64, read_form
 from serving.http.server import HttpServer
 from serving.settings import ServingSettings
@@ -161,34 +161,90 @@ def test_an_answer_without_the_body_ends_the_connection_or_throws_the_rest_away(
     asyncio.run(body())
 
 
+class Holding:
+    """An application that reads one part of each body, and answers when it may.
+
+    Attributes:
+        held: requests whose part was read.
+        go: set when they may be answered.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self.go = asyncio.Event()
+        self.limits = limited(self)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        await receive()
+        self.held += 1
+        await self.go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask(self, caller: str, size: int = MAX_BODY) -> tuple[int, dict[bytes, bytes]]:
+        """Send a body as a caller whom the gate knows."""
+        asked = scope(headers=CHUNKED) | {"state": {"caller": caller}}
+        return await call(self.limits, asked, b"x" * size)
+
+    async def full(self, *callers: str) -> list[asyncio.Task[tuple[int, dict[bytes, bytes]]]]:
+        """As many of the largest bodies as each caller may have, held."""
+        before, asked = self.held, [one for one in callers for _ in range(BODIES_OF_ONE)]
+        tasks = [asyncio.create_task(self.ask(caller)) for caller in asked]
+        async with asyncio.timeout(SECONDS):
+            while self.held < before + len(asked):
+                await asyncio.sleep(0)
+        return tasks
+
+
 def test_all_bodies_together_are_bounded_and_given_back() -> None:
     async def body() -> None:
-        inside, go = asyncio.Event(), asyncio.Event()
-        holding = 0
-
-        async def app(scope: Message, receive: Receive, send: Send) -> None:
-            nonlocal holding
-            await receive()
-            holding += 1
-            if holding == BODIES_AT_ONCE:
-                inside.set()
-            await go.wait()
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b""})
-
-        limits = limited(app)
-        full = [
-            asyncio.create_task(call(limits, scope(headers=CHUNKED), b"x" * 1024))
-            for _ in range(BODIES_AT_ONCE)
-        ]
-        await inside.wait()
-        status, headers = await call(limits, scope(headers=CHUNKED), b"x")
+        app = Holding()
+        full = await app.full("one", "other")
+        assert len(full) == BODIES_AT_ONCE
+        status, headers = await app.ask("third", 1)
         assert (status, headers[b"retry-after"]) == (429, b"1")
-        go.set()
+        app.go.set()
         assert {(await one)[0] for one in full} == {200}
-        assert (await call(limits, scope(headers=CHUNKED), b"x"))[0] == 200
+        assert (await app.ask("third"))[0] == 200
+        assert {status for status, _ in [await app.ask("one") for _ in range(2 * BODIES_AT_ONCE)]} == {200}
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("greedy", ["one", ""], ids=["a key", "nobody"])
+def test_bodies_of_one_caller_leave_room_for_those_of_others(greedy: str) -> None:
+    async def body() -> None:
+        app = Holding()
+        full = await app.full(greedy)
+        async with asyncio.timeout(SECONDS):
+            status, headers = await app.ask(greedy, 1)
+        assert (status, headers[b"retry-after"]) == (429, b"1")
+        others = await app.full("other")
+        app.go.set()
+        assert {(await one)[0] for one in (*full, *others)} == {200}
+
+    asyncio.run(body())
+
+
+def test_a_body_counts_for_the_key_that_the_gate_found(tmp_path: Path) -> None:
+    from fakes.backends import DrawingBackend
+    from serving.http.app import service_app
+    from serving.http.keyring import Keys
+
+    token, _ = Keys.open(tmp_path).add("studio", ["edit"])
+    inner = service_app(DrawingBackend(), ServingSettings(max_body=MAX_BODY), home=tmp_path)
+    seen: list[str | None] = []
+
+    async def app(scope: Message, receive: Receive, send: Send) -> None:
+        async def look() -> Message:
+            seen.append(scope["state"].get("caller"))
+            return await receive()
+
+        await inner(scope, look if scope["type"] == "http" else receive, send)
+
+    with TestClient(app) as client:
+        client.post("/v1/edits", json={"image": "AAAA"}, headers={"X-Api-Key": token})
+    assert seen[0] == "studio", "it was known before a byte was read"
 
 
 def test_headers_that_checks_leave_are_added_to_any_answer() -> None:
