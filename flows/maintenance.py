@@ -19,6 +19,7 @@ from flows.errors import FlowError
 from registry.client import Registry
 from registry.digest import Digest
 from registry.errors import DigestMismatch, shown
+from registry.signing.signers import ONLINE
 
 #: Timestamps and snapshots with less life than this get a new one: a flow that runs every six hours may fail
 #: once without anybody noticing.
@@ -67,20 +68,25 @@ def refresh_trust() -> dict[str, Any]:
     """
     rows = _work(_renew)()
     show_table(rows, "trust", "Trust metadata: when each of them ends.")
+    _refuse_late(rows)
+    return {"rows": rows}
+
+
+def _refuse_late(rows: list[dict[str, Any]]) -> None:
+    """Raise for what ends soon and is not renewed here; what the online key signs never lives long."""
     soon = _WARNING / timedelta(hours=1)
-    late = [row for row in rows if row["left_hours"] < soon and row["by"] != "online"]
+    late = [row for row in rows if row["left_hours"] < soon and not (row["by"] == ONLINE and row["key_here"])]
     if late:
         what = ", ".join(f"{row['metadata']} on {row['expires'][:10]}" for row in late)
         raise FlowError(
             f"trust metadata ends soon, and the keys for it are not on this machine: {what}",
-            f"run `registry trust renew` where the {late[0]['by']} key is kept",
+            f"run `registry trust renew` where the {late[0]['by']} key is kept; a worker that shall renew "
+            "what the online key signs needs that key, or its URI in ADAPTER_FOUNDRY_KEYS",
         )
-    return {"rows": rows}
 
 
 def _renew() -> list[dict[str, Any]]:
     from registry.signing.rotation import Rotation
-    from registry.signing.signers import ONLINE
     from registry.signing.trust import NAMES, key_role
 
     registry, now = Registry.open(), datetime.now(UTC)
@@ -99,6 +105,7 @@ def _renew() -> list[dict[str, Any]]:
             "expires": state.expires(role).isoformat(),
             "left_hours": round((state.expires(role) - now) / timedelta(hours=1), 1),
             "by": key_role(role),
+            "key_here": registry.keys.holds(key_role(role)),
         }
         for role in roles
     ]

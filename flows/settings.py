@@ -53,8 +53,8 @@ class FlowSettings(BaseModel):
             machine that makes the limit, or one.
         api_per_minute: requests that all flow runs together send to each paid API; None begins with 600. With
             None, either is made once and then belongs to whoever changes it in Prefect's page.
-        image: of the pods of the pool ``kubernetes``, best by digest; it names its registry, because nobody has
-            our name on Docker Hub. None is the image that was built here, which nobody can fetch.
+        image: of the pods of the pool ``kubernetes``, best by digest. It names its registry, for
+            our name on Docker Hub is nobody's. None is the image that was built here, which nobody can fetch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -35,7 +35,7 @@ from flows import pools
 from flows.pools import KUBERNETES, POD_HOME
 from flows.settings import FlowSettings
 from registry.errors import UsageError
-from registry.settings import load
+from registry.settings import layout, load
 
 pytestmark = needs_kubectl
 
@@ -81,6 +81,41 @@ def test_both_overlays_have_the_same_secrets() -> None:
         assert dev[secret] - credentials <= prod[secret], secret
 
 
+TERRAFORM = REPOSITORY / "infra" / "terraform" / "aws"
+
+
+def terraform_accounts() -> set[str]:
+    """The service accounts that Terraform makes a role for."""
+    return set(re.findall(r'service_account = "([\w-]+)"', (TERRAFORM / "identity.tf").read_text("utf-8")))
+
+
+def signs_as(policy: str) -> set[str]:
+    """The roles of the registry that a policy of Terraform lets somebody sign as."""
+    statements = json.loads((TERRAFORM / "policies" / f"{policy}.json").read_text("utf-8"))["Statement"]
+    (signing,) = (row["Resource"] for row in statements if row["Action"] == "kms:Sign")
+    return set(re.findall(r"\$\{(\w+)_key\}", json.dumps(signing)))
+
+
+@pytest.mark.parametrize(
+    ("owner", "policy"),
+    [("Deployment/prefect-worker", "publish"), ("Job/flow-run", "publish"), ("CronJob/garbage", "maintain")],
+)
+def test_in_production_whoever_may_sign_knows_its_keys(owner: str, policy: str, tmp_path: Path) -> None:
+    manifests = whole("overlays/prod")
+    (container,) = owned(manifests, owner).spec["containers"]
+    given: dict[str, str] = {}
+    for source in container["envFrom"]:
+        if "configMapRef" in source:
+            given |= kube.named(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
+    given |= {row["name"]: row["value"] for row in container.get("env", ()) if "value" in row}
+    ring = layout(tmp_path, {key: one for key, one in given.items() if key.startswith("ADAPTER_")}).settings
+    assert set(ring.keys) == signs_as(policy)
+    assert "online" in ring.keys, "names and times would end"
+    assert "approver" not in ring.keys
+    region = given["AWS_REGION"]
+    assert all(re.fullmatch(rf"awskms:arn:aws:kms:{region}:\d+:key/.+", uri) for uri in ring.keys.values())
+
+
 def test_in_production_credentials_are_roles() -> None:
     manifests = rendered("overlays/prod")
     for pod in kube.pods(manifests):
@@ -92,7 +127,7 @@ def test_in_production_credentials_are_roles() -> None:
         for name, one in accounts.items()
         if "annotations" in one["metadata"]
     }
-    assert set(roles) == {"serving", "mlflow", "worker", "backup", "external-secrets"}
+    assert set(roles) == terraform_accounts(), "the roles of infra/terraform are for these, and for no others"
     assert len(set(roles.values())) == len(roles), "one role each"
     for pod in kube.pods(manifests):
         if pod.labels.get("adapter-foundry/calls-s3") == "true":
@@ -142,9 +177,10 @@ NAMES = Peer(
 #: A pod that nobody foresaw, and one that no rule holds back from calling.
 NOBODY = Peer(labels={}, ports={"any": 1})
 INTRUDER = Peer(labels={}, ports={}, free=True)
+TELEMETRY = Peer(labels={}, namespace={"adapter-foundry/telemetry": "true"}, ports={"otlp": 4318})
 OUTSIDE = {
     "gateway": GATEWAY, "caller": CALLER, "stranger": STRANGER, "names": NAMES, "nobody": NOBODY,
-    "intruder": INTRUDER,
+    "intruder": INTRUDER, "telemetry": TELEMETRY,
 }  # fmt: skip
 TO_MLFLOW, TO_PREFECT = ("Deployment/mlflow", 5000), ("StatefulSet/prefect-server", 4200)
 TO_POSTGRES, TO_S3, TO_SERVING = (
@@ -152,16 +188,18 @@ TO_POSTGRES, TO_S3, TO_SERVING = (
     ("StatefulSet/s3", 8333),
     ("Deployment/serving", 8400),
 )
+TO_TELEMETRY = ("telemetry", 4318)
 EDGES = {
     "overlays/dev": {
         "Deployment/mlflow": {TO_POSTGRES, TO_S3},
-        "Deployment/serving": {TO_POSTGRES, TO_S3},
+        "Deployment/serving": {TO_POSTGRES, TO_S3, TO_TELEMETRY},
         "Deployment/prefect-worker": {TO_MLFLOW, TO_PREFECT, TO_POSTGRES, TO_S3},
         "StatefulSet/prefect-server": {TO_POSTGRES},
         "Job/registry-init": {TO_MLFLOW, TO_POSTGRES, TO_S3},
         "caller": {TO_SERVING},
     },
     "overlays/prod": {
+        "Deployment/serving": {TO_TELEMETRY},
         "Deployment/prefect-worker": {TO_MLFLOW, TO_PREFECT},
         "Deployment/prefect-kubernetes-worker": {TO_PREFECT},
         "Job/flow-run": {TO_MLFLOW, TO_PREFECT},
@@ -184,6 +222,7 @@ WAYS_OUT = {
     "Job/databases": {(VPC, 5432)},
     "Job/flow-run": {(VPC, 5432), (VPC, 443), (AWS, 443)},
     "CronJob/backup": {(VPC, 5432), (VPC, 443), (AWS, 443)},
+    "CronJob/garbage": {(VPC, 5432), (VPC, 443), (AWS, 443)},
 }
 
 
@@ -191,7 +230,8 @@ def edges(manifests: tuple[Manifest, ...]) -> dict[str, set[tuple[str, int]]]:
     """Who reaches whom on which port, names (DNS) left out."""
     found: dict[str, set[tuple[str, int]]] = {}
     for source, target, port in kube.reach(manifests, OUTSIDE):
-        if target != "names":
+        # Whom nothing holds back from calling reaches the collector: it is not ours to close.
+        if target != "names" and (source, target) != ("intruder", "telemetry"):
             found.setdefault(source, set()).add((target, port))
     return found
 

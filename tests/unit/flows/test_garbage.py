@@ -129,6 +129,20 @@ def test_trust_is_renewed_long_before_it_ends(registry: Registry, home: Path) ->
     assert {row["metadata"]: row for row in _renew()}["timestamp"]["left_hours"] > 20
 
 
+def test_a_worker_without_the_online_key_says_so_before_everything_ends(
+    registry: Registry, home: Path
+) -> None:
+    from flows.errors import FlowError
+    from flows.maintenance import _refuse_late, _renew
+
+    _refuse_late(_renew())  # the timestamp lives a day, and is renewed here
+    for key in registry.place.keys.glob("*.pem"):
+        key.unlink()
+    with pytest.raises(FlowError, match=r"ends soon.*timestamp on") as caught:
+        _refuse_late(_renew())
+    assert "ADAPTER_FOUNDRY_KEYS" in caught.value.mend
+
+
 def test_names_that_end_soon_are_renewed_with_the_keys_that_are_here(registry: Registry, home: Path) -> None:
     from flows.maintenance import _renew
 
