@@ -24,6 +24,7 @@ from serving.memory import was_short
 if TYPE_CHECKING:
     import torch
 
+    from registry.digest import Digest
     from serving.layers import AdaptedLinear, Key, Placed, Shares
     from serving.pipelines.base import EditPipeline
 
@@ -111,6 +112,10 @@ class AdapterSlots:
     def memory(self) -> int:
         """Bytes that the resident adapters take."""
         return sum(resident.nbytes for resident in self._residents.values())
+
+    def pins(self) -> Mapping[Digest, int]:
+        """How many uses keep each of the resident adapters."""
+        return {resident.adapter.digest: resident.pins for resident in tuple(self._residents.values())}
 
     @property
     def current(self) -> VerifiedAdapter | None:

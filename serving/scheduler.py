@@ -23,10 +23,13 @@ from typing import TYPE_CHECKING
 
 from registry.admission import VerifiedAdapter
 from registry.errors import Explained
+from serving.blocked import Blocked
 from serving.errors import Cancelled, Draining, Overloaded, ServingError
+from serving.pulse import Pulse
 from serving.schema import DEFAULT_STEPS, EditResult, SweepRequest
 from serving.stepping import step
 from serving.tickets import Batch, Event, Listener, Part, Ticket
+from serving.trial import trial
 from serving.turns import Turns
 from serving.waiting import WaitingRoom
 
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
     from serving.adapters import Stack
     from serving.engine import EditEngine
     from serving.metrics import Metrics
-    from serving.tracing import Facts
 
 HELD = 4
 """Batches' worth of rows that may be under way while others take the step."""
@@ -42,8 +44,8 @@ PARTS = 4
 """A sweep is cut into parts of at most this fraction of a batch, so that others find room beside it."""
 MAX_OPEN = 32
 """Pictures that are opened ahead of their turn."""
-FAILURES = 3
-"""Steps in a row that fail for every request, after which the device is taken for broken."""
+OURS = "ours"
+"""The key of edits that try whether the device works."""
 
 _log = logging.getLogger(__name__)
 
@@ -81,11 +83,11 @@ class Scheduler:
         self._news = False
         self._draining = False
         self._ended = False
-        self._ends = 0
         self._turn = 0
         self._rate: float | None = None
         self._step_seconds = 0.0
-        self._failures = 0
+        self._pulse = Pulse()
+        self._blocked = Blocked(engine.slots)
         self._openers = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         self._thread = threading.Thread(target=self._serve, name="device", daemon=True)
 
@@ -192,9 +194,7 @@ class Scheduler:
     @property
     def problem(self) -> str | None:
         """Why the device does not work; None where it does."""
-        if self._failures < FAILURES:
-            return None
-        return f"the last {self._failures} steps on the device failed; the log says why"
+        return self._pulse.problem
 
     def load(self) -> tuple[int, int]:
         """Return how many requests wait and how many run."""
@@ -229,7 +229,7 @@ class Scheduler:
                 return
             ticket.over = True
             del self._tickets[ticket]
-            self._ends += 1
+            self._blocked.forget(ticket)
             if ticket.counted:
                 self._room.leave(ticket.key, ticket.counted, ticket.counted_steps, ticket.size)
             if ticket.opening and ticket.counted == ticket.rows:
@@ -242,6 +242,7 @@ class Scheduler:
                 self._engine.drop(ticket.parts.pop().run)
             except Exception:  # whoever asked hears of the end in any case
                 _log.exception("a run could not be dropped")
+            self._freed()
         if self._metrics is not None and isinstance(event, Cancelled) and ticket.stack:
             self._metrics.cancelled.inc()
         self._tell(ticket, event)
@@ -253,6 +254,12 @@ class Scheduler:
             _log.debug("nobody listens to a request any more", exc_info=error)
             if not ticket.over:
                 self.cancel(ticket)
+
+    def _freed(self) -> None:
+        """Have those tried again that wait for the room of adapters."""
+        with self._changed:
+            self._blocked.freed()
+            self._notify()
 
     def _notify(self) -> None:
         self._news = True
@@ -308,15 +315,32 @@ class Scheduler:
     def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._news or self._ended)
+                self._changed.wait_for(lambda: self._news or self._ended, self._pulse.patience)
                 if self._ended and not self._tickets:
                     return
                 self._news = False
             try:
                 while self._take_turn():
                     pass
+                if self._pulse.patience == 0:
+                    self._try()
             except Exception as error:  # nothing may stop this thread, and nobody may wait for ever
                 self._give_up(_explained(error, "the scheduler failed"))
+
+    def _try(self) -> None:
+        """Make a small edit of our own where nothing runs: only a step tells whether the device works."""
+        self._pulse.tried()
+        with self._changed:
+            if self._draining or any(ticket.ours for ticket in self._tickets):
+                return
+        for adapter in reversed(self._engine.slots.residents):
+            request, stack = trial(adapter)
+            with suppress(Explained):  # it may not be used any more; the next one tells as well
+                if self._check is not None:
+                    self._check(adapter)
+                self._engine.check(request, stack)
+                self.enter(self.take(request, key=OURS, listener=lambda event: None, ours=True), stack)
+                return
 
     def _give_up(self, error: Exception) -> None:
         """End what is under way after a mistake of our own; those that wait go on."""
@@ -380,7 +404,7 @@ class Scheduler:
             rows = min(most, ticket.waiting, room)
             if not rows or batch.full(ticket) or batch.held + rows > HELD * self._rows:
                 return 0
-            if not self._begin(ticket, rows, alone=batch.held == 0):
+            if not self._begin(ticket, rows):
                 return 0
             batch.held += rows
             batch.began += 1
@@ -390,14 +414,12 @@ class Scheduler:
         batch.add(ticket, part)
         return min(part.run.rows, room)
 
-    def _begin(self, ticket: Ticket, rows: int, *, alone: bool) -> bool:
-        """Encode the next rows of a request; returns whether they are under way.
-
-        Args:
-            alone: nothing else is under way, so that waiting for others to end does not help.
-        """
+    def _begin(self, ticket: Ticket, rows: int) -> bool:
+        """Encode the next rows of a request; returns whether they are under way."""
         with self._changed:
-            if ticket.over or ticket.stopped is not None or ticket.blocked == self._ends:
+            if ticket.over or ticket.stopped is not None:
+                return False
+            if not self._blocked.may_begin(ticket, self._turn, self._tickets):
                 return False
             if ticket.portrait is None:
                 self._open_picture(ticket)
@@ -408,10 +430,11 @@ class Scheduler:
         try:
             run = self._engine.begin(request, ticket.stack, ticket.portrait)
         except Exception as error:
-            if isinstance(error, Overloaded) and not alone:
-                # Its adapters have room when others let theirs go.
+            with self._changed:
+                waits = isinstance(error, Overloaded) and not ticket.over
+                waits = waits and self._blocked.wait(ticket, self._turn, self._tickets)
+            if waits:  # its adapters have room when others let theirs go
                 ticket.put_back(rows)
-                ticket.blocked = self._ends
             else:
                 self._end(ticket, _explained(error, "the edit could not begin"))
             return False
@@ -420,6 +443,7 @@ class Scheduler:
             ticket.trace.record("queue", ticket.taken, began)
         ticket.trace.record("encode", began, encoded, rows=rows)
         with self._changed:
+            self._blocked.forget(ticket)
             ticket.steps = run.steps
             ticket.parts.append(Part(run=run, first=first, began=encoded))
             ticket.counted -= rows
@@ -437,7 +461,7 @@ class Scheduler:
         for (ticket, _), error in zip(batch.parts, stepped.errors, strict=True):
             if error is not None:
                 self._end(ticket, _explained(error, "the edit failed"))
-        self._failures = self._failures + 1 if all(stepped.errors) else 0
+        self._pulse.beat(stepped, ours=all(ticket.ours for ticket, _ in batch.parts))
         if stepped.too_large:
             self._rows = max(1, batch.rows // 2)
             _log.warning("no memory for %d rows at once; from now on it is %d", batch.rows, self._rows)
@@ -451,7 +475,7 @@ class Scheduler:
         for ticket, part in batch.parts:
             if part.run.done and not ticket.over:
                 ticket.parts.remove(part)  # finishing lets its adapters go, whatever comes of it
-                self._trace_steps(ticket, part)
+                ticket.trace_steps(part)
                 try:
                     with ticket.trace.span("decode", rows=part.run.rows):
                         results = self._engine.finish(part.run)
@@ -459,6 +483,7 @@ class Scheduler:
                     self._end(ticket, _explained(error, "the picture could not be decoded"))
                 else:
                     ticket.results[part.first : part.first + len(results)] = results
+                self._freed()
         for ticket in dict.fromkeys(ticket for ticket, _ in batch.parts):
             if not ticket.over:
                 self._report(ticket)
@@ -482,14 +507,6 @@ class Scheduler:
             seconds = time.monotonic() - ticket.taken
             trace_id = ticket.trace.trace_id
             self._metrics.edited(manifest.name, manifest.version, seconds, trace_id=trace_id)
-
-    def _trace_steps(self, ticket: Ticket, part: Part) -> None:
-        manifest = ticket.stack[0][0].manifest if ticket.stack else None
-        facts: Facts = {"rows": part.run.rows, "steps": part.run.steps}
-        if manifest is not None:
-            facts |= {"adapter": manifest.name, "version": manifest.version}
-            facts["digest"] = ticket.stack[0][0].digest
-        ticket.trace.record("steps", part.began, time.monotonic(), **facts)
 
 
 def _explained(error: Exception, what: str) -> Exception:

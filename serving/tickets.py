@@ -14,8 +14,10 @@ from serving.tracing import Trace, here
 if TYPE_CHECKING:
     from PIL import Image
 
+    from registry.digest import Digest
     from serving.adapters import Stack
     from serving.runs import Portrait, Run
+    from serving.tracing import Facts
 
 Event = Progress | list[EditResult] | Exception
 """What a request hears of: progress, and as the last thing its results or an error."""
@@ -61,7 +63,6 @@ class Ticket:
         results: of the rows that are done, None of the others.
         opening: whether a thread was told to open its picture.
         portrait: its picture, once it is open; then it may begin.
-        blocked: how many requests had ended when there was no room for its adapters; None where there was.
         stopped: why it has to end, for the device's thread to see.
         over: whether its last event was sent.
         reported: steps that its listener knows of.
@@ -84,7 +85,6 @@ class Ticket:
     results: list[EditResult | None] = field(default_factory=list)
     opening: bool = False
     portrait: Portrait | None = None
-    blocked: int | None = None
     stopped: Exception | None = None
     over: bool = False
     reported: int = 0
@@ -97,6 +97,11 @@ class Ticket:
     def rows(self) -> int:
         """Pictures that were asked for."""
         return len(self.request.rows)
+
+    @property
+    def needs(self) -> set[Digest]:
+        """The adapters that have to be on the device for it."""
+        return {adapter.digest for adapter, _ in self.stack}
 
     @property
     def waiting(self) -> int:
@@ -123,6 +128,15 @@ class Ticket:
         done = sum(self.steps for result in self.results if result is not None)
         done += sum(part.run.step * part.run.rows for part in self.parts)
         return done // self.rows
+
+    def trace_steps(self, part: Part) -> None:
+        """Tell the trace of the steps of a part, which are done now."""
+        manifest = self.stack[0][0].manifest if self.stack else None
+        facts: Facts = {"rows": part.run.rows, "steps": part.run.steps}
+        if manifest is not None:
+            facts |= {"adapter": manifest.name, "version": manifest.version}
+            facts["digest"] = self.stack[0][0].digest
+        self.trace.record("steps", part.began, time.monotonic(), **facts)
 
     def news(self, preview: Callable[[Run], Sequence[Image.Image]]) -> Progress | None:
         """Return the progress since it was reported last, or None where there is none.

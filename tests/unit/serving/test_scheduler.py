@@ -366,7 +366,7 @@ def test_a_full_queue_refuses_before_the_picture_is_read(
     watched.gate = threading.Semaphore(0)
     scheduler = schedule(max_rows=2, max_waiting=8, metrics=metrics)
     runs = send(scheduler, ask(portrait, {}, {}), stack)
-    wait_until(lambda: scheduler.load() == (0, 1))
+    wait_until(lambda: not runs.ticket.counted)
     waits = [send(scheduler, ask(portrait), stack) for _ in range(7)]
     with pytest.raises(Overloaded) as full:
         send(scheduler, ask(b"no picture at all"), stack)
@@ -503,6 +503,54 @@ def test_a_device_that_fails_every_step_is_said_to_be_broken_until_it_works_agai
     assert scheduler.problem is None
 
 
+def test_a_request_too_large_for_the_memory_says_nothing_against_the_device(
+    watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
+) -> None:
+    stack = ((make_adapter(1), 1.0),)
+    scheduler = schedule()
+    watched.break_step = lambda runs: MemoryError() if runs[0].denoising.size == (128, 128) else None
+    for _ in range(4):
+        with pytest.raises(ServingError, match="MemoryError"):
+            send(scheduler, ask(portrait, size=(128, 128)), stack).results()
+    assert scheduler.problem is None
+    assert send(scheduler, ask(portrait), stack).results()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the device is gone"), MemoryError()])
+def test_a_device_to_which_nobody_is_sent_any_more_is_tried_by_ourselves(
+    watched: Watched,
+    schedule: Any,
+    make_adapter: Any,
+    portrait: Image.Image,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    monkeypatch.setattr("serving.pulse.TRY_SECONDS", 0.01)
+    # Signed for less than 1, and withdrawn meanwhile: neither may keep us from finding out.
+    weak, gone = make_adapter(1, conditioning={"strength_max": 0.8}), make_adapter(2)
+    withdrawn: list[Any] = []
+
+    def check(adapter: Any) -> None:
+        if adapter in withdrawn:
+            raise Revoked("it was withdrawn", "use another version")
+
+    scheduler = schedule(check=check)
+    assert send(scheduler, ask(portrait, strength=0.5), ((weak, 0.5),)).results()
+    watched.break_step = lambda runs: error
+    for _ in range(3):
+        with pytest.raises(ServingError):
+            send(scheduler, ask(portrait), ((gone, 1.0),)).results()
+    withdrawn.append(gone)
+    wait_until(lambda: scheduler.problem is not None)
+    tried = len(watched.batches)
+    wait_until(lambda: len(watched.batches) >= tried + 3)
+    assert scheduler.problem is not None
+    watched.break_step = lambda runs: None
+    wait_until(lambda: scheduler.problem is None)
+    assert {len(batch) for batch in watched.batches} == {1}
+    wait_until(lambda: scheduler.load() == (0, 0))
+
+
 def test_a_mistake_of_our_own_leaves_nobody_waiting(
     watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
 ) -> None:
@@ -556,22 +604,53 @@ def test_edits_go_on_in_smaller_batches_where_memory_is_short(
 # -- adapters --
 
 
+def room_for_one(pipeline: Any, adapter: Any) -> EditEngine:
+    """An engine on which two adapters like this one do not fit."""
+    probe = EditEngine(pipeline, base=adapter.card.base, allow_candidates=True)
+    probe.prefetch(adapter)
+    memory = probe.slots.memory * 3 // 2
+    probe.detach()
+    return EditEngine(pipeline, base=adapter.card.base, allow_candidates=True, adapter_memory=memory)
+
+
 def test_adapters_that_do_not_fit_beside_those_in_use_wait_for_them(
     pipeline: Any, make_adapter: Any, portrait: Image.Image
 ) -> None:
     adapters = [make_adapter(n) for n in range(3)]
-    base = adapters[0].card.base
-    probe = EditEngine(pipeline, base=base, allow_candidates=True)
-    probe.prefetch(adapters[0])
-    budget = probe.slots.memory * 3 // 2  # room for one
-    probe.detach()
-    engine = EditEngine(pipeline, base=base, allow_candidates=True, adapter_memory=budget)
+    engine = room_for_one(pipeline, adapters[0])
     scheduler = Scheduler(engine, max_rows=8, max_waiting=64)
     scheduler.start()
     heard = [send(scheduler, ask(portrait), ((adapters[n % 3], 1.0),), key=str(n)) for n in range(9)]
     results = [one.results()[0] for one in heard]
     assert [one.adapter_digest for one in results] == [adapters[n % 3].digest for n in range(9)]
-    assert engine.slots.memory <= budget
+    assert len(engine.slots.residents) == 1
+    scheduler.drain(0)
+
+
+def test_one_whose_adapter_has_no_room_is_not_passed_by_for_ever(
+    pipeline: Any, make_adapter: Any, portrait: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.blocked.PATIENCE", 5)
+    popular, rare, most = make_adapter(0), make_adapter(1), 60
+    watched = Watched(room_for_one(pipeline, popular))
+    scheduler = Scheduler(watched, max_rows=8, max_waiting=64)  # type: ignore[arg-type]
+    chain: list[Heard] = []
+    waits = Heard()
+
+    def follow(runs: Sequence[Any]) -> None:
+        """Whenever the last request has begun the next one is there: the popular adapter is never let go."""
+        if chain[-1].ticket.begun and len(chain) < most and waits.events.empty():
+            chain.append(send(scheduler, ask(portrait), ((popular, 1.0),), key="popular"))
+            wait_until(lambda: chain[-1].ticket.portrait)
+
+    chain.append(send(scheduler, ask(portrait), ((popular, 1.0),), key="popular"))
+    watched.break_step = follow
+    scheduler.start()
+    wait_until(lambda: len(chain) > 4)
+    scheduler.enter(scheduler.take(ask(portrait), key="rare", listener=waits), ((rare, 1.0),))
+    assert waits.results()[0].adapter_digest == rare.digest
+    assert len(chain) < most, "it had to wait until nobody wanted the other adapter any more"
+    assert all(one.results()[0].adapter_digest == popular.digest for one in chain)
     scheduler.drain(0)
 
 
