@@ -27,11 +27,10 @@ from serving.following import Follower
 from serving.scheduler import Scheduler
 from serving.schema import EditResult, SweepRequest
 from serving.tickets import Event
+from serving.trial import trial
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from PIL import Image
 
     from registry.client import Registry
     from serving.adapters import Stack
@@ -246,9 +245,9 @@ class LocalBackend:
             elif isinstance(event, list):
                 done.set_result(None)
 
-        request = SweepRequest.make(image=_grey(), rows=({},), steps=1)
+        request, stack = trial(adapter)
         ticket = device.scheduler.take(request, key=WARM_UP, listener=listener, ours=True)
-        device.scheduler.enter(ticket, ((adapter, _usual(adapter)),))
+        device.scheduler.enter(ticket, stack)
         try:
             done.result(WARM_SECONDS)
         except TimeoutError:
@@ -308,9 +307,3 @@ class LocalBackend:
 def _usual(adapter: VerifiedAdapter) -> float:
     signed = adapter.card.conditioning
     return usual_strength(signed.strength_min, signed.strength_max)
-
-
-def _grey() -> Image.Image:
-    from PIL import Image
-
-    return Image.new("RGB", (64, 64), (128, 128, 128))
