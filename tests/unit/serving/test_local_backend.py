@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -16,10 +17,12 @@ from PIL import Image
 from fakes.adapters import clean_adapter
 from fakes.followed import PROD, three_versions
 from fakes.registries import NAME, PASSING, objects
+from registry.admission import VerifiedAdapter
 from registry.client import Registry
 from registry.errors import NotFound, Revoked
 from registry.families import KNOWN_BASES
 from registry.manifest import CARD_NAME, BaseModelRef
+from registry.reference import Reference
 from serving import local
 from serving.backend import Progress
 from serving.bases import register
@@ -347,6 +350,42 @@ def test_other_references_are_served_only_on_demand(registry: Registry, portrait
                 await answer(backend, ask(portrait))
             assert (await answer(backend, ask(portrait, adapter=f"{NAME}:2"))).adapter == f"{NAME}:2"
 
+    asyncio.run(run())
+
+
+def test_callers_that_wait_for_an_adapter_on_demand_hold_up_nobody(
+    registry: Registry, portrait: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than asyncio has threads for everything that blocks."""
+    load, begun, go = Registry.load, threading.Event(), threading.Event()
+
+    def held(self: Registry, reference: Reference, **options: Any) -> VerifiedAdapter:
+        if str(reference) == f"{NAME}:2":
+            begun.set()
+            go.wait(2 * SOON)
+        return load(self, reference, **options)
+
+    async def started() -> bool:
+        return begun.is_set()
+
+    async def run() -> None:
+        async with serving(registry, stacked={PROD: (f"{NAME}:3",)}) as backend:
+            asked = [asyncio.create_task(backend.adapter(f"{NAME}:2")) for _ in range(40)]
+            edits = [
+                asyncio.create_task(answer(backend, ask(portrait, adapter=f"{NAME}:2"))) for _ in range(2)
+            ]
+            try:
+                await wait_until(started)
+                async with asyncio.timeout(SOON):
+                    assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
+                assert not any(one.done() for one in (*asked, *edits))
+                asked.pop().cancel()  # whoever gives up leaves the load to the others
+            finally:
+                go.set()
+            assert {status.version for status in await asyncio.gather(*asked)} == {2}
+            assert {result.adapter for result in await asyncio.gather(*edits)} == {f"{NAME}:2"}
+
+    monkeypatch.setattr(Registry, "load", held)
     asyncio.run(run())
 
 
