@@ -383,6 +383,25 @@ def test_a_root_whose_keys_are_away_is_kept_until_they_are_here(
     assert early.pull(PROD).reference == f"{NAME}:1"
 
 
+def test_a_root_that_only_readers_have_is_brought_back(
+    tmp_path: Path, origin: Registry, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Store and data folder are lost after a change of the root, and the newest backup is older."""
+    late = reader(tmp_path, origin, "late")
+    backups.make(origin, vault, {})
+    key_rotation.rotate(origin.authority, "root")
+    late.pull(PROD)
+    place = elsewhere(tmp_path, origin)
+    assert put_back(place, vault).warnings == ()
+    (place / "trust" / KEPT).mkdir(mode=0o700)
+    shutil.copy(tmp_path / "late/trust/metadata/root_history/2.root.json", place / "trust" / KEPT)
+    with pytest.raises(StaleTrust):
+        late.pull(PROD)
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(place))
+    assert CliRunner().invoke(cli, ["trust", "renew", "--ahead"]).exit_code == 0
+    assert late.pull(PROD).reference == f"{NAME}:1"
+
+
 def test_a_policy_from_outside_is_told_where_it_lies(tmp_path: Path, origin: Registry, vault: Vault) -> None:
     policy = tmp_path / "etc" / "policy.toml"
     policy.parent.mkdir()
