@@ -112,7 +112,7 @@ def renew(ports: Mapping[str, int], before: Passwords, after: Passwords, keep: C
     old, new = before[NAME][ADMIN], after[NAME][ADMIN]
 
     def change(mine: str, to: str) -> None:
-        body = {"username": ADMIN, "password": to}
+        body = {"username": ADMIN, "password": to, "current_password": mine}  # nobody changes his own without
         provision.ask_mlflow(url(ports), "users/update-password", ADMIN, mine, body, "PATCH")
 
     change(old, new)
