@@ -61,9 +61,20 @@ docs: setup  ## the site of docs/ in site/, without a network
 audit: setup  ## known vulnerabilities of the locked dependencies (asks PyPI)
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
-sbom: setup  ## bill of materials of the environment, CycloneDX JSON, in dist/
-	mkdir -p dist
-	$(BIN)/cyclonedx-py environment $(BIN)/python --output-reproducible --of JSON --output-file dist/sbom.cdx.json
+# The wheel as others install it, with all that runs, at the locked versions; what describes it stands beside it, not in it.
+SBOM_PIP := build/sbom/tool/bin/python -m pip --disable-pip-version-check
+sbom:  ## bill of materials of the wheel (WHEEL=file, or built here) with its runtime extras, CycloneDX JSON, in dist/
+	rm -rf build/sbom
+	mkdir -p build/sbom dist
+	$(PYTHON) -m venv build/sbom/tool
+	$(SBOM_PIP) install --quiet --constraint constraints.txt cyclonedx-bom
+	$(if $(WHEEL),cp $(WHEEL) build/sbom,$(SBOM_PIP) wheel --quiet --no-deps --wheel-dir build/sbom .)
+	$(PYTHON) -m venv --without-pip build/sbom/wheel
+	$(SBOM_PIP) --python build/sbom/wheel install --quiet --no-compile --constraint constraints.txt "$$(ls build/sbom/*.whl)[runtime]"
+	$(SBOM_PIP) --python build/sbom/wheel install --quiet --no-compile --no-deps --requirement requirements-nodeps.txt
+	build/sbom/tool/bin/cyclonedx-py environment build/sbom/wheel/bin/python --pyproject pyproject.toml --mc-type library \
+	    --output-reproducible --of JSON --output-file dist/sbom.cdx.json
+	rm -rf build/sbom
 
 lock: setup  ## write constraints.txt from what is installed now
 	$(PIP) list --format=freeze --exclude adapter-foundry --exclude pip --exclude setuptools | sed -E 's/\+cpu$$//' > constraints.txt

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -15,6 +17,10 @@ from typing import Any
 import pytest
 import yaml
 from click import Group
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from fakes import wheelhouse
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GITHUB = REPOSITORY / ".github"
@@ -232,17 +238,83 @@ def test_the_pythons_are_those_of_the_project() -> None:
 def test_a_release_is_tested_built_once_and_signed_before_it_is_published() -> None:
     release = load(GITHUB / "workflows" / "release.yml")["jobs"]
     assert release["ci"]["uses"] == "./.github/workflows/ci.yml"
-    assert release["build"]["needs"] == release["images"]["needs"] == "ci"
-    assert release["pypi"]["needs"] == "build"
+    assert release["build"]["needs"] == "ci"
+    # `build` looks whether the tag is the version: nothing is pushed anywhere before it.
+    assert release["pypi"]["needs"] == release["images"]["needs"] == "build"
     assert set(release["release"]["needs"]) == {"build", "pypi", "images"}
     assert release["pypi"]["environment"] == "pypi"
     assert not any("password" in step.get("with", {}) for step in release["pypi"]["steps"])
     used = " ".join(step.get("uses", "") + step.get("run", "") for step in release["build"]["steps"])
-    for part in ("make sbom", "hatchling build", "attest-build-provenance", "attest-sbom", "sigstore sign"):
-        assert part in used
+    parts = (
+        "hatchling build -d packages",
+        'make sbom WHEEL="$(echo packages/*.whl)"',
+        "attest-sbom",
+        "sigstore sign",
+    )
+    found = [used.index(part) for part in (*parts, "attest-build-provenance")]
+    assert found[:-1] == sorted(found[:-1]), "the bill is of the wheel that was built"
     # A cache is written by whoever ran before: what is released is built without.
     for step in release["build"]["steps"]:
         assert "cache" not in step.get("with", {})
+
+
+def artifacts(job: dict[str, Any], verb: str) -> set[str | None]:
+    """Names of the artifacts that a job uploads or downloads; None is all of a run."""
+    return {
+        step.get("with", {}).get("name")
+        for step in job.get("steps", ())
+        if step.get("uses", "").startswith(f"actions/{verb}-artifact@")
+    }
+
+
+def test_a_release_takes_by_name_what_the_jobs_before_it_upload() -> None:
+    """All artifacts of a run are more than a release: the site of ci.yml, records of image builds."""
+    release = load(GITHUB / "workflows" / "release.yml")["jobs"]
+    for name, job in release.items():
+        before = {job["needs"]} if isinstance(job.get("needs"), str) else set(job.get("needs", ()))
+        there = set().union(*(artifacts(release[each], "upload") for each in before))
+        assert artifacts(job, "download") <= there, name
+    assert artifacts(release["release"], "download") == {"packages", "evidence"}
+    (build,) = [step for _, step in steps() if step.get("uses", "").startswith("docker/build-push-action@")]
+    assert build["env"]["DOCKER_BUILD_RECORD_UPLOAD"] == "false"
+
+
+def test_findings_are_shown_in_private_repositories_too_or_not_asked_for() -> None:
+    (path,) = [path for path in WORKFLOWS if "codeql-action/upload-sarif@" in path.read_text()]
+    workflow = load(path)
+    for job in workflow["jobs"].values():
+        for step in job["steps"]:
+            if "codeql-action/upload-sarif@" in step.get("uses", ""):
+                assert {"actions", "contents"} <= job["permissions"].keys()
+                assert job["permissions"]["security-events"] == "write"
+                assert "inputs.upload-findings" in step["if"].split(" && ")
+    told = workflow["on"]["workflow_call"]["inputs"]["upload-findings"]
+    assert (told["type"], told["default"]) == ("boolean", True)
+
+
+def callers() -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Every job in the docs that calls a workflow of ours, and that workflow."""
+    for page in sorted((REPOSITORY / "docs").rglob("*.md")):
+        for block in re.findall(r"(?ms)^ *```yaml\n(.*?)^ *```$", page.read_text()):
+            for name, job in ((yaml.safe_load(block) or {}).get("jobs") or {}).items():
+                if called := re.match(r"OWNER/adapter-foundry/(\S+)@COMMIT$", job.get("uses", "")):
+                    yield f"{page.name}:{name}", job, load(REPOSITORY / called[1])
+
+
+def test_what_the_docs_call_is_granted_and_given_what_it_asks_for() -> None:
+    """GitHub starts no run whose caller grants less than a job of the called workflow wants."""
+    rank = {"none": 0, "read": 1, "write": 2}
+    seen = list(callers())
+    assert len(seen) == 2
+    for name, job, workflow in seen:
+        for called in workflow["jobs"].values():
+            for permission, access in called["permissions"].items():
+                assert rank[job["permissions"].get(permission, "none")] >= rank[access], (name, permission)
+        for given, kind in ((job["with"], "inputs"), (job.get("secrets", {}), "secrets")):
+            known = workflow["on"]["workflow_call"].get(kind, {})
+            assert (
+                {key for key, value in known.items() if value.get("required")} <= given.keys() <= known.keys()
+            )
 
 
 def test_dependabot_looks_at_every_kind_of_dependency_that_there_is() -> None:
@@ -378,19 +450,64 @@ def test_the_audit_reads_the_locked_versions() -> None:
     assert int(audited[1]) >= len(pinned) * 0.95
 
 
+def named_by(*extras: str) -> set[str]:
+    """Names of the distributions that extras ask for, in so many words."""
+    lines = [line for extra in extras for line in PROJECT["project"]["optional-dependencies"][extra]]
+    return {canonicalize_name(Requirement(line).name) for line in lines} - {"adapter-foundry"}
+
+
+@pytest.fixture(scope="module")
+def bill(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make sbom` writes, by pip from wheels of what is installed here."""
+    root = tmp_path_factory.mktemp("sbom")
+    wheelhouse.write(root / "wheels", whole=wheelhouse.closure("cyclonedx-bom"))
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "requirements-nodeps.txt"):
+        shutil.copy(REPOSITORY / name, root)
+    (wheel,) = (root / "wheels").glob("adapter_foundry-*.whl")
+    done = subprocess.run(
+        ["make", "sbom", f"PYTHON={sys.executable}", f"WHEEL={wheel}"],
+        env={
+            **os.environ,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(root / "wheels"),
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "dist" / "sbom.cdx.json"
+
+
 @pytest.mark.slow
-def test_the_bill_of_materials_is_valid_and_names_the_product(tmp_path: Path) -> None:
+def test_the_bill_of_materials_is_valid_and_is_about_the_product(bill: Path) -> None:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
 
-    made = tmp_path / "sbom.cdx.json"
-    (words,) = [words for words in recipe("sbom") if "cyclonedx-py" in words[0]]
-    words = [str(made) if word == "dist/sbom.cdx.json" else word for word in words]
-    subprocess.run(words, check=True, capture_output=True, cwd=REPOSITORY)
-    document = json.loads(made.read_text())
+    document = json.loads(bill.read_text())
     version = {"1.5": SchemaVersion.V1_5, "1.6": SchemaVersion.V1_6, "1.7": SchemaVersion.V1_7}
-    assert JsonStrictValidator(version[document["specVersion"]]).validate_str(made.read_text()) is None
-    named = {component["name"] for component in document["components"]}
-    assert {"torch", "tuf", "adapter-foundry"} <= named | {
-        document.get("metadata", {}).get("component", {}).get("name")
+    assert JsonStrictValidator(version[document["specVersion"]]).validate_str(bill.read_text()) is None
+    product = document["metadata"]["component"]
+    assert (product["name"], product["version"]) == ("adapter-foundry", PROJECT["project"]["version"])
+    (needs,) = [each["dependsOn"] for each in document["dependencies"] if each["ref"] == product["bom-ref"]]
+    assert {"tuf", "torch"} <= {need.partition("==")[0] for need in needs}
+
+
+@pytest.mark.slow
+def test_the_bill_of_materials_lists_what_users_get_and_not_what_developers_use(bill: Path) -> None:
+    listed = {
+        canonicalize_name(component["name"]): component["version"].partition("+")[0]
+        for component in json.loads(bill.read_text())["components"]
     }
+    extras = PROJECT["project"]["optional-dependencies"].keys() - {"dev", "docs", "kms"}
+    base = {canonicalize_name(Requirement(line).name) for line in PROJECT["project"]["dependencies"]}
+    assert base | named_by(*extras) <= listed.keys()
+    signing = {"in-toto-attestation", "rfc8785", "sigstore-models"}  # model-signing needs them as well
+    assert named_by("dev", "docs") & listed.keys() == signing
+    assert not {"pip", "cyclonedx-python-lib", "iniconfig"} & listed.keys()
+    locked = dict(line.split("==") for line in (REPOSITORY / "constraints.txt").read_text().split())
+    pins = {canonicalize_name(name): version for name, version in locked.items()}
+    pins["setuptools"] = listed["setuptools"]  # nobody pins it
+    assert listed == {name: pins[name] for name in listed}
