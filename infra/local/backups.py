@@ -21,6 +21,7 @@ from infra.local.supervision import Supervisor
 from registry.vault import Vault
 
 _LEDGER, _SERVING, _ACCOUNTS = "ledger", "serving", "accounts"
+_SKIP = "skip"
 
 
 def databases(
@@ -40,8 +41,11 @@ def databases(
 
 def command(words: Sequence[str], named: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Return a command of the registry with databases by name, and variables that hold their URIs."""
-    variables = {f"PLATFORM_DATABASE_{name.upper()}": uri for name, uri in named.items()}
-    options = [f"--database={name}=env:{variable}" for name, variable in zip(named, variables, strict=True)]
+    variables, options = {}, []
+    for name, uri in named.items():
+        variable = f"PLATFORM_DATABASE_{name.upper()}"
+        variables[variable] = uri
+        options.append(f"--database={name}={uri if uri == _SKIP else f'env:{variable}'}")
     return [*python("registry.cli"), *words, *options], {**variables, "PYTHONPATH": str(REPOSITORY)}
 
 
@@ -92,7 +96,7 @@ def restore(
             )
         found, done = steps.storage(where, settings, tell)
         mine = databases(where, found.ports, found.secrets, on_postgres=found.engine is not None)
-        named = {name: mine.get(name, "skip") for name in there if name != _LEDGER}
+        named = {name: mine.get(name, _SKIP) for name in there if name != _LEDGER}
         asked, variables = command(["restore", source, *(("--at", at) if at else ()), *words], named)
         ran = subprocess.run(
             asked, env={**environment, **found.environment, **variables}, stdout=sys.stderr, check=False

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.local import leftovers, place, ports, postgres, s3, stack, steps
+from infra.local import backups, leftovers, place, ports, postgres, s3, stack, steps
 from infra.local import passwords as secret
 from infra.local.__main__ import cli, exports
 from infra.local.errors import CannotStart, Missing, NotRunning, PlatformError, PortTaken, WrongFolder
@@ -554,6 +554,33 @@ def test_a_service_that_is_being_stopped_is_waited_for_and_started_again(
     after = supervisor.states()["slow"]
     assert after["statename"] == "RUNNING"
     assert after["pid"] != before
+
+
+# -- backups --
+
+
+def test_databases_of_a_backup_are_named_and_their_passwords_are_no_arguments(where: Place) -> None:
+    secrets = secret.passwords(where)
+    found = backups.databases(where, {"postgres": 5}, secrets, on_postgres=True)
+    words, variables = backups.command(["restore", "b"], {**found, "prefect": "skip"})
+    assert words[-3:] == [
+        "--database=mlflow=env:PLATFORM_DATABASE_MLFLOW",
+        "--database=serving=env:PLATFORM_DATABASE_SERVING",
+        "--database=prefect=skip",
+    ]
+    assert secrets["postgres"]["mlflow"] in variables["PLATFORM_DATABASE_MLFLOW"]
+    assert not any(word in " ".join(words) for word in secrets["postgres"].values())
+
+
+def test_databases_of_sqlite_are_the_files_that_services_write(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    named = backups.databases(where, found.ports, found.secrets, on_postgres=False)
+    assert named["mlflow"] in found["mlflow"].command
+    accounts = (where.services / "mlflow" / "accounts.ini").read_text()
+    assert f"database_uri = {named['accounts']}\n" in accounts
+    jobs = found["serving"].environment
+    assert named["serving"] == f"sqlite:///{jobs['ADAPTER_FOUNDRY_HOME']}/serving/jobs.db"
+    assert "ADAPTER_FOUNDRY_SERVING_JOBS" not in jobs  # so it is where serving has it
 
 
 # -- without a platform --
