@@ -78,6 +78,8 @@ def service(where: Place, ports: Mapping[str, int], secrets: Passwords) -> Servi
         *(f"-master.port={ports['s3-master']}", "-master.volumeSizeLimitMB=512"),
         *(f"-volume.port={ports['s3-volume']}", "-volume.max=2000", "-volume.preStopSeconds=0"),
         *(f"-filer.port={ports['s3-filer']}", "-s3", f"-s3.port={ports[NAME]}", f"-s3.config={config}"),
+        # In /tmp they would bear the number of the port alone, and those of another user be in the way.
+        *(f"-s3.localSocket={folder / 's3.sock'}", f"-filer.localSocket={folder / 'filer.sock'}"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"),
     ]
     return Service(

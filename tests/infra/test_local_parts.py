@@ -280,8 +280,12 @@ def test_prefect_asks_for_a_password_and_its_clients_have_it(where: Place) -> No
     assert found.environment["PREFECT_API_AUTH_STRING"] == who
 
 
-def test_the_worker_shares_no_folder_with_other_users_of_the_machine(where: Place) -> None:
-    temporary = Path(stack.build(where, SQLITE)["prefect-worker"].environment["TMPDIR"])
+def test_services_share_no_files_in_tmp_with_other_users_of_the_machine(where: Place) -> None:
+    found = stack.build(where, SQLITE)
+    sockets = [word.partition("=")[2] for word in found["s3"].command if "localSocket=" in word]
+    assert len(sockets) == 2
+    assert all(Path(one).is_relative_to(where.services) for one in sockets)
+    temporary = Path(found["prefect-worker"].environment["TMPDIR"])
     assert temporary.is_relative_to(where.home)
     assert stat.S_IMODE(temporary.stat().st_mode) == 0o700
 
