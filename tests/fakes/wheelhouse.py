@@ -15,8 +15,6 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-NEVER = {"pip"}  # each environment brings its own
-
 
 def closure(name: str) -> set[str]:
     """Canonical names of a distribution and of all that it needs here."""
@@ -62,9 +60,7 @@ def write(folder: Path, *, whole: set[str]) -> None:
     """Make a wheel of every distribution that is installed here."""
     folder.mkdir(parents=True)
     for found in distributions():
-        name = canonicalize_name(found.name)
-        if name in NEVER:
-            continue
+        whole_too = canonicalize_name(found.name) in whole
         with zipfile.ZipFile(folder / f"{file_stem(found)}-py3-none-any.whl", "w") as archive:
-            for path, content in contents(found, name in whole):
+            for path, content in contents(found, whole_too):
                 archive.writestr(path, content)

@@ -317,6 +317,38 @@ def test_what_the_docs_call_is_granted_and_given_what_it_asks_for() -> None:
             )
 
 
+@pytest.mark.slow
+def test_the_evidence_that_is_handed_on_is_of_the_adapter_that_was_pulled(tmp_path: Path) -> None:
+    """The steps of verify-adapter.yml as they stand; the alias moves between them."""
+    from fakes.sandboxes import DATA, released
+
+    home, work = tmp_path / "home", tmp_path / "work"
+    (home / DATA.parent).mkdir(parents=True)
+    work.mkdir()
+    released(home, work)
+    told = work / "output"
+    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "ADAPTER_FOUNDRY_HOME": str(home / DATA), "PATH": path}
+    environment |= {"REFERENCE": "pixelsmile@prod", "GITHUB_OUTPUT": str(told)}
+
+    def run(script: str) -> None:
+        words = ["bash", "-e", "-o", "pipefail", "-c", script]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=work)
+        assert done.returncode == 0, done.stderr
+
+    shutil.rmtree(work / "adapter")
+    scripts = {step.get("name", ""): step.get("run", "") for name, step in steps() if "verify" in name}
+    (pull,) = [script for name, script in scripts.items() if name.startswith("Pull")]
+    (evidence,) = [script for name, script in scripts.items() if name.startswith("Evidence")]
+    run(pull)
+    environment["DIGEST"] = told.read_text().strip().removeprefix("digest=")
+    run("registry promote pixelsmile:2 --to prod")
+    run(evidence)
+    pulled = json.loads((work / "adapter" / "manifest.json").read_text())
+    assert pulled["version"] == 1
+    assert json.loads((work / "evidence" / "manifest.json").read_text()) == pulled
+
+
 def test_dependabot_looks_at_every_kind_of_dependency_that_there_is() -> None:
     updates = load(GITHUB / "dependabot.yml")["updates"]
     looks = {
