@@ -261,7 +261,7 @@ def test_a_backup_makes_a_new_platform_elsewhere(platform: Platform, tmp_path: P
     kind = place.read(platform.where)["database"]
     assert {"ledger": kind, "mlflow": kind}.items() <= made["databases"].items()
     with local_platform.folder() as other:
-        told = other.json("restore", str(tmp_path / "backups"), "--sha256", made["digest"])
+        told = other.json("restore", str(tmp_path / "backups"), "--sha256", made["sha256"])
         assert "restored the registry" in told["done"]
         assert not any(other.problems().values())
         assert place.read(other.where)["database"] == kind
