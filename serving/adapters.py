@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import torch
 
     from registry.digest import Digest
-    from serving.layers import AdaptedLinear, Key, Placed, Shares
+    from serving.layers import AdaptedLinear, Key, Placed, Shares, Update
     from serving.pipelines.base import EditPipeline
 
 Stack = tuple[tuple[VerifiedAdapter, float], ...]
@@ -100,6 +101,8 @@ class AdapterSlots:
         self._routing: Any = None
         self._all: Stack = ()
         self._merged: _Merged | None = None
+        # Adapters are prepared beside the steps that run, and DoRA takes the lengths of the base's own rows.
+        self._weights = threading.RLock()
         self._clock = itertools.count(1)
 
     @property
@@ -132,7 +135,6 @@ class AdapterSlots:
                 of somebody else, or is quantised and the adapter DoRA.
             UsageError: ``adapter`` did not pass admission.
         """
-        from serving import layers
 
         if type(adapter) is not VerifiedAdapter:
             raise UsageError(
@@ -144,7 +146,7 @@ class AdapterSlots:
             return known
         self._refuse_strangers()
         fitting = fitting_updates(adapter, self._parts, self._family)
-        updates = {where: layers.place(update, linear) for where, (update, linear) in fitting.items()}
+        updates = {where: self._placed(where, update, linear) for where, (update, linear) in fitting.items()}
         return Resident(
             adapter=adapter, updates=updates, nbytes=sum(update.nbytes for update in updates.values())
         )
@@ -230,12 +232,16 @@ class AdapterSlots:
             False where the base is quantised or waits elsewhere, and where there is no memory for it: there
             nothing is merged.
         """
-        from serving import layers
-
         shares = tuple((_key(adapter), strength) for adapter, strength in stack)
         if self._merged is not None and self._merged.serves(shares):
             return True
-        self.unmerge()
+        with self._weights:
+            self.unmerge()
+            return self._merge(shares)
+
+    def _merge(self, shares: Shares) -> bool:
+        from serving import layers
+
         wanted = {where for key, _ in shares for where in self._residents[key].updates}
         linears = {where: self._layers[where].base_layer for where in wanted}
         if any(not layers.mergeable(linear) for linear in linears.values()):
@@ -247,18 +253,19 @@ class AdapterSlots:
         except BaseException as error:
             self.unmerge()
             if was_short(error):
-                _log.warning("no memory to merge %d adapters; they stay beside the weights", len(stack))
+                _log.warning("no memory to merge %d adapters; they stay beside the weights", len(shares))
                 return False
             raise
         return True
 
     def unmerge(self) -> None:
         """Put the base's weights back, bit for bit; takes no memory."""
-        if self._merged is not None:
-            self._merged.whole = False
-            for where, weight in self._merged.weights.items():
-                self._layers[where].base_layer.weight.data.copy_(weight)
-            self._merged = None
+        with self._weights:
+            if self._merged is not None:
+                self._merged.whole = False
+                for where, weight in self._merged.weights.items():
+                    self._layers[where].base_layer.weight.data.copy_(weight)
+                self._merged = None
 
     # One adapter for all rows
 
@@ -305,6 +312,13 @@ class AdapterSlots:
         self._route_all()
 
     # Inside
+
+    def _placed(self, where: Place, update: Update, linear: torch.nn.Linear) -> Placed:
+        from serving import layers
+
+        with self._weights:
+            base = None if self._merged is None else self._merged.weights.get(where)
+            return layers.place(update, linear, base)
 
     def _add(self, merged: _Merged) -> None:
         import torch

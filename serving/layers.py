@@ -154,8 +154,13 @@ class AdaptedLinear(torch.nn.Module):
         return found
 
 
-def place(update: Update, linear: torch.nn.Linear) -> Placed:
+def place(update: Update, linear: torch.nn.Linear, weight: torch.Tensor | None = None) -> Placed:
     """Copy an update to where a module of the base computes.
+
+    Args:
+        update: of the module.
+        linear: the module.
+        weight: [out, in] as the base has it, where the module's holds merged updates at the moment.
 
     Raises:
         AdapterMismatch: it is DoRA, and the base is quantised.
@@ -170,7 +175,8 @@ def place(update: Update, linear: torch.nn.Linear) -> Placed:
         )
     a, b, magnitude = (tensor.to(device, torch.float32) for tensor in (update.a, update.b, update.magnitude))
     with torch.no_grad():
-        lengths = (linear.weight.to(device).float() + b @ a).norm(dim=1)
+        base = linear.weight if weight is None else weight
+        lengths = (base.to(device).float() + b @ a).norm(dim=1)
     # A row of zeros has no direction to give a length to.
     gain = torch.where(lengths > 0, magnitude / lengths.clamp_min(torch.finfo(torch.float32).tiny), 1.0)
     return Placed(a=_copied(a, device, dtype), b=_copied(b, device, dtype), gain=gain)

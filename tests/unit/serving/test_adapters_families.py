@@ -226,6 +226,21 @@ def test_dora_on_a_quantised_base_is_refused_with_the_reason(
         module.weight = weight
 
 
+def test_dora_takes_the_lengths_of_the_base_while_others_are_merged(
+    bases: Callable[[str], tuple[Any, BaseFacts]],
+) -> None:
+    pipeline, base = bases("sd15")
+    values = factors(base, kinds=family("sd15").all_kinds)
+    merged, dora = adapter(base, values), adapter(base, rescaled(values))
+    slots = AdapterSlots(pipeline)
+    alone = slots.prepare(dora).updates
+    slots.load(merged)
+    assert slots.merge(((merged, 1.0),))
+    beside = slots.prepare(dora).updates
+    slots.detach()
+    assert all(torch.equal(beside[where].gain, alone[where].gain) for where in alone)
+
+
 def test_dora_in_half_precision_keeps_gains_near_one() -> None:
     """In bf16 a gain has 256 steps from 1 to 2; what DoRA changes is smaller than that."""
     torch.manual_seed(0)
