@@ -258,7 +258,7 @@ def test_a_backup_makes_a_new_platform_elsewhere(platform: Platform, tmp_path: P
     platform.registry("approve", pushed, "--by", "Kim", "--reason", "looks right")
     platform.registry("promote", pushed, "--to", "prod")
     made = platform.json("backup", str(tmp_path / "backups"))
-    kind = place.read(platform.where)["database"]
+    rows, kind = platform.ledger(), place.read(platform.where)["database"]
     assert {"ledger": kind, "mlflow": kind}.items() <= made["databases"].items()
     with local_platform.folder() as other:
         told = other.json("restore", str(tmp_path / "backups"), "--sha256", made["sha256"])
@@ -268,10 +268,10 @@ def test_a_backup_makes_a_new_platform_elsewhere(platform: Platform, tmp_path: P
         pulled = other.registry("pull", f"{NAME}@prod")
         ours = platform.registry("pull", f"{NAME}@prod")
         assert pulled["digest"] == ours["digest"]
-        assert other.ledger()[: len(platform.ledger())] == platform.ledger()
+        assert other.ledger()[: len(rows)] == rows
         # With the password of the new one, in the database of the old one.
-        rows = other.ask_mlflow("experiments/search", {"max_results": 100})["experiments"]
-        assert "planted 0" in {row["name"] for row in rows}
+        found = other.ask_mlflow("experiments/search", {"max_results": 100})["experiments"]
+        assert "planted 0" in {row["name"] for row in found}
         assert other.json("up")["done"] == []
         again = other.command("restore", str(tmp_path / "backups"))
         assert again.returncode == 1
