@@ -107,7 +107,7 @@ def break_the_cache(home: Path) -> None:
 
 WRONG: dict[str, tuple[Callable[[Path], object], str, int]] = {
     "a policy that is none": (
-        lambda home: (home / "registry" / "policy.toml").write_text("gates = 3"), "settings", 2
+        lambda home: (home / "registry" / "policy.toml").write_text("gates = 3"), "policy", 2
     ),
     "a key that others can read": (publish_the_key, "publisher key", 2),
     "a key that is none": (
