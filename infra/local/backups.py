@@ -86,15 +86,16 @@ def restore(
     """
     _, manifest, _ = Vault.open(source).manifest(at)
     there = {dump.path: dump.kind for dump in manifest.databases}
+    first = settings  # what the first start decides holds for every other one
     if settings.database == "auto" and there.get(_LEDGER) is not None:
-        settings = settings.model_copy(update={"database": there[_LEDGER]})
+        first = settings.model_copy(update={"database": there[_LEDGER]})
     place.claim(where)
     with steps.alone(where):
         if place.read(where).get("registry"):
             raise WrongFolder(
                 f"there is a platform in {where.home}", "set ADAPTER_FOUNDRY_HOME to another folder"
             )
-        found, done = steps.storage(where, settings, tell)
+        found, done = steps.storage(where, first, tell)
         mine = databases(where, found.ports, found.secrets, on_postgres=found.engine is not None)
         named = {name: mine.get(name, _SKIP) for name in there if name != _LEDGER}
         asked, variables = command(["restore", source, *(("--at", at) if at else ()), *words], named)
