@@ -131,7 +131,7 @@ def test_a_service_refuses_before_anything_runs(registry: Registry, load: Load, 
     settings = ServingSettings(adapters=(PROD,), stacked=stacked, follow_seconds=0.1)
     asked = SweepRequest.make(
         image=Image.new("RGB", (64, 64), (90, 60, 40)), rows=({},), steps=1,
-        stacked=() if way == "settings" else (StackedAdapter(adapter=UNDER),),
+        stacked=None if way == "settings" else (StackedAdapter(adapter=UNDER),),
     )  # fmt: skip
     nothing = asked.model_copy(update={"stacked": (StackedAdapter(adapter=UNDER, strength=0.0),)})
 
