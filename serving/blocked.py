@@ -29,9 +29,8 @@ class Blocked:
 
     def __init__(self, slots: AdapterSlots) -> None:
         self._slots = slots
-        self._waiting: dict[
-            Ticket, tuple[int, int]
-        ] = {}  # turn of the first try, and what was freed at the last
+        # Turn of the first try, and how much had been freed at the last.
+        self._waiting: dict[Ticket, tuple[int, int]] = {}
         self._freed = 0
 
     def freed(self) -> None:
