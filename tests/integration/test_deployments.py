@@ -117,7 +117,8 @@ def test_deploying_everything_again_changes_nothing_that_people_did(
 ) -> None:
     before = stack.deployment("rescan")
     plan = before["schedules"][0]["id"]
-    change(stack, f"/deployments/{before['id']}/schedules/{plan}", {"active": False})
+    address = f"{stack.facts['api']}/deployments/{before['id']}/schedules/{plan}"
+    prefect.change(address, "PATCH", {"active": False})
     words = ["--no-prompt", "deploy", "--all"]
     environment = {**os.environ, "PREFECT_API_URL": stack.facts["api"]}
     done = subprocess.run(
@@ -134,16 +135,6 @@ def test_deploying_everything_again_changes_nothing_that_people_did(
     assert [row["active"] for row in after["schedules"]] == [False], "what was paused stays paused"
     names = {row["name"] for row in stack.ask("/deployments/filter", {})}
     assert names == {row["name"] for row in WRITTEN}, "those of the cluster, too"
-
-
-def change(stack: prefect.Stack, path: str, body: dict[str, Any]) -> None:
-    request = urllib.request.Request(
-        stack.facts["api"] + path,
-        json.dumps(body).encode(),
-        {"Content-Type": "application/json"},
-        method="PATCH",
-    )
-    urllib.request.urlopen(request, timeout=120).close()
 
 
 def test_the_pages_of_other_websites_may_not_call_the_api(stack: prefect.Stack) -> None:

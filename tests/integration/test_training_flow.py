@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from flows.errors import FlowError
 from flows.local import deploy, set_up
 from flows.server import Server, ask, attached, managed_server
 from flows.settings import FlowSettings, prefect_environment, prefect_home
+from servers import prefect
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -65,7 +65,7 @@ class Site:
         self.workers.append(psutil.Process(process.pid))
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        return ask(f"{self.server.url}/{path}", body)
+        return ask(f"{self.server.url}/{path}", body, prefect.BUSY_SECONDS)
 
     def start(self) -> str:
         """Start the deployment and return the id of the flow run."""
@@ -311,8 +311,7 @@ def test_limits_are_made_once_and_changed_only_by_a_setting(site: Site) -> None:
 
 @pytest.mark.usefixtures("connected")
 def test_a_limit_that_somebody_removed_is_made_again_and_held(site: Site) -> None:
-    request = urllib.request.Request(f"{site.server.url}/v2/concurrency_limits/gpu", method="DELETE")
-    urllib.request.urlopen(request, timeout=120).close()
+    prefect.change(f"{site.server.url}/v2/concurrency_limits/gpu", "DELETE")
     assert limit(site, "gpu") is None
     said: list[str] = []
     with limits.gpus(1, said.append):

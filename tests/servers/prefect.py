@@ -9,8 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from flows.server import FINAL_STATES, ask
 
 STOP_SECONDS = 300.0
 RUN_SECONDS = 600.0
+BUSY_SECONDS = 120.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,7 @@ class Stack:
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """Ask the API: GET, or POST of a body."""
-        return ask(self.facts["api"] + path, body)
+        return ask(self.facts["api"] + path, body, BUSY_SECONDS)
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by its name."""
@@ -73,6 +77,22 @@ class Stack:
     def log(self, name: str) -> str:
         """What the worker or the server has written."""
         return (self.home / "prefect" / f"{name}.log").read_text("utf-8", "replace")
+
+
+def change(url: str, method: str, body: dict[str, Any] | None = None) -> None:
+    """PATCH or DELETE something; a server too busy for its database answers 503 and is asked again."""
+    headers = {"Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, headers, method=method)
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=BUSY_SECONDS).close()
+            return
+        except urllib.error.HTTPError as error:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
+                raise
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager
