@@ -9,6 +9,10 @@ STAMP  := $(VENV)/.installed
 RECIPE ?= trainer/recipes/pixelsmile-portraits.yaml
 JOBS   ?= 2
 
+# Container images often forbid bytecode, and installing writes none: without it each process compiles thousands of
+# files anew, half a minute for one edit.
+export PYTHONDONTWRITEBYTECODE :=
+
 # One thread a process: the pictures are small, and the tests run $(JOBS) processes.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
