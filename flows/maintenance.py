@@ -90,10 +90,10 @@ def _renew() -> list[dict[str, Any]]:
     from registry.signing.trust import NAMES, key_role
 
     registry, now = Registry.open(), datetime.now(UTC)
-    state = registry.authority.signing_state()
-    if any(True for _ in state.expiring(now)):
+    state, rotation = registry.authority.signing_state(), Rotation(registry.authority)
+    if rotation.can_renew(now):
         registry.record("trust", "root", {"command": "renew", "by": "flow"})
-        Rotation(registry.authority).renew()
+        rotation.renew()
     elif registry.keys.holds(ONLINE) and any(state.expires(one) - now < life for one, life in _FRESH.items()):
         registry.authority.publish_anchor()
     # Readers must accept it as it is now.

@@ -17,6 +17,7 @@ import copy
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import BadSignature, Conflict, NotFound, RegistryError, UsageError
@@ -97,6 +98,16 @@ class Rotation:
             )
         self._prepare(plan)
         return self.sign(told.digest)
+
+    def can_renew(self, now: datetime) -> bool:
+        """Whether `renew` would give a new life to something of `TrustState.expiring`."""
+        state = self._authority.signing_state()
+        ending = [role for role, _ in state.expiring(now)]
+        if "root" in ending and self._authority.keys.holds(ROOT) and self._draft(state) is None:
+            return True
+        return self._held(state, "timestamp") and any(
+            self._held(state, role) for role in ending if role != "root"
+        )
 
     def renew(self) -> Draft:
         """Give a new life to the root and to everything whose key is on this machine."""

@@ -152,6 +152,23 @@ def test_names_that_end_soon_are_renewed_with_the_keys_that_are_here(registry: R
     assert [row.reference for row in registry.list() if row.aliases] == [f"{NAME}:1"]
 
 
+@pytest.mark.parametrize("role", ["targets", "names"])
+def test_a_renewal_without_the_key_for_it_is_no_line_of_the_log(
+    registry: Registry, home: Path, role: str
+) -> None:
+    """The keys that sign for long are elsewhere; the online key of this machine cannot stand in for them."""
+    from flows.maintenance import _renew
+
+    resign(home, {role: ends_in(days=20)})
+    for key in registry.place.keys.glob("*.pem"):
+        if key.stem != "online":
+            key.unlink()
+    log = registry.ledger.head().length
+    assert {row["metadata"]: row for row in _renew()}[role]["left_hours"] < 24 * 21
+    assert registry.ledger.head().length == log
+    assert registry.authority.state().version("timestamp"), "readers accept it all the same"
+
+
 def test_what_was_promoted_is_verified_and_fetched(registry: Registry, home: Path) -> None:
     from flows.maintenance import _verify
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -363,6 +364,25 @@ def test_renewing_gives_everything_a_new_life(first: Machine) -> None:
     for role in ("root", "targets", "names", bin_role("x"), "snapshot", "timestamp"):
         assert after.version(role) > before.version(role), role
     readable(first)
+
+
+def test_what_can_be_renewed_is_what_ends_soon_and_has_its_key_here(first: Machine, tmp_path: Path) -> None:
+    def can(days: int) -> bool:
+        return Rotation(first.authority).can_renew(datetime.now(UTC) + timedelta(days=days))
+
+    assert not can(0), "all of it is young"
+    assert can(70)
+    # A root that waits for somebody else's signature is proposed once.
+    second = joined(tmp_path, first, "second")
+    people.add(first.authority, "root", second.public("root"), threshold=2)
+    assert can(70)
+    first.lose("approver", "publisher")
+    assert not can(360)
+    Rotation(first.authority).drop()
+    assert can(360)
+    assert not can(70), "the root lives longer than the names"
+    first.lose("root")
+    assert not can(360)
 
 
 def test_a_private_key_is_never_taken_for_a_public_one(first: Machine) -> None:
