@@ -1,8 +1,9 @@
 """How a run does its stages: as Prefect tasks whose outputs lie in folders that are named after their inputs.
 
 A stage is reused when Prefect has its result under the same key *and* its folder is still there. The key is
-made of the digests of everything that goes in and of the code that does the work; the result is JSON, never a
-pickle.
+made of the digests of everything that goes in, of the code that does the work, and of the folder's place in
+the data folder: what is made again elsewhere, to see whether the same comes out, has a record of its own. The
+result is JSON, never a pickle. What a reused stage made is read from the folder, not from the record.
 """
 
 from __future__ import annotations
@@ -108,13 +109,15 @@ class Job:
                 f"the stage {task.name} of this recipe has not been done on this machine",
                 "run the deployment training (or the whole pipeline) with the same recipe first",
             )
+        place = folder.relative_to(self.home) if folder.is_relative_to(self.home) else folder
+        record = stage_key(task.name, inputs=str(digest), folder=place.as_posix())
         cached = task.with_options(
-            cache_key_fn=lambda *_: f"{task.name}-{digest.hex}",
+            cache_key_fn=lambda *_: f"{task.name}-{record.hex}",
             refresh_cache=not there,
             persist_result=True,
             result_serializer="json",
         )
-        return self._do(cached, {**parameters, "out": folder})
+        return self._do(cached, {**parameters, "out": folder}, folder)
 
     def always(self, task: Task[..., Any], **parameters: Any) -> StageResult:
         """Do a stage on every run: what protects or proves something is never taken from a cache."""
@@ -138,7 +141,9 @@ class Job:
         ]
         return {**about, "stages": stages}
 
-    def _do(self, task: Task[..., Any], parameters: Mapping[str, Any]) -> StageResult:
+    def _do(
+        self, task: Task[..., Any], parameters: Mapping[str, Any], folder: Path | None = None
+    ) -> StageResult:
         started = time.monotonic()
         with self.display.stage(task.name, task.description or ""):
             state = task(**parameters, progress=self.display, return_state=True, wait_for=self._states[-1:])
@@ -147,12 +152,28 @@ class Job:
         if not state.is_completed() and not state.is_failed() and not state.is_crashed():
             raise StageFailed(f"the stage {task.name} ended as {state.name}", "run the same command again")
         result = StageResult.from_json(state.result())
-        result = replace(result, reused=result.reused or state.name == "Cached")
+        if folder is not None and state.name == "Cached":
+            result = replace(_lying(folder, result), reused=True)
+        if folder is not None and result.folder != folder:
+            raise StageFailed(
+                f"the stage {task.name} says that its output lies in {result.folder}, not in {folder}",
+                f"remove {folder} and run the same command again",
+            )
         seconds = time.monotonic() - started
         self._states.append(state)
         self.done[task.name] = Done(result=result, seconds=seconds, run=run)
         self.display.done(seconds, result.reused, in_words(result.facts))
         return result
+
+
+def _lying(folder: Path, recorded: StageResult) -> StageResult:
+    """Return what a stage left in its folder, as the folder tells it.
+
+    Prefect's record may be of an earlier attempt: a stage that was done again and killed before Prefect wrote
+    that down has another output than the record says. It also names the folder as it was called then, and a
+    data folder may have been moved since.
+    """
+    return made(folder) if (folder / STAGE_NAME).is_file() else replace(recorded, folder=folder)
 
 
 def in_words(facts: Mapping[str, Any], limit: int = 8) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import pytest
 from prefect import flow, task
 
 from flows.display import Display
+from flows.errors import StageFailed
 from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
 from flows.settings import prefect_home
 from flows.stages import Job, code_digest, in_words, made
 from registry.digest import digest_bytes
 from trainer.errors import DataError
 from trainer.progress import Progress
-from trainer.stage import StageResult, new_folder, stage_key, write_result
+from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
 
 @task(name="double", description="twice the number")
@@ -38,6 +41,22 @@ def double(number: int, calls: list[int], out: Path, progress: Progress) -> dict
         )
         write_result(folder, result)
     progress("double", 1, 1)
+    return result.as_json()
+
+
+@task(name="attempt", description="another answer on each attempt")
+def attempt(answer: str, killed: bool, out: Path, progress: Progress) -> dict[str, Any]:
+    """Leave an answer in a folder, unless there is one; a killed one leaves it and never returns."""
+    key = stage_key("attempt")
+    if there := finished(out, key):
+        return there.as_json()
+    digest = digest_bytes(answer.encode())
+    result = StageResult(stage="attempt", folder=out, key=key, digest=digest, facts={})
+    with new_folder(out) as folder:
+        (folder / "answer").write_text(answer)
+        write_result(folder, result)
+    if killed:
+        raise DataError("killed before Prefect wrote the result down", "run it again")
     return result.as_json()
 
 
@@ -91,6 +110,74 @@ def test_a_stage_is_reused_by_its_key_and_done_again_without_its_folder(
     runs = [run for job in seen for run in job.runs]
     wait_until_recorded(server.url, runs, 180)
     assert task_runs(server.url, runs) == dict.fromkeys(runs, "COMPLETED")
+
+
+def attempted(home: Path, root: str, answer: str, killed: bool = False) -> StageResult | None:
+    """Run a flow of one stage with the same inputs wherever its folder lies; a killed one returns None."""
+
+    @flow(name="attempts")
+    def attempts() -> StageResult | None:
+        job = Job(home=home, root=home / root, display=Display(1, io.StringIO()))
+        try:
+            return job.cached(attempt, key={}, answer=answer, killed=killed)
+        except DataError:
+            return None
+
+    return attempts()
+
+
+def test_what_is_made_again_elsewhere_is_never_taken_from_the_first_place(
+    server: Server, tmp_path: Path
+) -> None:
+    """Otherwise a reproduction that was killed at the right moment compares a release with itself."""
+    first = attempted(tmp_path, "runs/a", "first")
+    assert first is not None
+    assert attempted(tmp_path, "reproductions/a", "again", killed=True) is None
+    again = attempted(tmp_path, "reproductions/a", "never done")
+    assert again is not None
+    assert again.reused
+    assert again.folder.is_relative_to(tmp_path / "reproductions")
+    assert (again.folder / "answer").read_text() == "again"
+    assert again.digest == made(again.folder).digest == digest_bytes(b"again")
+    # And the other way round: the first place is what it was, also when the other one is gone.
+    shutil.rmtree(tmp_path / "reproductions")
+    assert attempted(tmp_path, "runs/a", "never done") == replace(first, reused=True)
+
+
+def test_an_attempt_that_prefect_did_not_record_is_what_counts(server: Server, tmp_path: Path) -> None:
+    first = attempted(tmp_path, "runs/b", "first")
+    assert first is not None
+    shutil.rmtree(first.folder)
+    assert attempted(tmp_path, "runs/b", "second", killed=True) is None
+    found = attempted(tmp_path, "runs/b", "never done")
+    assert found is not None
+    assert (found.folder / "answer").read_text() == "second"
+    assert found.digest == digest_bytes(b"second")
+
+
+def test_a_data_folder_that_was_moved_has_its_stages(server: Server, tmp_path: Path) -> None:
+    old = attempted(tmp_path / "old", "runs/c", "first")
+    assert old is not None
+    (tmp_path / "old").rename(tmp_path / "new")
+    found = attempted(tmp_path / "new", "runs/c", "never done")
+    assert found is not None
+    assert found.reused
+    assert found.folder == tmp_path / "new" / old.folder.relative_to(tmp_path / "old")
+    assert found.digest == old.digest
+
+
+def test_a_stage_that_names_another_folder_is_refused(server: Server, job: Job, tmp_path: Path) -> None:
+    @task(name="elsewhere", description="says that its output lies somewhere else")
+    def elsewhere(out: Path, progress: Progress) -> dict[str, Any]:
+        digest = digest_bytes(b"x")
+        return StageResult(stage="elsewhere", folder=tmp_path, key=digest, digest=digest).as_json()
+
+    @flow(name="misled")
+    def misled() -> None:
+        job.cached(elsewhere, key={})
+
+    with pytest.raises(StageFailed, match="says that its output lies in"):
+        misled()
 
 
 def test_what_protects_runs_every_time(server: Server, job: Job, tmp_path: Path) -> None:
