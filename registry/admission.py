@@ -471,11 +471,16 @@ def _verify_signatures(
 ) -> list[tuple[Statement, frozenset[str]]]:
     """Each envelope needs a key of its role; the keys of a kind are counted over all of its envelopes.
 
-    So k approvals are k people who each sign on their own machine. Kinds that the policy does not require
-    are not counted, but what is there must be signed by the role: it may be a refusal.
+    So k approvals are k people who each sign on their own machine, and where more than one is needed, an
+    approval that no person looked at counts for none. Kinds that the policy does not require are not counted,
+    but what is there must be signed by the role: it may be a refusal.
     """
     read: list[tuple[Statement, frozenset[str]]] = []
     signed: dict[Kind, frozenset[str]] = {}
+    needed = {
+        kind: max(trust.threshold(ROLE_OF[kind]), policy.approvals if kind == "approval" else 1)
+        for kind in policy.required
+    }
     for kind, data in statements:
         role = ROLE_OF[kind]
         try:
@@ -483,14 +488,18 @@ def _verify_signatures(
         except BadSignature as error:
             message = f"the {kind} statement needs the role {role}: {error.message}"
             raise BadSignature(message, error.mend) from None
-        read.append((parse_statement(payload), keys))
-        signed[kind] = signed.get(kind, frozenset()) | keys
-    for kind in policy.required:
+        found = parse_statement(payload)
+        read.append((found, keys))
+        counts = kind != "approval" or found.by_a_person or needed.get(kind, 1) == 1
+        signed[kind] = signed.get(kind, frozenset()) | (keys if counts else frozenset())
+    for kind, least in needed.items():
         role = ROLE_OF[kind]
-        needed = max(trust.threshold(role), policy.approvals if kind == "approval" else 1)
-        if len(signed[kind]) < needed:
+        if len(signed[kind]) < least:
+            nobody = any(found.kind == kind == "approval" and not found.by_a_person for found, _ in read)
+            aside = "; what is approved automatically is not counted" if nobody else ""
             raise BadSignature(
-                f"the {kind} is signed by {len(signed[kind])} of the {needed} {role} keys that it needs",
+                f"the {kind} is signed by {len(signed[kind])} of the {least} {role} keys that it needs"
+                f"{aside}",
                 f"somebody else who holds a key of the role {role} must sign too, on their machine",
             )
     return read

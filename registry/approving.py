@@ -270,7 +270,5 @@ def _believed(data: bytes, manifest: AdapterManifest, trust: Any) -> Approved:
             "a signed rejection is never outvoted: train or choose another version",
         )
     _, keys = envelope.verified(data, trust.keys(ROLE_OF["approval"]))
-    automatic = found.predicate.get("automatic") is not False
-    return Approved(
-        by=by, reason=reason, at=shown(found.predicate.get("at", ""), 40), automatic=automatic, keys=keys
-    )
+    at = shown(found.predicate.get("at", ""), 40)
+    return Approved(by=by, reason=reason, at=at, automatic=not found.by_a_person, keys=keys)

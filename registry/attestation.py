@@ -133,6 +133,11 @@ class Statement:
             return "review"
         return "pass" if self.predicate.get("verdict") == "pass" else "fail"
 
+    @property
+    def by_a_person(self) -> bool:
+        """Whether it clearly says that a person looked; only approvals are asked that."""
+        return self.predicate.get("automatic") is False
+
 
 def statement(kind: Kind, subject_name: str, digest: Digest, predicate: Mapping[str, Any]) -> bytes:
     """Return a statement as canonical JSON: the payload of a DSSE envelope.

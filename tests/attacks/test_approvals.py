@@ -250,6 +250,30 @@ def test_an_automatic_approval_in_the_store_is_not_counted(registry: Registry) -
     assert "automatic approval does not count" in str(waits.value)
 
 
+def test_a_pipeline_is_not_one_of_several_people(registry: Registry, home: Path) -> None:
+    """Admission counts as the form does: a worker's automatic signature and one person are not two people."""
+    ring = listed(registry, home, threshold=2)
+    registry.approve(REFERENCE, "a pipeline", "every gate passed", automatic=True)
+    approving.accept(registry, REFERENCE, signed(ring, registry).encode())
+    with pytest.raises(Waits, match="1 of 2"):
+        settle(registry)
+    for refused in (lambda: registry.promote(REFERENCE, "prod"), lambda: registry.pull(REFERENCE)):
+        with pytest.raises(BadSignature, match=r"by 1 of the 2 approver keys .* automatic"):
+            refused()
+    registry.approve(REFERENCE, "Kim", "looked at the sheet")
+    assert registry.promote(REFERENCE, "prod").version == 2, "the same key signs for the person who holds it"
+
+
+def test_a_pipeline_is_not_one_of_the_several_that_a_gate_asks_for(registry: Registry, home: Path) -> None:
+    (home / "registry" / "policy.toml").write_text("[gates.prod]\napprovals = 2\n")
+    registry = Registry.open(home)
+    ring = listed(registry, home)
+    registry.approve(REFERENCE, "a pipeline", "every gate passed", automatic=True)
+    approving.accept(registry, REFERENCE, signed(ring, registry).encode())
+    with pytest.raises(BadSignature, match="by 1 of the 2 approver keys"):
+        registry.promote(REFERENCE, "prod")
+
+
 def test_a_statement_that_the_store_lays_there_is_named_and_not_counted(
     registry: Registry, home: Path
 ) -> None:
