@@ -5,6 +5,9 @@ an alias means is read from the store and scanned again. What passes gets a fres
 pulls need not scan it themselves; what does not pass is reported and left as it is. Nothing is revoked here:
 a false alarm must not take production down, and who decides is a person. Whoever loads an adapter scans it by
 today's rules in any case, so that a report is news for people and no gate.
+
+A store or an index that does not answer for a moment costs one row, not the others: what was found is told, and
+the next run goes on with what was not finished.
 """
 
 from __future__ import annotations
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     from registry.transfer import Progress
 
 Outcome = Literal["pass", "current", "waived", "review", "block", "unfinished"]
+
+_PATIENCE: Final = 3
+"""After so many versions in a row for which the network failed, the others are not tried."""
 
 _MENDS: Final[Mapping[Outcome, str]] = {
     "block": "look at `registry scan`, and take it out of use with `registry demote` or `registry revoke`",
@@ -137,6 +143,7 @@ def rescan(
     """Scan what is released by the rules of today, and sign a scan statement for what passes.
 
     A run that was interrupted goes on where it was: what has a statement by today's rules is not read again.
+    A version for which the network fails is unfinished, and so is what is not tried after several in a row.
 
     Args:
         registry: the registry.
@@ -147,7 +154,7 @@ def rescan(
     Raises:
         UsageError: neither names nor everything, or both.
         NotFound: no alias means a version of a name, or the scanner's key is not on this machine.
-        NetworkError: the store does not answer.
+        NetworkError: the store does not answer before the first version is looked at.
     """
     if bool(names) == everything:
         raise UsageError(
@@ -156,11 +163,20 @@ def rescan(
     registry.require_keys("scanner")
     state = registry.authority.state()
     wanted = _released(state, names)
-    rows = []
+    rows: list[Rescanned] = []
+    failed = 0  # times in a row
     for number, row in enumerate(wanted):
         if progress is not None:
             progress("rescan", number, len(wanted))
-        rows.append(_rescan_one(registry, state, row))
+        if failed == _PATIENCE:
+            rows.append(_row(row, "unfinished", f"not tried: the network failed {failed} times in a row"))
+            continue
+        try:
+            rows.append(_rescan_one(registry, state, row))
+            failed = 0
+        except NetworkError as error:
+            rows.append(_row(row, "unfinished", error.message))
+            failed += 1
     if progress is not None:
         progress("rescan", len(wanted), len(wanted))
     return Rescan(rows=tuple(rows))
@@ -177,7 +193,23 @@ def _released(state: TrustState, names: Sequence[str]) -> list[Listed]:
     return [row for row in rows if row.aliases and row.revoked is None]
 
 
+def _row(row: Listed, outcome: Outcome, detail: str, rules: tuple[str, ...] = ()) -> Rescanned:
+    return Rescanned(
+        reference=row.reference,
+        digest=row.digest,
+        aliases=row.aliases,
+        outcome=outcome,
+        rules=rules,
+        detail=detail.partition("\n")[0],
+    )
+
+
 def _rescan_one(registry: Registry, state: TrustState, row: Listed) -> Rescanned:
+    """Look at one version.
+
+    Raises:
+        NetworkError: the store or the index does not answer.
+    """
     outcome: Outcome = "unfinished"
     rules: tuple[str, ...] = ()
     try:
@@ -202,14 +234,7 @@ def _rescan_one(registry: Registry, state: TrustState, row: Listed) -> Rescanned
         raise
     except RegistryError as error:
         outcome, detail = "unfinished", error.message
-    return Rescanned(
-        reference=row.reference,
-        digest=row.digest,
-        aliases=row.aliases,
-        outcome=outcome,
-        rules=rules,
-        detail=detail.partition("\n")[0],
-    )
+    return _row(row, outcome, detail, rules)
 
 
 def _scanned(registry: Registry, manifest: AdapterManifest) -> ScanReport:

@@ -23,6 +23,7 @@ from registry.digest import Fingerprint
 from registry.errors import (
     BadSignature,
     NeedsReview,
+    NetworkError,
     NotFound,
     PolicyRefused,
     RegistryError,
@@ -36,6 +37,7 @@ from registry.results import StatementView
 from registry.scanning.rules import RULES_VERSION
 from registry.storage import shelf
 from registry.storage.catalog import write_model
+from registry.storage.local import LocalObjects
 
 pytestmark = pytest.mark.integration
 
@@ -183,6 +185,62 @@ def test_what_could_not_be_scanned_is_no_pass(registry: Registry, home: Path) ->
     assert code == 1
     assert told["rows"][0]["outcome"] == "unfinished"
     assert len(scans(registry, f"{NAME}:1")) == 1
+
+
+class Away(LocalObjects):
+    """A store that does not answer when it is asked for the files of some manifests.
+
+    Attributes:
+        manifests: digests of these, in hex.
+        asked: those that it was asked for.
+    """
+
+    def __init__(self, folder: Path, manifests: set[str]) -> None:
+        super().__init__(folder)
+        self.manifests = manifests
+        self.asked: list[str] = []
+
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        for digest in self.manifests:
+            if key.startswith("manifests/") and digest in key:
+                self.asked.append(digest)
+                raise NetworkError("the store is away")
+        return super().read(key, start, stop)
+
+
+def test_a_store_that_is_away_for_a_moment_costs_one_row(
+    registry: Registry, home: Path, tmp_path: Path
+) -> None:
+    bad = released_long_ago(registry, tmp_path / "bad", blocked(), "legacy")
+    lost = released_long_ago(registry, tmp_path / "lost", silenced(), "beta")
+    odd = released_long_ago(registry, tmp_path / "odd", silenced(), "gamma")
+    registry.store = Away(objects(home), {registry.show(lost).manifest.digest.hex})
+    found = registry.rescan(everything=True)
+    assert [(row["reference"], row["result"]) for row in found.table()] == [
+        (f"{NAME}:1", "current"),
+        (bad, "block"),
+        (lost, "unfinished"),
+        (odd, "review"),
+    ]
+    assert found.rows[2].detail == "the store is away"
+    assert isinstance(found.refusal, ScanRefused), "what was found before it is not forgotten"
+
+
+def test_a_store_that_stays_away_is_not_asked_for_every_version(
+    registry: Registry, home: Path, tmp_path: Path
+) -> None:
+    wanted = [
+        released_long_ago(registry, tmp_path / alias, silenced(), alias)
+        for alias in ("a", "b", "c", "d", "e")
+    ]
+    away = Away(objects(home), {registry.show(one).manifest.digest.hex for one in wanted})
+    registry.store = away
+    found = registry.rescan(everything=True)
+    assert len(set(away.asked)) == 3
+    assert [row.outcome for row in found.rows] == ["current", *["unfinished"] * 5]
+    assert [row.detail for row in found.rows[4:]] == ["not tried: the network failed 3 times in a row"] * 2
+    assert found.refusal is not None
+    assert wanted[-1] in found.refusal.message
 
 
 def test_a_scan_that_the_publisher_signed_is_not_current(registry: Registry, home: Path) -> None:
