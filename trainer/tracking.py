@@ -1,7 +1,7 @@
 """Where the figures and pictures of a training go: an MLflow run, and TensorBoard's files for who wants them.
 
 The run lies in the registry's own database, or wherever MLFLOW_TRACKING_URI points. A training that was
-stopped goes on in the same run.
+stopped goes on in the same run; how figures get there is the matter of `trainer.outbox`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.errors import TrainerError
-from trainer.stage import STAGE_NAME, StageResult, write_atomically
+from trainer.outbox import RUN_NAME, MlflowRun, Outbox
+from trainer.stage import STAGE_NAME, StageResult
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_EXPERIMENT = "adapter-foundry"
-_RUN_NAME = "mlflow-run.txt"
 _EVALUATION_TAG = "adapter_foundry.evaluation"
 _SHOWN = (".png", ".html", ".json")
 
@@ -44,6 +43,10 @@ class Tracker:
         recipe: kept beside the run as ``recipe.json``.
         enabled: whether this process tracks at all.
         tensorboard: write event files into ``out/tensorboard``, too.
+
+    Raises:
+        registry.errors.NetworkError: MLflow makes no run for a training that has none yet. Later it may be
+            away as long as it likes.
     """
 
     def __init__(
@@ -57,13 +60,11 @@ class Tracker:
         tensorboard: bool = False,
     ) -> None:
         self.run_id: str | None = None
-        self._sinks: list[Sink] = []
+        self._sinks: list[Sink] = [_EventFiles(out / "tensorboard")] if tensorboard else []
         if enabled:
-            run = _MlflowRun(name, parameters, out / _RUN_NAME, recipe)
+            run = MlflowRun(name, parameters, out, recipe)
             self.run_id = run.run_id
             self._sinks.append(run)
-        if tensorboard:
-            self._sinks.append(_EventFiles(out / "tensorboard"))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Take the metrics of a step; values that are not finite are left out."""
@@ -80,76 +81,6 @@ class Tracker:
         """End the run: "FINISHED", "KILLED" (it will go on from a checkpoint) or "FAILED"."""
         for sink in self._sinks:
             sink.close(status)
-
-
-class _MlflowRun:
-    """The MLflow run of a training; metrics are written in batches."""
-
-    def __init__(
-        self, name: str, parameters: Mapping[str, Any], memory: Path, recipe: Mapping[str, Any]
-    ) -> None:
-        from mlflow import MlflowClient
-        from mlflow.entities import Param
-
-        from registry.settings import layout
-
-        place = layout()
-        folder = place.home / "registry"
-        local = place.tracking_uri.startswith("sqlite:///")
-        if local:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(place.tracking_uri)
-        self._waiting: list[Any] = []
-        before = self._before(memory)
-        if before is not None:
-            self.run_id = before
-            self._client.set_terminated(before, "RUNNING")
-            return
-        found = self._client.get_experiment_by_name(_EXPERIMENT)
-        # Without a location MLflow puts the pictures into the folder that this process happens to run in.
-        pictures = (folder / "mlruns").as_uri() if local else None
-        experiment = (
-            found.experiment_id
-            if found
-            else self._client.create_experiment(_EXPERIMENT, artifact_location=pictures)
-        )
-        self.run_id = self._client.create_run(experiment, run_name=name).info.run_id
-        self._client.log_batch(
-            self.run_id, params=[Param(key, str(value)) for key, value in parameters.items()]
-        )
-        self._client.log_dict(self.run_id, dict(recipe), "recipe.json")
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memory, self.run_id.encode())
-
-    def _before(self, memory: Path) -> str | None:
-        """Return the run that an earlier part of this training began, if it is still there."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            run = self._client.get_run(memory.read_text("utf-8").strip())
-        except (OSError, MlflowException):
-            return None
-        return str(run.info.run_id) if run.info.lifecycle_stage == "active" else None
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        self._waiting += [Metric(key, value, now, step) for key, value in values.items()]
-        if len(self._waiting) > 500:
-            self._flush()
-
-    def picture(self, step: int, name: str, image: Image.Image) -> None:
-        self._client.log_image(self.run_id, image, artifact_file=f"{name}/step-{step:06d}.png")
-
-    def close(self, status: str) -> None:
-        self._flush()
-        self._client.set_terminated(self.run_id, status)
-
-    def _flush(self) -> None:
-        for start in range(0, len(self._waiting), 1000):
-            self._client.log_batch(self.run_id, metrics=self._waiting[start : start + 1000])
-        self._waiting = []
 
 
 class _EventFiles:
@@ -181,7 +112,8 @@ class _EventFiles:
 def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
     """Add an evaluation to the MLflow run of its training: every figure, the pictures, the page, the JSON.
 
-    Nothing is written twice; the run's tag says which evaluation it has.
+    Nothing is written twice; the run's tag says which evaluation it has. What the training could not tell
+    comes first.
 
     Args:
         training: folder of the training, which remembers its run.
@@ -192,16 +124,16 @@ def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
     """
     from mlflow import MlflowClient
     from mlflow.entities import Metric
-    from mlflow.exceptions import MlflowException
 
     from registry.settings import layout
 
     try:
-        run = (training / _RUN_NAME).read_text("utf-8").strip()
+        run = (training / RUN_NAME).read_text("utf-8").strip()
     except OSError:
         return "this training was not tracked"
     client, now = MlflowClient(layout().tracking_uri), int(time.time() * 1000)
     try:
+        Outbox(client=client, run_id=run, out=training).send()
         if client.get_run(run).data.tags.get(_EVALUATION_TAG) == str(evaluated.digest):
             return None
         figures = [
@@ -215,7 +147,7 @@ def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
             if path.suffix in _SHOWN and path.name != STAGE_NAME:
                 client.log_artifact(run, str(path), "evaluation")
         client.set_tag(run, _EVALUATION_TAG, str(evaluated.digest))
-    except MlflowException as error:
+    except Exception as error:  # of HTTP, databases and object stores
         return str(error)
     return None
 

@@ -1,0 +1,147 @@
+"""MLflow is away while a training goes on: nothing waits for it, nothing ends, and no figure is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from fakes.tracking_server import TrackingServer, tracking_server
+from fakes.trainings import changed, curve
+from registry.digest import digest_bytes
+from registry.errors import NetworkError
+from trainer.errors import Interrupted
+from trainer.launch import train
+from trainer.outbox import RUN_NAME, WAITING_NAME
+from trainer.recipe import Recipe
+from trainer.stage import StageResult
+from trainer.tracking import Tracker, log_evaluation
+
+_GENEROUS = 120.0
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TrackingServer]:
+    with tracking_server(tmp_path / "artifacts") as found:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", found.url)
+        # MLflow's own seven tries take four minutes, which a training does not notice but a test does.
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        yield found
+
+
+def begin(out: Path) -> Tracker:
+    return Tracker("small", {"seed": 1}, out=out, recipe={"name": "small"})
+
+
+def evaluation(folder: Path) -> StageResult:
+    folder.mkdir()
+    digest = digest_bytes(b"evaluation")
+    return StageResult(stage="evaluate", folder=folder, key=digest, digest=digest, facts={"gain": 1.0})
+
+
+def test_an_outage_in_the_middle_costs_no_figure(server: TrackingServer, tmp_path: Path) -> None:
+    tracker = begin(tmp_path)
+    for step in range(1, 401):
+        if step == 100:
+            server.away = True
+        tracker.metrics(step, {f"loss-{number}": float(step) for number in range(8)})
+        if step == 200:
+            tracker.picture(step, "grid", Image.new("RGB", (8, 8)))
+        if step == 300:
+            assert server.asked.acquire(timeout=_GENEROUS), "it was tried while it was away"
+            server.away = False
+    tracker.close("FINISHED")
+    run = (tmp_path / RUN_NAME).read_text()
+    for number in range(8):
+        assert server.steps(run, f"loss-{number}") == list(range(1, 401))
+    assert server.runs == {run: "FINISHED"}
+    assert (server.artifacts / run / "grid" / "step-000200.png").is_file()
+    assert not (tmp_path / WAITING_NAME).exists()
+
+
+def test_what_never_arrived_is_sent_by_the_evaluation(
+    server: TrackingServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "train"
+    tracker = begin(out)
+    server.away = True
+    for step in range(1, 101):
+        tracker.metrics(step, {f"loss-{number}": float(step) for number in range(10)})
+    tracker.close("FINISHED")
+    run, evaluated = (out / RUN_NAME).read_text(), evaluation(tmp_path / "evaluation")
+    assert len(json.loads((out / WAITING_NAME).read_text())["figures"]) == 1000
+    said = [record.message for record in caplog.records if record.name == "trainer.outbox"]
+    assert len(said) == 2, "that it is away, once, and what waits"
+    assert str(out) in said[0]
+    assert WAITING_NAME in said[1]
+
+    assert log_evaluation(out, evaluated) is not None
+    server.away = False
+    assert log_evaluation(out, evaluated) is None
+    assert server.steps(run, "loss-9") == list(range(1, 101))
+    assert server.runs == {run: "FINISHED"}
+    assert not (out / WAITING_NAME).exists()
+
+
+def test_a_server_that_stumbles_gets_no_second_run(server: TrackingServer, tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    first.close("KILLED")
+    server.failing = "runs/get"
+    second = begin(tmp_path)
+    assert second.run_id == first.run_id
+    server.failing = ""
+    second.close("FINISHED")
+    assert server.runs == {first.run_id: "FINISHED"}
+    server.runs.clear()  # somebody removed it for good
+    third = begin(tmp_path)
+    third.metrics(1, {"loss": 1.0})
+    third.close("FINISHED")
+    assert third.run_id != first.run_id
+    assert server.runs == {third.run_id: "FINISHED"}
+    assert (tmp_path / RUN_NAME).read_text() == third.run_id
+
+
+def test_a_training_does_not_begin_without_mlflow(server: TrackingServer, tmp_path: Path) -> None:
+    server.away = True
+    with pytest.raises(NetworkError, match="takes no run") as caught:
+        begin(tmp_path)
+    assert server.url in caught.value.message
+    assert "MLFLOW_TRACKING_URI" in caught.value.mend
+
+
+def test_a_training_is_stopped_and_goes_on_while_mlflow_is_away(
+    server: TrackingServer,
+    tiny_recipe: Recipe,
+    tiny_run: Path,
+    tiny_base: Path,
+    tiny_pipeline: Any,
+    tmp_path: Path,
+) -> None:
+    recipe, out = changed(tiny_recipe, "running", log_every=1), tmp_path / "train"
+    given = (tiny_run / "dataset", tiny_run / "cache", tiny_base)
+
+    def stop(stage: str, done: int, total: int, note: str = "") -> None:
+        server.away = done >= 3
+        if done == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="asked to stop"):
+        train(recipe, *given, out, stop, pipeline=tiny_pipeline)
+    run = (out / RUN_NAME).read_text()
+    assert (out / WAITING_NAME).is_file()
+    assert server.runs == {run: "RUNNING"}
+
+    def come_back(stage: str, done: int, total: int, note: str = "") -> None:
+        server.away = done < 9
+
+    result = train(recipe, *given, out, come_back, pipeline=tiny_pipeline)
+    assert result.facts["run_id"] == run
+    assert result.facts["resumed_from"] == 6
+    assert server.steps(run, "loss") == [line["step"] for line in curve(out)] == list(range(1, 13))
+    assert server.runs == {run: "FINISHED"}
