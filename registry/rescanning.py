@@ -6,8 +6,8 @@ pulls need not scan it themselves; what does not pass is reported and left as it
 a false alarm must not take production down, and who decides is a person. Whoever loads an adapter scans it by
 today's rules in any case, so that a report is news for people and no gate.
 
-A store or an index that does not answer for a moment costs one row, not the others: what was found is told, and
-the next run goes on with what was not finished.
+A store or an index that does not answer for a moment costs one row, not the others: what was found is told,
+and the next run goes on with what was not finished.
 """
 
 from __future__ import annotations

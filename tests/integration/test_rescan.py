@@ -229,10 +229,7 @@ def test_a_store_that_is_away_for_a_moment_costs_one_row(
 def test_a_store_that_stays_away_is_not_asked_for_every_version(
     registry: Registry, home: Path, tmp_path: Path
 ) -> None:
-    wanted = [
-        released_long_ago(registry, tmp_path / alias, silenced(), alias)
-        for alias in ("a", "b", "c", "d", "e")
-    ]
+    wanted = [released_long_ago(registry, tmp_path / alias, silenced(), alias) for alias in "abcde"]
     away = Away(objects(home), {registry.show(one).manifest.digest.hex for one in wanted})
     registry.store = away
     found = registry.rescan(everything=True)
