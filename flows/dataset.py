@@ -48,6 +48,7 @@ def make_dataset(job: Job, recipe: Recipe) -> StageResult:
             "code": code,
             "images": images.digest,
             "scores": scored.digest,
+            "scorer": scored.facts["ingredients"],  # the same numbers may stand under other terms
             **recipe.section("data", "conditioning"),
         },
         recipe=recipe,

@@ -7,7 +7,8 @@ A line of ``pairs.jsonl`` is a JSON object::
      "b": {"image": "anna/surprise.png", "expression": "surprised", "intensity": 0.8}}
 
 Paths are relative to the folder. The licence of the pictures (an SPDX expression) is the line's ``license``,
-or else the one line of ``license.txt``, or else the recipe's ``data.license``.
+or else the one line of ``license.txt``, or else the recipe's ``data.license``. A picture that several lines
+have is under all of theirs.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from trainer.data.listing import PAIRS_NAME, Listing, Pair, Problems, read_liste
 from trainer.data.manifest import FORMAT, Provenance
 from trainer.data.measures import look
 from trainer.data.measuring import Measures
-from trainer.data.provenance import combined
+from trainer.data.provenance import combined, makers
 from trainer.data.writing import provenance
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
@@ -68,7 +69,7 @@ def read_folder(recipe: Recipe, out: Path, progress: Progress = silent) -> Stage
         format=FORMAT,
         pairs=[pair.model_dump(mode="json") for _, pair in listing.pairs],
         files={name: file_digest(path) for name, path in listing.files.items()},
-        license=combined(licenses.values()),
+        licenses=list(licenses.values()),
         filters=recipe.data.filters.model_dump(mode="json"),
         faces=[one.model_dump(mode="json") for one in looked_through],
     )
@@ -147,7 +148,7 @@ def _read(listing: Listing, licenses: dict[int, str], encoder: str | None, progr
         if len(names) % 100 == 0 or len(names) == len(listing.files):
             progress("triplets", len(names), len(listing.files), "pictures")
     wishes = _wishes(listing, names)
-    seen, of_row = _candidates(listing, names, files)
+    seen = _candidates(listing, names, files)
     measures = Measures.empty(len(files))
     finds = encoder is not None and faces(encoder).finds
     similarity = [_similarity(vectors[row], vectors[seen.sources[row]], row != seen.sources[row])
@@ -164,8 +165,17 @@ def _read(listing: Listing, licenses: dict[int, str], encoder: str | None, progr
         measures=measures,
         wishes=wishes,
         names=[first[row] for row in range(len(files))],
-        licenses=[licenses[of_row[row]] for row in range(len(files))],
+        licenses=_licenses_of_pictures(listing, names, licenses),
     )
+
+
+def _licenses_of_pictures(listing: Listing, names: dict[str, int], licenses: dict[int, str]) -> list[str]:
+    """Return under which licence each picture is: all at once that its lines name, under whichever file."""
+    found: dict[int, set[str]] = {}
+    for number, pair in listing.pairs:
+        for name in pair.pictures:
+            found.setdefault(names[name], set()).add(licenses[number])
+    return [combined(found[row]) for row in range(len(found))]
 
 
 def _similarity(vector: np.ndarray | None, source: np.ndarray | None, edited: bool) -> float | None:
@@ -197,10 +207,8 @@ def _wishes(listing: Listing, names: dict[str, int]) -> list[Wish]:
     return wishes
 
 
-def _candidates(
-    listing: Listing, names: dict[str, int], files: list[str]
-) -> tuple[Candidates, dict[int, int]]:
-    """Return the pictures as candidates, and the first line that has each.
+def _candidates(listing: Listing, names: dict[str, int], files: list[str]) -> Candidates:
+    """Return the pictures as candidates, each with the number of the first line that has it.
 
     A picture that lines use in several ways is what the first of them says; a neutral one is always neutral.
     """
@@ -232,7 +240,7 @@ def _candidates(
         reasons=none,
         confidence=np.full(count, np.nan, np.float32),
         scores=np.zeros((count, 0), np.float32),
-    ), of_row
+    )
 
 
 def _rows(read: _Read, folder: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -270,7 +278,7 @@ def _provenance(
         source=f"folder {folder.name}",
         license=combined(str(one["license"]) for one in about),
         scorer="given with the pictures",
-        ingredients=looked_through,
+        ingredients=(*makers(about), *looked_through),
     )
 
 

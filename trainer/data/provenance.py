@@ -42,18 +42,21 @@ def together(
         license=combined(str(one["license"]) for one in about),
         scorer=_few(sorted({str(one["scorer"]) for one in about if one["scorer"]})) or "unknown",
         ingredients=(
-            *_made(about, recipe.synthesis.license if recipe.synthesis else None),
-            *_scorer(scored),
+            *makers(about, recipe.synthesis.license if recipe.synthesis else None),
+            *scorers(scored),
             *filters,
         ),
     )
 
 
-def _made(about: Sequence[Mapping[str, Any]], terms: str | None) -> list[Ingredient]:
+def makers(about: Sequence[Mapping[str, Any]], terms: str | None = None) -> list[Ingredient]:
     """Return the people and the models that made the pictures: one for each name and licence.
 
     The picture of a model is under the licence of the person's picture and of the API's ``terms``; the model
     itself is under the latter.
+
+    Raises:
+        DataError: a name or a licence cannot be recorded.
     """
     origins: dict[tuple[str, str, str], set[str]] = {}
     for one in about:
@@ -76,8 +79,8 @@ def _made(about: Sequence[Mapping[str, Any]], terms: str | None) -> list[Ingredi
         ) from None
 
 
-def _scorer(scored: Path) -> list[Ingredient]:
-    """Return what the scores stage says that the card must name."""
+def scorers(scored: Path) -> list[Ingredient]:
+    """Return what the scores stage in a folder says that the card must name."""
     try:
         named = json.loads((scored / "stage.json").read_text("utf-8"))["facts"].get("ingredients", [])
         return TypeAdapter(list[Ingredient]).validate_python(named)

@@ -27,7 +27,7 @@ from trainer.data.dataset import BLOBS_NAME, Dataset, Member, Triplet, counts
 from trainer.data.digests import file_digest
 from trainer.data.likeness import encoder_of, faces
 from trainer.data.manifest import FORMAT
-from trainer.data.provenance import together
+from trainer.data.provenance import scorers, together
 from trainer.parts import Mapper, forget, here, in_parts
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
@@ -79,6 +79,7 @@ def build_triplets(
         format=FORMAT,
         images=file_digest(images / IMAGES_NAME),
         scores=file_digest(scored / SCORES_NAME),
+        scorer=[one.model_dump(mode="json") for one in scorers(scored)],
         filters=recipe.data.filters.model_dump(mode="json"),
         faces=[one.model_dump(mode="json") for one in looked_through],
         expressions=expressions,

@@ -77,7 +77,9 @@ def score(
         max_disagreement=recipe.scoring.max_disagreement,
         expressions=expressions,
     )
-    key = stage_key("score", asked=asked, decisions=digest_of(decided))
+    named = [judge.ingredient.model_dump(mode="json")] if judge.ingredient else []
+    # Other terms make another result, and ask nobody again.
+    key = stage_key("score", asked=asked, decisions=digest_of(decided), ingredients=named)
     if done := finished(out, key):
         return done
     parts = _parts(recipe, images, [image for _, image in pictures], place)
@@ -96,7 +98,7 @@ def score(
             **{status: states.count(status) for status in ("scored", "review", "quarantined")},
             "decided": len(decided),
             "agreement": agreement(images, table, expressions),
-            "ingredients": [judge.ingredient.model_dump(mode="json")] if judge.ingredient else [],
+            "ingredients": named,
         }
         result = StageResult(stage="score", folder=out, key=key, digest=digest(table), facts=facts)
         write_result(new, result)
