@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import flow
+from prefect.exceptions import Pause
 
 from flows.artifacts import show_summary
 from flows.dataset import make_dataset
@@ -20,7 +21,7 @@ from flows.errors import FlowError
 from flows.mapping import part_mapper
 from flows.parameters import Approval, RecipeChoice, Runner
 from flows.release import publish
-from flows.server import wait_until_recorded
+from flows.server import only_logged, wait_until_recorded
 from flows.settings import FlowSettings
 from flows.stages import Job
 from flows.training import judge_for_release, make_adapter
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 #: How many stages a flow announces; a recipe with pictures of one's own has two fewer.
 STAGES = {"dataset": 3, "training": 5, "release": 13, "pipeline": 13, "reproduce": 7}
 FEWER_OF_FOLDER = 2
+#: Seconds that the record of a run gets which was stopped: Prefect's worker kills it after 30.
+_STOPPED_SECONDS = 5.0
 
 _ANY_RECIPE = RecipeChoice()
 
@@ -146,11 +149,16 @@ def _summary(job: Job, recipe: Recipe, key: str, folder: Path, **about: str) -> 
 def running(name: str, recipe: Recipe, runner: Runner, root: Path | None = None) -> Iterator[Job]:
     """Give the job of a flow run; afterwards every task run of it is on record.
 
+    A run that fails or is stopped ends by the reason for that, whether or not the record is complete.
+
     Args:
         name: of the flow.
         recipe: what it does.
         runner: where parts of stages are done.
         root: folder of the stages; None is the recipe's own.
+
+    Raises:
+        ServerError: the server did not record everything in time.
     """
     from prefect.logging import get_run_logger
     from prefect.settings import PREFECT_API_URL
@@ -163,8 +171,15 @@ def running(name: str, recipe: Recipe, runner: Runner, root: Path | None = None)
     try:
         with part_mapper(place, runner, settings, job.runs) as job.mapper:
             yield job
-    finally:
-        wait_until_recorded(PREFECT_API_URL.value(), job.runs, settings.server_timeout)
+    except BaseException as error:
+        # One that waits for approvers is not stopped: it goes on another day.
+        patient = isinstance(error, Exception | Pause)
+        with only_logged():
+            wait_until_recorded(
+                PREFECT_API_URL.value(), job.runs, settings.server_timeout if patient else _STOPPED_SECONDS
+            )
+        raise
+    wait_until_recorded(PREFECT_API_URL.value(), job.runs, settings.server_timeout)
 
 
 def base_folder(base: BaseModelRef, home: Path) -> Path:

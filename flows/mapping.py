@@ -31,7 +31,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.errors import ServerError, StageFailed
 from flows.parameters import Runner
-from flows.server import FINAL_STATES, task_runs, wait_until_recorded
+from flows.server import FINAL_STATES, only_logged, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import Explained, shown
 from serving.local_ray import kept_here
@@ -140,8 +140,9 @@ class PartMapper:
                     self._ended(stage, future)
             raise
         except BaseException:
-            # Cancelled, or nobody asks any more: what has not begun never will.
-            _drop(under_way)
+            # Cancelled, or nobody asks any more: what has not begun never will, and is never on record.
+            silent = _drop(under_way)
+            self.runs[:] = [run for run in self.runs if run not in silent]
             raise
 
     def computing(self) -> Mapper:
@@ -247,8 +248,11 @@ def part_mapper(home: Path, runner: Runner, settings: FlowSettings, runs: list[s
     mapper = PartMapper(home=home, runner=runner, settings=settings, runs=runs)
     try:
         yield mapper
-    finally:
-        mapper.close()
+    except BaseException:
+        with only_logged():
+            mapper.close()
+        raise
+    mapper.close()
 
 
 def _gpus() -> int:
@@ -287,15 +291,19 @@ def _check(stage: str, state: State[None]) -> None:
     )
 
 
-def _drop(futures: Sequence[PrefectFuture[None]]) -> None:
+def _drop(futures: Sequence[PrefectFuture[None]]) -> list[str]:
+    """Cancel parts, and return the ids of those that nobody will tell the server about."""
+    silent = []
     for future in futures:
         wrapped = getattr(future, "wrapped_future", None)
-        if hasattr(wrapped, "cancel"):
-            wrapped.cancel()
-        else:
+        if not hasattr(wrapped, "cancel"):
             import ray
 
-            ray.cancel(wrapped, force=True)
+            ray.cancel(wrapped, force=True)  # kills the worker that has begun it
+        elif not wrapped.cancel():
+            continue
+        silent.append(str(future.task_run_id))
+    return silent
 
 
 @contextmanager

@@ -14,10 +14,12 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,12 +31,14 @@ from typing import IO, Any
 from flows.errors import ServerError
 from flows.prefect_app import MODULE
 from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home, prepare
+from registry.errors import shown
 
 HOST = "127.0.0.1"
 DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 #: A server gives no more rows in one answer.
 PAGE = 200
+_THIS_MACHINE = frozenset({HOST, "localhost", "::1"})
 _STOP_SECONDS = 30.0
 _BUSY_SECONDS = 60.0  # a server that others run; one that is away refuses at once
 _LOG_LINES = 15
@@ -127,11 +131,22 @@ def healthy(url: str, timeout: float = 5.0) -> bool:
 
 
 def task_runs(url: str, ids: list[str]) -> dict[str, str]:
-    """Return the recorded state type of each of these task runs that the server knows."""
+    """Return the recorded state type of each of these task runs that the server knows.
+
+    Raises:
+        ServerError: it does not answer.
+    """
     known = {}
     for begin in range(0, len(ids), PAGE):
         wanted = {"id": {"any_": ids[begin : begin + PAGE]}}
-        rows = ask(f"{url}/task_runs/filter", {"task_runs": wanted, "limit": PAGE})
+        try:
+            rows = ask(f"{url}/task_runs/filter", {"task_runs": wanted, "limit": PAGE})
+        except (OSError, ValueError) as error:
+            raise ServerError(
+                f"the Prefect server {url} does not say what it has recorded: {shown(error)}",
+                "the results in the run folder are complete; their history may lack the end. See that the "
+                "server runs and answers; the same command goes on from there",
+            ) from error
         known |= {row["id"]: row["state_type"] for row in rows}
     return known
 
@@ -140,7 +155,7 @@ def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
     """Wait until the server has written down the final state of each of these task runs.
 
     Raises:
-        ServerError: some are still missing after ``timeout`` seconds.
+        ServerError: it does not answer, or some are still missing after ``timeout`` seconds.
     """
     missing = list(ids)
     end = time.monotonic() + timeout
@@ -154,6 +169,17 @@ def wait_until_recorded(url: str, ids: list[str], timeout: float) -> None:
             )
         if missing:
             time.sleep(0.2)
+
+
+@contextmanager
+def only_logged() -> Iterator[None]:
+    """Log an error of a block instead of raising it: one that matters more is on its way; in a flow only."""
+    from prefect.logging import get_run_logger
+
+    try:
+        yield
+    except Exception as error:  # whatever it is, people need to see the first one
+        get_run_logger().warning("And beside it: %s", shown(error))
 
 
 def ask(
@@ -170,7 +196,7 @@ def ask(
         url: what is asked.
         body: None asks by GET.
         timeout: in seconds.
-        variables: say who asks, as they do to Prefect's own client.
+        variables: say who asks, and whose certificates are believed, as they do to Prefect's own client.
 
     Raises:
         OSError: it does not answer, or refuses.
@@ -179,8 +205,7 @@ def ask(
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", **_authorization(variables)}
     request = urllib.request.Request(url, data=data, headers=headers)  # noqa: S310
-    # A proxy of the environment must not stand between this process and its own machine.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    opener = _opener(url, variables)
     end = time.monotonic() + timeout
     while True:
         try:
@@ -190,6 +215,19 @@ def ask(
             if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > end:
                 raise
         time.sleep(0.5)
+
+
+def _opener(url: str, variables: Mapping[str, str]) -> urllib.request.OpenerDirector:
+    """Return what goes the way to a server that Prefect's own client would go."""
+    address = urllib.parse.urlsplit(url)
+    handlers: list[urllib.request.BaseHandler] = []
+    if address.hostname in _THIS_MACHINE:
+        # A proxy of the environment must not stand between this process and its own machine.
+        handlers.append(urllib.request.ProxyHandler({}))
+    if address.scheme == "https" and (authority := variables.get("PREFECT_API_SSL_CERT_FILE")):
+        context = ssl.create_default_context(cafile=authority)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    return urllib.request.build_opener(*handlers)
 
 
 def _authorization(variables: Mapping[str, str]) -> dict[str, str]:

@@ -15,9 +15,12 @@ from prefect import flow
 
 from fakes.followed import wait_until
 from flows.errors import StageFailed
+from flows.job import running
 from flows.mapping import part_mapper
+from flows.parameters import RecipeChoice
 from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
+from flows.stages import Job
 from registry.digest import digest_bytes
 from trainer.errors import DataError
 from trainer.parts import in_parts
@@ -157,6 +160,33 @@ def test_a_run_that_is_cancelled_begins_no_more_parts(
     time.sleep(0.5)
     assert (tmp_path / "log").read_text() == after, "nothing goes on"
     assert len(after) < 20
+
+
+def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
+    server: Server, data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(data_folder))
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_WORKERS", "2")
+    recipe = RecipeChoice(recipe="pixelsmile-portraits").load()
+    jobs: list[Job] = []
+
+    @flow(name="stopped")
+    def stopped(lost: str | None) -> None:
+        with running("dataset", recipe, "threads") as job:
+            jobs.append(job)
+            given = [{"function": wait, "given": {"log": tmp_path / "log"}, "number": n} for n in range(20)]
+            for _ in job.mapper("waits", call, given):
+                job.runs += [lost] if lost else []
+                raise KeyboardInterrupt
+
+    started = time.monotonic()
+    for lost in (None, "00000000-0000-4000-8000-000000000000"):
+        with pytest.raises(KeyboardInterrupt):
+            stopped(lost)
+    assert time.monotonic() - started < SETTINGS.server_timeout / 2, "nobody waits for a record now"
+    begun = jobs[0].runs
+    assert 1 <= len(begun) <= 3
+    wait_until_recorded(server.url, begun, 180)
 
 
 def wait(log: Path) -> None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from fakes.certificates import self_signed
 from flows.errors import ServerError
-from flows.server import healthy, managed_server, task_runs, wait_until_recorded
+from flows.server import ask, healthy, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import UsageError
 
@@ -92,6 +98,61 @@ def test_an_unknown_task_run_is_missed(data_folder: Path) -> None:
         assert task_runs(server.url, [nobody]) == {}
         with pytest.raises(ServerError, match="1 of 1 task runs"):
             wait_until_recorded(server.url, [nobody], timeout=0.5)
+
+
+class _Healthy(BaseHTTPRequestHandler):
+    """Says that it is well, whatever it is asked; notes what for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def answering(tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of a server that answers."""
+    _Healthy.asked.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Healthy) as found:
+        if tls is not None:
+            found.socket = tls.wrap_socket(found.socket, server_side=True)
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        try:
+            yield found.server_address[1]
+        finally:
+            found.shutdown()
+            thread.join()
+
+
+def test_a_server_with_a_certificate_of_its_own_authority_is_asked_as_prefect_asks_it(
+    tmp_path: Path,
+) -> None:
+    tls, _ = self_signed(tmp_path, "localhost")
+    with answering(tls) as port:
+        url = f"https://localhost:{port}/api/health"
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            ask(url, variables={})
+        assert ask(url, variables={"PREFECT_API_SSL_CERT_FILE": str(tmp_path / "cert.pem")}) is True
+
+
+def test_a_server_elsewhere_is_asked_through_the_proxy_and_this_machine_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with answering() as port:
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{port}")
+        assert ask("http://prefect.example/api/health") is True
+        assert _Healthy.asked == ["http://prefect.example/api/health"]
+        monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+        assert ask(f"http://127.0.0.1:{port}/api/health") is True
 
 
 def test_a_server_that_is_named_but_silent_is_explained(home: Path) -> None:

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prefect import flow, task
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.display import Display
-from flows.errors import StageFailed
+from flows.errors import ServerError, StageFailed
+from flows.job import running
+from flows.parameters import RecipeChoice
 from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
 from flows.settings import prefect_home
 from flows.stages import Job, code_digest, in_words, made
@@ -178,6 +182,25 @@ def test_a_stage_that_names_another_folder_is_refused(server: Server, job: Job, 
 
     with pytest.raises(StageFailed, match="says that its output lies in"):
         misled()
+
+
+def test_why_a_run_failed_is_told_also_when_the_server_is_gone_by_then(server: Server, home: Path) -> None:
+    recipe = RecipeChoice(recipe="pixelsmile-portraits").load()
+
+    @flow(name="failing")
+    def failing(refused: bool) -> None:
+        with ExitStack() as until_the_end, running("dataset", recipe, "threads") as job:
+            with suppress(DataError):
+                job.always(refuse)
+            until_the_end.enter_context(temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}))
+            if refused:
+                raise DataError("there is nothing to work on", "make something first")
+
+    with pytest.raises(DataError) as caught:
+        failing(refused=True)
+    assert caught.value.mend == "make something first"
+    with pytest.raises(ServerError, match="does not say what it has recorded"):
+        failing(refused=False)
 
 
 def test_what_protects_runs_every_time(server: Server, job: Job, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from fakes.backends import DrawingBackend
+from fakes.certificates import self_signed
 from serving.http.answers import Invalid
 from serving.http.job import Delivery
 from serving.http.job_runner import WEBHOOKS_AT_ONCE, WEBHOOKS_OF_ONE
@@ -499,43 +499,13 @@ def test_a_public_name_with_a_private_address_is_refused(keys: Keys, addresses: 
     asyncio.run(body())
 
 
-def _self_signed(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's context with a certificate for a name, and a client's that believes it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject).issuer_name(subject).public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    client = ssl.create_default_context(cafile=str(folder / "cert.pem"))
-    return server, client
-
-
 def test_the_connection_goes_to_the_checked_address_and_the_certificate_is_the_names(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The name means another address by the time of the connection: it is not asked again."""
 
     async def body() -> None:
-        server, client = _self_signed(tmp_path, "hooks.example.com")
+        server, client = self_signed(tmp_path, "hooks.example.com")
         receiver = Receiver()
         async with receiver.running(server):
             resolve, asked = names(["127.0.0.1"], ["10.0.0.1"])
