@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import re
 import shutil
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict
 
+from flows.errors import FlowError
 from registry.client import Registry
+from registry.errors import Explained, RegistryError
 from trainer.evaluation.evaluating import FOLDER as EVALUATIONS
 
 #: Folders of stages and what they leave while they work, below ``runs/<recipe>``.
@@ -25,16 +29,48 @@ _STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
 #: in "fetched" versions that somebody was compared with. The reports beside them stay.
 _DISPOSABLE = {
     "measured": re.compile(r"\.?(truth-)?[0-9a-f]{32}([.-].+)?", re.ASCII),
-    "fetched": re.compile(r"[0-9a-f]{64}", re.ASCII),
+    "fetched": re.compile(r"\.?[0-9a-f]{64}(\.gone)?", re.ASCII),
 }
+_GONE = ".gone"  # how a folder ends that is being removed, or that a removal which was killed has left
+_NOT_LEFT = "-"
 
 
 class Removed(TypedDict):
-    """A row of the table: the place it was in, its name there, its size."""
+    """A row of the table: the place it was in, its name there, its size, and why it is still there."""
 
     where: str
     name: str
     bytes: int
+    left: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Collected:
+    """What a clean-up did, also one that could not go on.
+
+    Attributes:
+        rows: what it removed, or would remove, and what it could not remove.
+        error: why it ended early; None if it did not.
+    """
+
+    rows: tuple[Removed, ...]
+    error: RegistryError | None = None
+
+    @property
+    def removed(self) -> list[Removed]:
+        """The rows of what is gone, or would be."""
+        return [row for row in self.rows if row["left"] == _NOT_LEFT]
+
+    @property
+    def refusal(self) -> Explained | None:
+        """What has to be looked after; None if all is well."""
+        left = [row for row in self.rows if row["left"] != _NOT_LEFT]
+        if self.error is not None or not left:
+            return self.error
+        return FlowError(
+            f"{len(left)} things could not be removed, the first is {left[0]['name']}: {left[0]['left']}",
+            "look who owns them and whether the disk is well, then start collect-garbage again",
+        )
 
 
 def collect(
@@ -46,8 +82,11 @@ def collect(
     evaluations: timedelta | None,
     paid_answers: timedelta | None,
     dry_run: bool,
-) -> list[Removed]:
+) -> Collected:
     """Remove what nobody needs, and tell what; see `registry.upkeep`.
+
+    What cannot be removed is told and left. What the registry refuses ends it: nothing that comes behind is
+    looked at, and what was removed before is told.
 
     Args:
         store: objects that nothing signed refers to.
@@ -59,38 +98,34 @@ def collect(
         dry_run: only tell.
 
     Raises:
-        RegistryError: see `registry.upkeep.clean`; what was found before is gone then, and nothing else.
+        RegistryError: the registry cannot be opened; nothing was removed.
     """
     from registry import upkeep
 
     registry = Registry.open()
     rows: list[Removed] = []
-    if store:
-        found = upkeep.clean(registry, grace, dry_run=dry_run)
-        rows += [_row("store", one.key, one.size) for one in (*found.objects, *found.unfinished)]
-    if adapters:
-        pruned = upkeep.prune(registry, None, grace, dry_run=dry_run)
-        rows += [_row("cached adapters", name, size) for name, size in pruned.removed.items()]
+    try:
+        if store:
+            found = upkeep.clean(registry, grace, dry_run=dry_run)
+            rows += [_row("store", one.key, one.size) for one in (*found.objects, *found.unfinished)]
+        if adapters:
+            pruned = upkeep.prune(registry, None, grace, dry_run=dry_run)
+            rows += [_row("cached adapters", name, size) for name, size in pruned.removed.items()]
+    except RegistryError as error:
+        return Collected(rows=tuple(rows), error=error)
     home = registry.place.home
-    for where, folders, age in (
+    for where, paths, age in (
         ("run folders", _stages(home / "runs"), run_folders),
         ("evaluations", _disposable(home / EVALUATIONS), evaluations),
+        ("paid answers", _files(home / "apis" / "answers"), paid_answers),
     ):
-        for folder in _old(folders, age) if age is not None else ():
-            rows.append(_row(where, str(folder.relative_to(home)), _bytes(folder)))
-            if not dry_run:
-                shutil.rmtree(folder)
-    if paid_answers is not None:
-        answers = home / "apis" / "answers"
-        for path in _old(_files(answers), paid_answers):
-            rows.append(_row("paid answers", str(path.relative_to(home)), _bytes(path)))
-            if not dry_run:
-                path.unlink()
-    return rows
+        if age is not None:
+            rows += _dropped(where, paths, home, time.time() - age.total_seconds(), dry_run)
+    return Collected(rows=tuple(rows))
 
 
-def _row(where: str, name: str, size: int) -> Removed:
-    return {"where": where, "name": name, "bytes": size}
+def _row(where: str, name: str, size: int, left: str = _NOT_LEFT) -> Removed:
+    return {"where": where, "name": name, "bytes": size, "left": left}
 
 
 def _stages(runs: Path) -> Iterator[Path]:
@@ -113,13 +148,35 @@ def _files(folder: Path) -> Iterator[Path]:
     yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def _old(paths: Iterator[Path], age: timedelta) -> Iterator[Path]:
-    """Yield those in which nothing was touched for so long."""
-    before = time.time() - age.total_seconds()
+def _dropped(
+    where: str, paths: Iterable[Path], home: Path, before: float, dry_run: bool
+) -> Iterator[Removed]:
+    """Remove what nobody has touched since ``before``, and tell it."""
     for path in paths:
-        if max(one.lstat().st_mtime for one in (path, *path.rglob("*"))) < before:
-            yield path
+        name, size = str(path.relative_to(home)), 0
+        try:
+            touched, size = _looked_at(path)
+            if touched < before or path.name.endswith(_GONE):
+                if not dry_run:
+                    _remove(path)
+                yield _row(where, name, size)
+        except FileNotFoundError:
+            continue  # somebody is at work in it
+        except OSError as error:
+            yield _row(where, name, size, error.strerror or str(error))
 
 
-def _bytes(path: Path) -> int:
-    return sum(one.lstat().st_size for one in (path, *path.rglob("*")) if one.is_file())
+def _looked_at(path: Path) -> tuple[float, int]:
+    """When something in it was touched last, and how many bytes it has."""
+    found = [one.lstat() for one in (path, *path.rglob("*"))]
+    return max(one.st_mtime for one in found), sum(one.st_size for one in found if stat.S_ISREG(one.st_mode))
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder in such a way that nobody ever sees half of it."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    if not path.name.endswith(_GONE):
+        path = path.rename(path.with_name(f".{path.name.lstrip('.')}{_GONE}"))
+    shutil.rmtree(path)

@@ -199,11 +199,12 @@ def collect_garbage(
 
     Raises:
         Conflict: a push has taken up an object meanwhile.
-        RegistryError: the store cannot be read, so that nothing was removed.
+        RegistryError: the store cannot be read; the table has what was removed before that.
+        FlowError: something could not be removed; the table has the others, and why.
     """
     from flows.garbage import collect
 
-    rows = _work(collect)(
+    found = _work(collect)(
         store=store,
         adapters=adapters,
         grace=timedelta(hours=grace_hours),
@@ -212,9 +213,12 @@ def collect_garbage(
         paid_answers=None if paid_answers is None else timedelta(days=paid_answers),
         dry_run=dry_run,
     )
+    rows = found.removed
     size = sum(row["bytes"] for row in rows)
     did = "would be removed" if dry_run else "removed"
-    show_table(rows, "garbage", f"{len(rows)} things with {size} bytes {did}.")
+    show_table(found.rows, "garbage", f"{len(rows)} things with {size} bytes {did}.")
+    if found.refusal is not None:
+        raise found.refusal
     return {"removed": rows, "bytes": size, "dry_run": dry_run}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -11,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from fakes.registries import NAME, copy_registry, resign
-from flows.garbage import collect
+from fakes.registries import NAME, copy_registry, objects, resign
+from flows.errors import FlowError
+from flows.garbage import Collected, collect
 from registry.client import Registry
 from registry.digest import Digest
-from registry.errors import DigestMismatch, NotFound
+from registry.errors import DigestMismatch, NotFound, RegistryError
 
 DAY = 86_400
 STAGE = "runs/pixelsmile/train-0123456789abcdef"
@@ -45,14 +48,22 @@ def ends_in(**time: float) -> Callable[[Any], None]:
     return change
 
 
-def clean(
+def clean(**options: Any) -> list[str]:
+    """The names of what was removed; nothing else may be in the table."""
+    found = collected(**options)
+    assert found.refusal is None
+    assert found.removed == [*found.rows]
+    return [row["name"] for row in found.rows]
+
+
+def collected(
     *,
     dry_run: bool = False,
     run_folders: int | None = None,
     evaluations: int | None = None,
     paid_answers: int | None = None,
-) -> list[str]:
-    rows = collect(
+) -> Collected:
+    return collect(
         store=True,
         adapters=True,
         grace=timedelta(hours=1),
@@ -61,7 +72,6 @@ def clean(
         paid_answers=None if paid_answers is None else timedelta(days=paid_answers),
         dry_run=dry_run,
     )
-    return [row["name"] for row in rows]
 
 
 def test_what_is_work_or_money_stays_unless_somebody_asks(registry: Registry, home: Path) -> None:
@@ -105,10 +115,76 @@ def test_what_evaluations_keep_goes_when_none_has_used_it_for_long(registry: Reg
     assert report.exists()
 
 
+class Busy(threading.Thread):
+    """Somebody who writes, renames and removes files in a folder until it is told to stop."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = folder
+        self.stop = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self.stop.is_set():
+            number += 1
+            inside = self._folder / f"step-{number % 7}"
+            inside.mkdir(exist_ok=True)
+            for name in ("a", "b", "c", "d"):
+                (inside / f"{name}.tmp").write_bytes(b"x")
+                (inside / f"{name}.tmp").rename(inside / name)
+            shutil.rmtree(inside)
+
+
+def test_a_folder_that_somebody_writes_into_is_young(registry: Registry, home: Path) -> None:
+    place = home / STAGE
+    busy = Busy(place)
+    answer = old(home / "apis" / "answers" / "aa" / "answer.json")
+    old(place / "checkpoint")
+    busy.start()
+    try:
+        for _ in range(200):
+            assert clean(run_folders=30, paid_answers=30, dry_run=True) == ["apis/answers/aa/answer.json"]
+    finally:
+        busy.stop.set()
+        busy.join()
+    assert answer.exists()
+
+
+def test_what_cannot_be_removed_is_told_beside_what_was(registry: Registry, home: Path) -> None:
+    keeping, gone = old(home / "runs/a/train-0123456789abcdef/x"), old(home / STAGE / "blob.png")
+    (home / "runs/a/.train-0123456789abcdef.gone").write_bytes(b"a file where a folder has to go")
+    found = collected(run_folders=30)
+    with pytest.raises(FlowError, match=r"1 things could not be removed.*runs/a/train-\w+: Not a directory"):
+        raise found.refusal or AssertionError("it was not told")
+    assert [row["name"] for row in found.rows] == ["runs/a/train-0123456789abcdef", STAGE]
+    assert [row["name"] for row in found.removed] == [STAGE]
+    assert keeping.exists(), "all of it is still there"
+    assert not gone.exists()
+
+
+def test_what_a_removal_that_was_killed_has_left_goes(registry: Registry, home: Path) -> None:
+    again = old(home / STAGE / "x", days=2)
+    left = home / "runs/pixelsmile/.train-0123456789abcdef.gone"
+    (left / "blobs").mkdir(parents=True)
+    assert clean(run_folders=30) == [str(left.relative_to(home))]
+    assert not left.exists()
+    assert again.exists()
+
+
+def test_a_registry_that_cannot_be_read_halfway_leaves_the_table(registry: Registry, home: Path) -> None:
+    left = old(objects(home) / "blobs" / "blake3" / ("0" * 64))
+    (home / "cache").mkdir(exist_ok=True)
+    (home / "cache" / "sha256").write_bytes(b"no folder")
+    found = collected(run_folders=30)
+    assert [row["name"] for row in found.rows] == [f"blobs/blake3/{'0' * 64}"]
+    assert not left.exists()
+    with pytest.raises(RegistryError, match="cannot be read"):
+        raise found.refusal or AssertionError("it was not told")
+
+
 def test_an_object_that_nothing_signed_names_goes_after_its_time(registry: Registry, home: Path) -> None:
-    objects = home / "registry" / "objects"
-    left = old(objects / "blobs" / "blake3" / ("0" * 64))
-    young = objects / "blobs" / "blake3" / ("1" * 64)
+    left = old(objects(home) / "blobs" / "blake3" / ("0" * 64))
+    young = objects(home) / "blobs" / "blake3" / ("1" * 64)
     young.write_bytes(b"x")
     assert clean() == [f"blobs/blake3/{'0' * 64}"]
     assert young.exists()
@@ -132,7 +208,6 @@ def test_trust_is_renewed_long_before_it_ends(registry: Registry, home: Path) ->
 def test_a_worker_without_the_online_key_says_so_before_everything_ends(
     registry: Registry, home: Path
 ) -> None:
-    from flows.errors import FlowError
     from flows.maintenance import _refuse_late, _renew
 
     _refuse_late(_renew())  # the timestamp lives a day, and is renewed here
