@@ -193,7 +193,7 @@ class ScoringSection(Section):
         samples: how often each picture is asked about, each a request; the score is the median. The judge
             always says the same and is asked once.
         temperature: of the answers; None leaves it to the model, which some models demand. Several samples
-            want one above 0.
+            need one above 0, or None: at 0 they are one answer paid several times, which never disagrees.
         max_disagreement: pictures whose samples differ by more in an expression go to the review queue and
             stay out of the dataset until a person decides.
         license: under which terms the model's answers may be used (an SPDX expression or LicenseRef); it is
@@ -212,6 +212,11 @@ class ScoringSection(Section):
     def _of_its_scorer(self) -> Self:
         if {self.model is None, self.license is None} != {self.scorer == "judge"}:
             raise ValueError("scorer openai and gemini need a model and a license, the judge takes neither")
+        if self.scorer != "judge" and self.samples > 1 and self.temperature == 0:
+            raise ValueError(
+                "several samples at temperature 0 are the same answer paid several times, and say nothing of "
+                "how sure it is: set a temperature above 0, or null for the model's own, or ask for 1 sample"
+            )
         return self
 
 

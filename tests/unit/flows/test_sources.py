@@ -21,8 +21,14 @@ from trainer.stage import StageResult
 
 @dataclass(kw_only=True)
 class Notebook(Job):
-    """A job that writes down its stages, with what their results hang on, and does none of them."""
+    """A job that writes down its stages, with what their results hang on, and does none of them.
 
+    Attributes:
+        stages: name -> what it was called with.
+        terms: licence that each stage says of the one ingredient it names.
+    """
+
+    terms: str = "Apache-2.0"
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def cached(self, task: Any, *, key: dict[str, Any], **parameters: Any) -> StageResult:
@@ -32,16 +38,17 @@ class Notebook(Job):
             folder=self.root / task.name,
             key=digest_bytes(b"k"),
             digest=digest_bytes(task.name.encode()),
+            facts={"ingredients": [{"license": self.terms}]},
         )
 
     def always(self, task: Any, **parameters: Any) -> StageResult:
         return self.cached(task, key={}, **parameters)
 
 
-def stages_of(recipe: Recipe, tmp_path: Path) -> dict[str, dict[str, Any]]:
+def stages_of(recipe: Recipe, tmp_path: Path, **about: Any) -> dict[str, dict[str, Any]]:
     base = tmp_path / "base"
     base.mkdir(parents=True)
-    notebook = Notebook(home=tmp_path, root=tmp_path, display=Display(5, io.StringIO()))
+    notebook = Notebook(home=tmp_path, root=tmp_path, display=Display(5, io.StringIO()), **about)
     make_adapter(notebook, recipe, base, make_dataset(notebook, recipe))
     return notebook.stages
 
@@ -71,4 +78,13 @@ def test_another_training_size_fills_the_cache_anew(drawn: Recipe, tmp_path: Pat
         place = tmp_path / str(number)
         place.mkdir()
         keys.append(stages_of(recipe, place)["cache"]["key"])
+    assert keys[0] != keys[1]
+
+
+def test_the_same_scores_under_other_terms_make_another_dataset(drawn: Recipe, tmp_path: Path) -> None:
+    keys = [
+        stages_of(drawn, tmp_path / terms, terms=terms)["triplets"]["key"]
+        for terms in ("Apache-2.0", "LicenseRef-other-terms")
+    ]
+    assert keys[0]["scores"] == keys[1]["scores"]
     assert keys[0] != keys[1]

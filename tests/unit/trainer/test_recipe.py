@@ -99,3 +99,16 @@ def test_a_list_of_pairs_is_not_paired_at_random(tmp_path: Path) -> None:
     assert DataSection(**listed).pairing == "confusing"
     with pytest.raises(ValueError, match="those that its list names"):
         DataSection(**listed, pairing="random")
+
+
+@pytest.mark.parametrize("scorer", ["openai", "gemini"])
+def test_samples_that_cannot_disagree_are_not_paid(scorer: str) -> None:
+    asking = {"scorer": scorer, "model": "eyes-1", "license": "LicenseRef-terms", "samples": 3}
+    plain = recipes.parse(shipped())
+    for temperature in ({}, {"temperature": 0.0}):
+        with pytest.raises(RecipeError, match="same answer paid several times") as caught:
+            recipes.change(plain, {"scoring": {**asking, **temperature}})
+        assert "temperature above 0" in str(caught.value)
+    for right in ({"temperature": 0.7}, {"temperature": None}, {"samples": 1}):
+        assert recipes.change(plain, {"scoring": {**asking, **right}}).scoring.scorer == scorer
+    assert recipes.change(plain, {"scoring": {"samples": 3}}).scoring.scorer == "judge", "it costs nothing"

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fakes.datasets import drawn, write_stages
 from fakes.vendors import KEY, Fault, Vendor
 from fakes.vlm import ODD, answer, images_folder, knowing, vlm
 from trainer.apis.ledger import Ledger
+from trainer.data import Dataset, build_triplets
 from trainer.errors import ApiError, BudgetSpent
 from trainer.portraits.expressions import EXPRESSIONS
 from trainer.recipe import Recipe
@@ -153,7 +155,7 @@ def test_a_picture_without_an_answer_is_quarantined_and_never_scored(
 ) -> None:
     pictures = images_folder(tmp_path / "images", 2)
     with vlm(Vendor(dict.fromkeys((1, 2, 3), Fault(kind=kind))), knowing(pictures)) as vendor:
-        recipe = asking(vendor, provider, samples=2)
+        recipe = asking(vendor, provider, samples=2, temperature=0.7)
         score(recipe, tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
         _scorer.cache_clear()
         score(recipe, tmp_path / "images", tmp_path / "again", data_folder=tmp_path)
@@ -321,12 +323,31 @@ def test_the_budget_ends_the_stage_and_a_raised_one_goes_on(asking: Asking, tmp_
     assert len(rows(tmp_path / "scored")) == 5
 
 
+def test_corrected_terms_reach_the_dataset_and_nothing_is_paid_again(asking: Asking, tmp_path: Path) -> None:
+    names, levels = ("fear", "surprised", "angry", "disgust"), (0.5, 1.0)
+    faces = drawn({"human-100": "train", "human-101": "validation"}, names, levels)
+    write_stages(tmp_path, faces, [], names)
+    truth = {face["pixels"].tobytes(): dict(zip(EXPRESSIONS, face["truth"], strict=True)) for face in faces}
+    images, scored, out = (tmp_path / name for name in ("images", "scored", "dataset"))
+    found, told = [], []
+    with vlm(Vendor(), lambda pixels, _: answer(truth[pixels.tobytes()])) as vendor:
+        for terms in ("Apache-2.0", "LicenseRef-corrected", "LicenseRef-corrected"):
+            recipe = asking(vendor, "openai", license=terms)
+            found.append(score(recipe, images, scored, data_folder=tmp_path))
+            told.append(build_triplets(recipe, images, scored, out))
+            named = [one.license for one in Dataset.open(out).ingredients if one.kind == "api"]
+            assert named == [terms]
+        assert len(vendor.log) == len(faces)
+    assert found[0].digest == found[1].digest, "the numbers are the same"
+    assert [one.reused for one in found] == [one.reused for one in told] == [False, False, True]
+
+
 def test_a_run_that_was_killed_pays_nothing_twice(asking: Asking, tmp_path: Path) -> None:
     pictures = images_folder(tmp_path / "images", 8)
     know = knowing(pictures)
     # The fifth question hangs until the run is dead.
     with vlm(Vendor({5: Fault(kind="slow", seconds=600)}), know) as vendor:
-        recipe = asking(vendor, "openai", {"timeout": 100}, samples=2)
+        recipe = asking(vendor, "openai", {"timeout": 100}, samples=2, temperature=0.7)
         (tmp_path / "recipe.json").write_text(json.dumps(recipe.model_dump(mode="json", exclude_unset=True)))
         program = f"""
             import json
