@@ -183,6 +183,56 @@ def test_somebody_has_to_name_a_licence(folder: Path, tmp_path: Path) -> None:
         read_folder(recipe_of(folder), tmp_path / "other")
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_picture_is_under_the_licences_of_all_its_lines(folder: Path, tmp_path: Path, copied: bool) -> None:
+    """Whoever lists a picture again, under its own or another name, makes no stricter terms void."""
+    lines = lines_of(folder)
+    for one in lines:
+        one["license"] = "CC0-1.0"
+    again = line("anna", "train")
+    again["license"] = "CC-BY-NC-4.0"
+    again["a"]["intensity"] = 0.9
+    if copied:
+        for face in FACES:
+            shutil.copyfile(folder / f"anna/{face}.png", folder / f"anna/{face}-again.png")
+        again = json.loads(json.dumps(again).replace(".png", "-again.png"))
+    both = "CC-BY-NC-4.0 AND CC0-1.0"
+    for number, some in enumerate(([*lines, again], [again, *lines])):
+        write(folder, some)
+        result = read_folder(recipe_of(folder), tmp_path / f"dataset-{number}")
+        data = Dataset.open(tmp_path / f"dataset-{number}")
+        assert data.provenance["license"] == result.facts["license"] == both
+        found = {(one["identity"], one["license"]) for one in data.table("images").to_pylist()}
+        assert found == {("anna", both), ("ben", "CC0-1.0"), ("cleo", "CC0-1.0")}
+
+
+def test_the_pictures_of_a_folder_are_named_as_ingredients(folder: Path, tmp_path: Path) -> None:
+    lines = lines_of(folder)
+    lines[1]["license"] = "CC0-1.0"
+    write(folder, lines)
+    read_folder(recipe_of(folder), tmp_path / "dataset")
+    assert [(one.kind, one.name, one.license, one.source)
+            for one in Dataset.open(tmp_path / "dataset").ingredients] == [
+        ("identity-images", "folder own", "CC-BY-4.0", "anna/fear.png and 5 more"),
+        ("identity-images", "folder own", "CC0-1.0", "ben/fear.webp, ben/neutral.webp, ben/surprised.webp"),
+    ]  # fmt: skip
+
+
+def test_another_licence_for_some_is_seen_though_all_together_are_the_same(
+    folder: Path, tmp_path: Path
+) -> None:
+    lines = lines_of(folder)
+    lines[0]["license"], lines[1]["license"] = "CC-BY-4.0", "CC0-1.0"
+    write(folder, lines)
+    of_cleo = []
+    for license in ("CC-BY-4.0", "CC0-1.0"):
+        (folder / "license.txt").write_text(license)
+        assert not read_folder(recipe_of(folder), tmp_path / "dataset").reused
+        rows = Dataset.open(tmp_path / "dataset").table("images").to_pylist()
+        of_cleo.append({one["license"] for one in rows if one["identity"] == "cleo"})
+    assert of_cleo == [{"CC-BY-4.0"}, {"CC0-1.0"}]
+
+
 def test_a_recipe_that_was_written_out_is_read_again(folder: Path) -> None:
     recipe = recipe_of(folder)
     assert Recipe.model_validate(recipe.model_dump(mode="json")).digest == recipe.digest
@@ -199,6 +249,9 @@ def test_a_folder_trains_in_its_aspects(folder: Path, tmp_path: Path, tiny_base:
     places = (tmp_path / "dataset", tmp_path / "cache", tiny_base, tmp_path / "train")
     result = train(recipe, *places, pipeline=tiny_pipeline, track=False)
     assert result.facts["steps"] == 3
+    card = json.loads((tmp_path / "train" / "adapter" / "adapter.json").read_bytes())
+    named = [(one["kind"], one["name"], one["license"]) for one in card["ingredients"]]
+    assert ("identity-images", "folder own", "CC-BY-4.0") in named
     assert (tmp_path / "train" / "adapter" / "pytorch_lora_weights.safetensors").is_file()
 
 
