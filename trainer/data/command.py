@@ -37,7 +37,8 @@ def inspect(dataset: Path, out: Path | None, elsewhere: tuple[Path, ...], seed: 
     """Say what is in the folder DATASET: counts, licences, filters, balance, rejects, look-alikes.
 
     With --out a report with contact sheets and distributions is written, one HTML file that needs nothing
-    else. What paid APIs took is added up from the ledger of this machine's data folder.
+    else. What paid APIs took for the edits that were kept is added up from the ledger of this machine's data
+    folder; `trainer apis ledger` has all that a run took, scores and left-out pictures, too.
     """
     from trainer.data.dataset import Dataset
     from trainer.data.inspection import inspect as look
@@ -208,7 +209,7 @@ def _show(found: Inspection) -> None:
         ("made by", found.provenance["source"]),
         ("scored by", found.provenance["scorer"]),
         ("look-alikes", str(found.alike_total)),
-        ("cost", "not known" if found.cost is None else f"{found.cost:.2f} US dollars"),
+        ("paid for kept edits", "not known" if found.cost is None else f"{found.cost:.2f} US dollars"),
     ])  # fmt: skip
     for what, filters in found.filters.items():
         _table(

@@ -1,7 +1,8 @@
 """What two datasets differ in: people, pictures, triplets, scores, filters, licences, provenance.
 
 A picture is known by what it shows (person, portrait, expression, intensity), so it can be there in both and
-still be another file; a triplet is known by what its three pictures show. Versions are equal if and only if
+still be another file; a triplet is known by what its three pictures show and by what its edits are said to
+show, for a folder of one's own may say several things of the same picture. Versions are equal if and only if
 everything is.
 """
 
@@ -98,8 +99,15 @@ class _Side:
         self.people = {who: split for split, people in data.manifest.splits.items() for who in people}
 
     def triplets(self) -> dict[Key, str]:
-        """Return what the triplets show -> their split."""
-        return {tuple(self.keys[row] for row in one.rows): one.split for one in self.data.triplets}
+        """Return what the triplets show, and what their edits are said to show -> their split."""
+        keys = _numbered(
+            (
+                *(self.keys[row] for row in one.rows),
+                *((side.expression, round(side.intensity, 4)) for side in (one.a, one.b)),
+            )
+            for one in self.data.triplets
+        )
+        return {key: one.split for key, one in zip(keys, self.data.triplets, strict=True)}
 
     def rejects(self) -> Counter[Key]:
         """Return what was left out, and how often the same was."""
@@ -120,7 +128,7 @@ def difference(first: Dataset, second: Dataset) -> Difference:
         versions=(str(first.digest), str(second.digest)),
         people=_changes(a.people, b.people, str),
         pictures=_changes(files, there, _picture),
-        triplets=_changes(a.triplets(), b.triplets(), lambda key: " / ".join(map(_picture, key))),
+        triplets=_changes(a.triplets(), b.triplets(), _triplet),
         rejects=_changes(dict(gone), dict(new), lambda key: ", ".join(str(part) for part in key if part)),
         about=_about(a, b, same),
         scores=tuple(_scores(a, b, same)),
@@ -158,6 +166,16 @@ def _picture(key: Key) -> str:
     who = identity if pose is None else f"{identity} ({pose})"
     what = "neutral" if expression is None else f"{expression} {level:g}"
     return f"{who} {what}" + (f" #{number}" if number > 1 else "")
+
+
+def _triplet(key: Key) -> str:
+    """What a triplet shows, in words, and what it says of an edit where the picture itself says another."""
+    source, *edits, said_of_a, said_of_b, number = key
+    sides = [_picture(source)]
+    for edit, (expression, level) in zip(edits, (said_of_a, said_of_b), strict=True):
+        said = "" if edit[3:5] == (expression, level) else f" as {expression} {level:g}"
+        sides.append(_picture(edit) + said)
+    return " / ".join(sides) + (f" #{number}" if number > 1 else "")
 
 
 def _about(a: _Side, b: _Side, same: Sequence[tuple[int, int]]) -> dict[str, int]:

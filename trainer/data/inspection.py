@@ -132,7 +132,8 @@ class Inspection:
         pairs: most triplets first.
         rejects: most first.
         alike, alike_total: some people that look the same, the nearest first, and how many pairs there are.
-        cost: what paid APIs took for these pictures in US dollars, None if it is not known.
+        cost: US dollars that paid APIs took for the edits that were kept, None if it is not known. Scores and
+            pictures that were left out cost, too: the ledger has them by run.
     """
 
     version: str
@@ -317,8 +318,10 @@ def _alike(images: pa.Table) -> tuple[Alike, ...]:
 
 
 def _cost(images: pa.Table, spent: Mapping[str, float] | None) -> float | None:
-    """Return what the paid requests behind the pictures took, None if there are none or one is unknown."""
+    """Return what the paid requests behind the kept pictures took, None if one is unknown."""
     requests = set(images.column("request").drop_null().to_pylist())
-    if not requests or spent is None or not requests <= spent.keys():
+    if not requests:
+        return 0.0
+    if spent is None or not requests <= spent.keys():
         return None
     return sum(spent[request] for request in requests)

@@ -116,7 +116,7 @@ def _summary(found: Inspection) -> str:
         "licence of all together": told["license"],
         "made by": told["source"],
         "scored by": told["scorer"],
-        "cost of paid APIs": cost,
+        "paid for the edits that were kept": cost,
     }
     rows = [
         f"{text(one['kind'])} <code>{text(one['name'])}</code>, {text(one['license'])}"

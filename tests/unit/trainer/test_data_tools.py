@@ -6,16 +6,19 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fakes.datasets import Row, drawn, small_dataset, true_scores, write_stages
+from fakes.datasets import Row, drawn, resigned, small_dataset, true_scores, write_stages
 from registry.digest import Digest, digest_bytes
 from registry.errors import Explained
 from trainer.apis.ledger import Ledger, Line
@@ -181,6 +184,13 @@ def test_cost_is_known_if_the_ledger_knows_every_request(
             ledger.append(_attempt(str(row["request"]), attempt, 0.25))
     told = json.loads(run("inspect", folder, "--json").stdout)
     assert told["cost"] == pytest.approx(0.5 * told["counts"]["pictures"])
+    # What else a run took is not of the kept edits, and not said to be all that was paid.
+    ledger.append(replace(_attempt("sha256:" + "5" * 64, 1, 7.0), kind="score"))
+    ledger.append(replace(_attempt("sha256:" + "6" * 64, 1, 7.0), status="refused"))
+    assert json.loads(run("inspect", folder, "--json").stdout)["cost"] == told["cost"]
+    (line,) = [line for line in run("inspect", folder).stdout.splitlines() if "US dollars" in line]
+    assert line.split("  ")[0].strip() == "paid for kept edits"
+    assert f"{told['cost']:.2f} US dollars" in line
     ledger.append(_attempt(str(rows[0]["request"]), 3, None))
     assert json.loads(run("inspect", folder, "--json").stdout)["cost"] is None, "one has no price"
 
@@ -194,7 +204,7 @@ def _attempt(request: str, attempt: int, usd: float | None) -> Line:
 
 
 def test_drawn_pictures_are_not_paid_for(made: Path) -> None:
-    assert inspect(Dataset.open(made), {}).cost is None
+    assert inspect(Dataset.open(made), {}).cost == inspect(Dataset.open(made), None).cost == 0.0
 
 
 def test_the_command_writes_the_report_and_says_the_same_in_json(made: Path, tmp_path: Path) -> None:
@@ -257,6 +267,33 @@ def test_everything_that_differs_is_told(
     back = compared(other, made)
     assert (back.people.added, back.pictures.added) == (1, found.pictures.removed)
     assert (back.triplets.added, back.triplets.removed) == (found.triplets.removed, found.triplets.added)
+
+
+def test_triplets_of_the_same_pictures_differ_by_what_is_said_of_them(tmp_path: Path) -> None:
+    """In a folder of one's own a line may give pictures of another line other intensities."""
+    rows = drawn({"human-100": "train", "human-103": "validation"}, ("fear", "surprised"), (1.0,))
+    people = [(split, name, [row["pixels"] for row in rows if row["identity"] == name])
+              for split, name in (("train", "human-100"), ("validation", "human-103"))]  # fmt: skip
+
+    def said(name: str, *levels: float) -> Path:
+        folder = small_dataset(tmp_path / name, people)
+        table = pq.read_table(folder / "triplets.parquet")
+        first = table.to_pylist()[0]
+        lines = [*table.to_pylist(), *({**first, "a_intensity": level} for level in levels)]
+        resigned(folder, "triplets", pa.Table.from_pylist(lines, schema=table.schema))
+        return folder
+
+    one, other, more = said("one", 0.9), said("other", 0.7), said("more", 0.9, 0.7)
+    found = compared(one, other)
+    assert not found.equal
+    assert (found.triplets.added, found.triplets.removed, found.triplets.same) == (1, 1, 2)
+    assert (found.pictures.added, found.pictures.removed, found.pictures.changed) == (0, 0, 0)
+    assert found.triplets.examples["added"] == [
+        "human-100 neutral / human-100 fear 1 as fear 0.7 / human-100 surprised 1"
+    ]
+    assert "human-100 fear 1 as fear 0.7" in run("diff", one, other, "--json").stdout
+    found = compared(one, more)
+    assert (found.triplets.added, found.triplets.removed, found.triplets.same) == (1, 0, 3)
 
 
 def test_the_exit_code_is_that_of_diff(made: Path, tmp_path: Path) -> None:
