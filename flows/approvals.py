@@ -130,7 +130,7 @@ def settle(
     """
     if again and desk.since is None:
         approving.reopen(registry, wanted.reference, wanted.digest)
-    _refuse_rejected(registry, wanted)
+    refuse_rejected(registry, wanted)
     problem = ""
     for attempt in itertools.count(1):
         decision = desk.answer(attempt)
@@ -191,7 +191,7 @@ def _heed(registry: Registry, wanted: Wanted, decision: Decision) -> str:
             approving.note_rejection(registry, wanted.reference, wanted.digest, reviewer, decision.reason)
         except UsageError as error:
             return f"The rejection was not taken: {error.message}."
-        _refuse_rejected(registry, wanted)
+        refuse_rejected(registry, wanted)
     if not decision.envelope.strip():
         return ""
     try:
@@ -228,7 +228,12 @@ def _meant(registry: Registry, wanted: Wanted) -> Digest | None:
     return None if target is None else target.digest
 
 
-def _refuse_rejected(registry: Registry, wanted: Wanted) -> None:
+def refuse_rejected(registry: Registry, wanted: Wanted) -> None:
+    """Make sure that nobody has rejected a version, or that people were told to look at it again.
+
+    Raises:
+        Rejected: somebody has.
+    """
     entry = approving.rejection(registry, wanted.reference, wanted.digest)
     if entry is not None:
         by, reason = approving.words_of(entry)
@@ -258,12 +263,14 @@ class PrefectDesk:
         with get_client(sync_client=True) as client:
             run = client.read_flow_run(context.flow_run.id)
             states = client.read_flow_run_states(context.flow_run.id)
-        self._prefix = f"approve-{digest.hex[:12]}-"
+        about = f"approve-{digest.hex[:12]}-"
+        # Retried after its end, a run has lost which questions it asked, and kept their forms: new ones need
+        # other names. What was answered is in the store or in the audit log by then.
+        ends = sum(state.is_final() or state.name == "AwaitingRetry" for state in states)
+        self._prefix = f"{about}{ends}-"
         self._asked = set(run.empirical_policy.pause_keys or ())
         times = [
-            state.timestamp
-            for state in states
-            if str(state.state_details.pause_key or "").startswith(self._prefix)
+            state.timestamp for state in states if str(state.state_details.pause_key or "").startswith(about)
         ]
         self.since: datetime | None = min(times, default=None)
 
