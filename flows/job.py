@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from flows.display import Display
 from flows.errors import FlowError
 from flows.mapping import part_mapper
 from flows.parameters import Approval, RecipeChoice, Runner
-from flows.release import publish
+from flows.release import publish, refuse_automatic
 from flows.server import only_logged, wait_until_recorded
 from flows.settings import FlowSettings
 from flows.stages import Job
@@ -87,14 +88,17 @@ def release(
         recipe: what to release.
         approval: ask: the run waits for approvers in this page. again: also for what was rejected before.
             later: it ends after the signed push, people use `registry approve` and `registry promote`.
-            automatic: nobody looks; for demonstrations only.
+            automatic: nobody looks; for demonstrations only, and refused here unless the worker's settings
+            allow it.
         runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
             without it one is started on the worker's machine).
 
     Raises:
         FlowError: it has not been trained.
+        PolicyRefused: it must not approve by itself.
         Explained: a stage refused, with the reason.
     """
+    refuse_automatic(approval, home())
     wanted = recipe.load()
     with running("release", wanted, runner) as job:
         job.reuse_only = True
@@ -115,13 +119,16 @@ def pipeline(
         recipe: what to make.
         approval: ask: the run waits for approvers in this page. again: also for what was rejected before.
             later: it ends after the signed push, people use `registry approve` and `registry promote`.
-            automatic: nobody looks; for demonstrations only.
+            automatic: nobody looks; for demonstrations only, and refused here unless the worker's settings
+            allow it.
         runner: where parts of stages are done: on threads of the worker, or on a Ray cluster (RAY_ADDRESS;
             without it one is started on the worker's machine).
 
     Raises:
+        PolicyRefused: it must not approve by itself.
         Explained: a stage refused, with the reason.
     """
+    refuse_automatic(approval, home())
     wanted = recipe.load()
     with running("pipeline", wanted, runner) as job:
         base = base_folder(wanted.base, job.home)
@@ -172,8 +179,10 @@ def running(name: str, recipe: Recipe, runner: Runner, root: Path | None = None)
         with part_mapper(place, runner, settings, job.runs) as job.mapper:
             yield job
     except BaseException as error:
-        # One that waits for approvers is not stopped: it goes on another day.
+        # One that waits for approvers is not stopped: it goes on another day, with what it has used.
         patient = isinstance(error, Exception | Pause)
+        if isinstance(error, Pause):
+            job.keep(timedelta(seconds=settings.approval_timeout))
         with only_logged():
             wait_until_recorded(
                 PREFECT_API_URL.value(), job.runs, settings.server_timeout if patient else _STOPPED_SECONDS

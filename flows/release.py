@@ -20,7 +20,7 @@ from flows.events import tell
 from flows.folder import gather
 from flows.parameters import Approval
 from flows.portraits import edit_portraits
-from flows.settings import FlowSettings
+from flows.settings import FlowSettings, prefect_home
 from flows.stages import Job, code_digest
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
@@ -31,9 +31,10 @@ from registry.reference import Reference
 from registry.undoing import undone_if_it_fails
 from trainer.progress import Progress
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, new_folder, stage_key, write_result
+from trainer.stage import StageResult, new_folder, stage_key, write_atomically, write_result
 
 if TYPE_CHECKING:
+    from flows.approvals import Wanted
     from registry.gates import GateReport
 
 APPROVER = "the demo pipeline (no person looked)"
@@ -53,17 +54,8 @@ def publish(
     )
     reference = pushed.facts["reference"]
     about = {"recipe": str(recipe.digest), "version": reference, "digest": str(pushed.digest)}
-    if approval == "later":
-        job.display.say(f"      {reference} waits for `registry approve` and `registry promote`.")
+    if not get_approved(job, pushed, recipe.release.alias, evaluated.folder, approval):
         return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
-    if approval == "automatic":
-        job.display.say(
-            f"      APPROVED AUTOMATICALLY: no person looks at {reference} before it is promoted."
-        )
-        job.display.say("      That is for demonstrations only; people approve with `registry approve`.")
-        job.always(approve, home=home, reference=reference)
-    else:
-        wait_for_approvers(job, pushed, recipe.release.alias, evaluated.folder, again=approval == "again")
     alias = move_alias(job, pushed, recipe.release.alias)
     use(job, recipe, alias, pushed)
     summary = job.summary(adapter=alias, **about)
@@ -71,39 +63,85 @@ def publish(
     return {**summary, "folder": str(folder)}
 
 
-def wait_for_approvers(
-    job: Job, pushed: StageResult, alias: str, pictures: Path, *, again: bool = False
-) -> None:
-    """Suspend the flow run until enough approvers have signed; see `flows.approvals.settle`.
+def refuse_automatic(approval: Approval, home: Path) -> None:
+    """Refuse, before anything is done, that a run of a deployment approves by itself.
+
+    Whoever reaches Prefect's page can start one, and the worker may hold an approver's key. A run that
+    somebody starts on their own machine, such as the demo, is theirs to decide about.
+
+    Raises:
+        PolicyRefused: it would approve, and the settings do not allow that.
+    """
+    from prefect.context import FlowRunContext
+
+    if approval != "automatic" or FlowSettings.read(home).automatic_approval:
+        return
+    context = FlowRunContext.get()
+    run = None if context is None else context.flow_run
+    if run is not None and run.deployment_id is not None:
+        raise PolicyRefused(
+            "approval 'automatic' is not allowed in a run that was started from a deployment",
+            "choose 'ask' or 'later'; for a demonstration use `python -m flows.pipeline RECIPE`. With "
+            "ADAPTER_FOUNDRY_FLOWS_AUTOMATIC_APPROVAL=true on the worker, who reaches Prefect approves",
+        )
+
+
+def get_approved(job: Job, pushed: StageResult, alias: str, pictures: Path, approval: Approval) -> bool:
+    """Get a version approved in the way that was chosen; one that was rejected is not, but by asking again.
 
     Args:
         job: the run.
         pushed: what `push` made.
         alias: what it shall be promoted to.
         pictures: the folder of the evaluation.
-        again: ask also if the version was rejected before.
+        approval: the way.
+
+    Returns:
+        Whether to promote it now.
 
     Raises:
         RegistryError: the version fails a gate that no approval opens.
         Rejected, ApprovalTimeout: see `flows.approvals.settle`.
     """
-    from flows.approvals import PrefectDesk, Wanted, settle
+    from flows.approvals import Wanted, refuse_rejected
 
     registry, reference = Registry.open(job.home), pushed.facts["reference"]
     wanted = Wanted(reference=Reference.parse(reference), digest=pushed.digest, alias=alias)
+    try:
+        if approval in ("ask", "again"):
+            _ask_people(registry, wanted, pictures, again=approval == "again")
+        else:
+            refuse_rejected(registry, wanted)
+    except Rejected:
+        tell("rejected", wanted.reference.name, {"version": reference, "digest": str(pushed.digest)})
+        raise
+    if approval == "later":
+        job.display.say(f"      {reference} waits for `registry approve` and `registry promote`.")
+        return False
+    if approval == "automatic":
+        job.display.say(
+            f"      APPROVED AUTOMATICALLY: no person looks at {reference} before it is promoted."
+        )
+        job.display.say("      That is for demonstrations only; people approve with `registry approve`.")
+        job.always(approve, home=job.home, reference=reference)
+    else:
+        job.always(count, home=job.home, reference=reference, alias=alias)
+    return True
+
+
+def _ask_people(registry: Registry, wanted: Wanted, pictures: Path, *, again: bool) -> None:
+    """Suspend the flow run until enough approvers have signed; see `flows.approvals.settle`."""
+    from flows.approvals import PrefectDesk, settle
+
+    reference, alias = str(wanted.reference), wanted.alias
 
     def show() -> None:
         report = registry.gates(reference, alias)
         _refuse_what_no_approval_opens(report)
         show_for_approval(registry, reference, report, pictures)
 
-    timeout = timedelta(seconds=FlowSettings.read(job.home).approval_timeout)
-    try:
-        settle(registry, PrefectDesk(pushed.digest), wanted, again=again, timeout=timeout, show=show)
-    except Rejected:
-        tell("rejected", wanted.reference.name, {"version": reference, "digest": str(pushed.digest)})
-        raise
-    job.always(count, home=job.home, reference=reference, alias=alias)
+    timeout = timedelta(seconds=FlowSettings.read(registry.place.home).approval_timeout)
+    settle(registry, PrefectDesk(wanted.digest), wanted, again=again, timeout=timeout, show=show)
 
 
 def _refuse_what_no_approval_opens(report: GateReport) -> None:
@@ -117,14 +155,19 @@ def _refuse_what_no_approval_opens(report: GateReport) -> None:
 
 
 def move_alias(job: Job, pushed: StageResult, alias: str) -> str:
-    """Promote, and tell it as an event; return ``name@alias``."""
+    """Promote, and tell it as an event where this data folder has not told it yet; return ``name@alias``.
+
+    An approver may have promoted while the run waited, or an earlier run have ended before it told anybody.
+    """
     reference = pushed.facts["reference"]
     promoted = job.always(promote, home=job.home, reference=reference, alias=alias)
-    facts = promoted.facts
-    if not promoted.reused:
+    facts, digest = promoted.facts, str(promoted.digest)
+    told = prefect_home(job.home) / "told" / facts["reference"]
+    if not promoted.reused or not told.is_file() or told.read_text("utf-8") != digest:
         news = {name: facts[name] for name in ("reference", "version", "previous")}
-        news |= {"alias": alias, "digest": str(promoted.digest)}
-        tell("promoted", Reference.parse(reference).name, news)
+        tell("promoted", Reference.parse(reference).name, {**news, "alias": alias, "digest": digest})
+        told.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(told, digest.encode())
     return str(facts["reference"])
 
 

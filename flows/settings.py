@@ -42,6 +42,8 @@ class FlowSettings(BaseModel):
             file in the data folder.
         server_timeout: seconds that the local server may take to start, and to record a run before it stops.
         approval_timeout: seconds that a release waits for approvers, over all of its questions.
+        automatic_approval: whether a release that is started from a deployment may approve by itself. Then
+            everybody who reaches Prefect's page approves, if the worker holds an approver's key.
         workers: how many parts of a stage are done at once on this machine, on threads or on a Ray cluster of
             the run's own; None takes one a core, up to four.
         ray_address: a Ray cluster for flows with ``runner: ray``, whose machines share the data folder; None
@@ -65,6 +67,7 @@ class FlowSettings(BaseModel):
     ] = None
     server_timeout: Annotated[float, Field(gt=0)] = 180.0
     approval_timeout: Annotated[int, Field(ge=1, le=365 * 86_400)] = 7 * 86_400
+    automatic_approval: bool = False
     workers: Annotated[int | None, Field(ge=1, le=256)] = None
     ray_address: Annotated[str | None, StandardVariable("RAY_ADDRESS")] = None
     processes: Annotated[int | None, Field(ge=1)] = None

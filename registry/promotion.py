@@ -52,7 +52,7 @@ def promote(registry: Registry, report: GateReport, action: str = "promote") -> 
         reference=report.alias,
         version=manifest.version,
         digest=manifest.digest,
-        previous=None if before is None else before.custom.get("version"),
+        previous=next(iter(_history(before, manifest.version)), None),
         reused=reused,
     )
 

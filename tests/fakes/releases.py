@@ -19,7 +19,7 @@ from prefect import flow, task
 from fakes.registries import NAME, adapter_files, adapter_folder
 from flows.display import Display
 from flows.parameters import Approval
-from flows.release import move_alias, push, wait_for_approvers
+from flows.release import get_approved, move_alias, push
 from flows.stages import Job
 from registry.digest import Digest, digest_bytes
 from registry.manifest import WEIGHTS_NAME
@@ -108,7 +108,7 @@ def evaluate(seed: int, top1: float, gap: float | None, out: Path, progress: Pro
 def release(
     seed: int = 1, approval: Approval = "ask", top1: float = 0.9, gap: float | None = None
 ) -> dict[str, Any]:
-    """Evaluate once, push, wait for approvers, promote.
+    """Evaluate once, push, get it approved, promote.
 
     Args:
         seed: of the adapter.
@@ -122,7 +122,8 @@ def release(
     said = {"seed": seed, "top1": top1, "gap": gap}
     evaluated = job.cached(evaluate, key=said, **said)
     pushed = job.always(push, home=place, adapter=adapter, evaluated=evaluated.folder, name=NAME)
-    wait_for_approvers(job, pushed, "prod", evaluated.folder, again=approval == "again")
+    if not get_approved(job, pushed, "prod", evaluated.folder, approval):
+        return {"version": pushed.facts["reference"]}
     return {"alias": move_alias(job, pushed, "prod"), "version": pushed.facts["reference"]}
 
 
@@ -196,6 +197,20 @@ class Run:
         key = self.state.state_details.run_input_keyset["schema"]
         found: dict[str, Any] = json.loads(self.client.read_flow_run_input(self.id, key))
         return found
+
+    def retry(self) -> Run:
+        """Press *Retry* in the page, and let the run go on."""
+        from prefect.states import AwaitingRetry
+
+        self.client.set_flow_run_state(self.id, AwaitingRetry())
+        return self.proceed()
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The payload of each event of that name which the server has got from this run, the oldest first."""
+        mine = {"id": [f"prefect.flow-run.{self.id}"]}
+        wanted = {"event": {"name": [name]}, "related": mine, "order": "ASC"}
+        found = self.client.request("POST", "/events/filter", json={"filter": wanted}).json()["events"]
+        return [one["payload"] for one in found]
 
     def artifacts(self) -> dict[str, Any]:
         """The newest artifact of each key that this run has left."""

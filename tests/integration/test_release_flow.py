@@ -18,6 +18,7 @@ from registry.client import Registry
 from registry.reference import Reference
 from registry.signing import keys
 from registry.signing.signers import KeyRing, pem_of
+from trainer.errors import RecipeError
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -258,6 +259,104 @@ def test_a_worker_without_an_approvers_key_waits_until_somebody_has_promoted(
     (home / "registry" / "keys" / "approver.pem").rename(people / "approver.pem")
     assert run.resume(**YES).state.is_completed()
     assert meant(registry) == f"{NAME}:2"
+    (news,) = arrived(run, "adapter.promoted")
+    digest = str(registry.show(f"{NAME}:2").listed.digest)
+    told = {"reference": f"{NAME}@prod", "alias": "prod", "version": 2, "previous": 1, "digest": digest}
+    assert news == told, "whoever promoted, it is told"
+    assert runs.start().state.is_completed()
+    assert (home / "prefect" / "told" / f"{NAME}@prod").read_text() == digest, "and a later run is silent"
+
+
+def arrived(run: Any, name: str) -> list[dict[str, Any]]:
+    """The events of a run, as soon as there is one: nobody waits for them to be on record."""
+    end = time.monotonic() + 300
+    found: list[dict[str, Any]] = []
+    while not found and time.monotonic() < end:
+        found = run.events(name)
+        time.sleep(0.2)
+    return found
+
+
+def test_a_promotion_that_was_made_before_it_was_told_is_told_by_the_next_run(
+    runs: Any, registry: Registry, home: Path
+) -> None:
+    """What a run leaves that was killed between the two."""
+    first = runs.start(approval="later")
+    assert first.state.is_completed()
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    registry.promote(f"{NAME}:2", "prod")
+    second = runs.start()
+    assert second.state.is_completed()
+    (news,) = arrived(second, "adapter.promoted")
+    assert (news["version"], news["previous"]) == (2, 1)
+
+
+def test_a_run_that_has_asked_and_failed_asks_again_when_it_is_retried(
+    runs: Any, registry: Registry, home: Path
+) -> None:
+    run = runs.start()
+    policy = home / "registry" / "policy.toml"
+    policy.write_text("no policy")
+    run.resume(**YES)
+    assert run.state.is_failed()
+    policy.unlink()
+    run.retry()
+    assert run.state.name == "Suspended"
+    assert "0 of 1 approvals" in run.question()
+    run.resume(**YES)
+    assert run.state.name == "Suspended", "what was answered before counts for nothing either"
+    registry.approve(f"{NAME}:2", "Kim", "looked at the sheet")
+    assert run.resume(**YES).state.is_completed()
+    assert meant(registry) == f"{NAME}:2"
+
+
+@pytest.mark.parametrize("name", ["release", "pipeline"])
+def test_a_run_that_anybody_can_start_does_not_approve_by_itself(
+    runs: Any, registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The worker holds an approver's key here, as after `registry init`."""
+    from prefect.flow_engine import run_flow
+
+    from flows import job
+    from flows.parameters import RecipeChoice
+    from flows.settings import FlowSettings
+
+    flow = getattr(job, name)
+    deployment = runs.client.create_deployment(flow_id=runs.client.create_flow(flow), name=f"forms-{name}")
+
+    def ended(**parameters: Any) -> str:
+        made = runs.client.create_flow_run_from_deployment(deployment, parameters=parameters)
+        state = run_flow(flow, flow_run=made, return_type="state")
+        assert state.is_failed()
+        return str(state.message)
+
+    # Without a recipe of that name a run ends as soon as it begins.
+    nothing = {"recipe": "no-such-recipe"}
+    assert "approval 'automatic' is not allowed" in ended(approval="automatic", recipe=nothing)
+    assert "no-such-recipe" in ended(approval="ask", recipe=nothing)
+    assert not list(home.glob("runs/*"))
+    assert registry.list(NAME)[-1].reference == f"{NAME}:1"
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_AUTOMATIC_APPROVAL", "true")
+    assert FlowSettings.read(home).automatic_approval
+    assert "no-such-recipe" in ended(approval="automatic", recipe=nothing), "who runs the worker may allow it"
+    monkeypatch.delenv("ADAPTER_FOUNDRY_FLOWS_AUTOMATIC_APPROVAL")
+    with pytest.raises(RecipeError, match="no-such-recipe"):
+        flow(RecipeChoice.model_validate(nothing), "automatic")  # the way of `python -m flows.pipeline`
+
+
+@pytest.mark.parametrize("approval", ["automatic", "later"])
+def test_what_was_rejected_is_not_released_without_asking_again(
+    runs: Any, registry: Registry, approval: str
+) -> None:
+    rejected = runs.start()
+    rejected.resume(**NO)
+    run = runs.start(approval=approval)
+    assert run.state.is_failed()
+    assert "rejected by Lee" in run.state.message
+    assert "approval 'again'" in run.state.message
+    assert meant(registry) == f"{NAME}:1"
+    kinds = [view.kind for view in registry.show(f"{NAME}:2").statements]
+    assert "approval" not in kinds, "nothing was signed"
 
 
 def test_a_promotion_starts_the_deployment_that_verifies_it(runs: Any, registry: Registry) -> None:
