@@ -12,7 +12,7 @@ adapter, to another version or to other bytes.
 | evaluation | our evaluation/v1         | evaluator | verdict is "pass"                            |
 | approval   | our approval/v1           | approver  | verdict is "pass"                            |
 | behaviour  | our behaviour/v1          | scanner   | verdict is "pass" (review asks for a review) |
-| reproduction | our reproduction/v1     | evaluator | it is identical or equivalent; see below     |
+| reproduction | our reproduction/v1     | evaluator | identical, or equivalent in all; see below   |
 | waiver     | our waiver/v1             | approver  | always: it judges nothing, see waivers.py    |
 """
 
@@ -128,7 +128,7 @@ class Statement:
         if self.kind == "scan":
             return _TEST_RESULTS.get(str(self.predicate.get("result")), "fail")
         if self.kind == "reproduction":
-            return "fail" if self.predicate.get("outcome") not in ("identical", "equivalent") else "pass"
+            return "pass" if reproduction.proves(self.predicate) else "fail"
         if self.kind == "behaviour" and self.predicate.get("verdict") == "review":
             return "review"
         return "pass" if self.predicate.get("verdict") == "pass" else "fail"

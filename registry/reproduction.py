@@ -2,7 +2,9 @@
 
 The evaluator signs it: making and comparing is measuring. It is bound to the bytes of the weights file and to
 the recipe's digest. Read strictly: a statement in another form is none. Its word decides only where a gate
-asks for it (see `admission`), for a training on another machine may differ without anybody's fault.
+asks for it (see `admission`), for a training on another machine may differ without anybody's fault. There it
+counts if the weights are the same, or if both weights and figures were compared and are close: half a
+comparison, which was called equivalent once, is read and proves nothing.
 """
 
 from __future__ import annotations
@@ -86,13 +88,14 @@ class Reproduction(_Model):
     """What a reproduction says.
 
     Attributes:
-        outcome: "identical" bit for bit, "equivalent" within the tolerances, or "different".
+        outcome: "identical" bit for bit, "equivalent" in weights and figures within the tolerances, or
+            "different", which is also what cannot be compared.
         at: when, in UTC.
         weights: of the released weights file.
         rebuilt: of the one that was made again.
         recipe: digest of the recipe.
         dataset: digests of both datasets.
-        dataset_reused: the released dataset was taken as it lay there, and not made again.
+        dataset_reused: some of the released dataset was taken as it lay there, and not made again.
         code: digests of the sources that made both.
         machine, released_machine: where; the released one is None if nobody wrote it down.
         difference: of the weights; None if they are identical, or cannot be compared.
@@ -120,9 +123,16 @@ class Reproduction(_Model):
         same = self.weights == self.rebuilt
         if (self.outcome == "identical") != same:
             raise ValueError("the outcome is identical if and only if the weights are")
-        if self.outcome == "equivalent" and not close(self.difference, self.metrics):
+        if self.outcome == "equivalent" and not _undenied(self.difference, self.metrics):
             raise ValueError("the figures are outside of the tolerances that it names")
         return self
+
+    @property
+    def proves(self) -> bool:
+        """Whether it shows that the recipe makes the adapter: to the bit, or in weights and figures both."""
+        return self.outcome == "identical" or (
+            self.outcome == "equivalent" and close(self.difference, self.metrics)
+        )
 
     def predicate(self) -> dict[str, Any]:
         """Return what is signed."""
@@ -130,11 +140,24 @@ class Reproduction(_Model):
 
 
 def close(difference: Difference | None, metrics: Sequence[Metric]) -> bool:
-    """Return whether all figures that there are lie within their tolerances, and there are some."""
+    """Return whether weights and figures were both compared, and all lie within their tolerances."""
+    return difference is not None and bool(metrics) and _undenied(difference, metrics)
+
+
+def _undenied(difference: Difference | None, metrics: Sequence[Metric]) -> bool:
+    """Return whether something was compared, and none of it lies outside of its tolerance."""
     far = difference is not None and (
         difference.relative is None or difference.relative > difference.tolerance
     )
     return not far and (difference is not None or bool(metrics)) and all(row.within for row in metrics)
+
+
+def proves(predicate: Mapping[str, Any]) -> bool:
+    """Return whether a predicate is a reproduction that shows that the recipe makes the adapter."""
+    try:
+        return parse(predicate).proves
+    except InvalidDocument:
+        return False
 
 
 def parse(predicate: Mapping[str, Any]) -> Reproduction:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import shown
 from registry.evaluation import required
+from registry.reproduction import proves
 
 if TYPE_CHECKING:
     from registry.results import StatementView
@@ -183,9 +184,11 @@ def _reproduction(predicate: Mapping[str, Any]) -> Iterator[str]:
     meaning = {
         "identical": "made again from the recorded recipe, every bit is the same",
         "equivalent": "made again from the recorded recipe, the same within the tolerances below",
-        "different": "made again from the recorded recipe, it came out as something else",
+        "different": "made again from the recorded recipe, it is not shown to be the same",
     }
     yield f"outcome   {shown(predicate['outcome'])}: {meaning[predicate['outcome']]}"
+    if predicate["outcome"] == "equivalent" and not proves(predicate):
+        yield "but       not both weights and figures were compared: gates that ask for it refuse it"
     yield f"weights   sha256:{shown(predicate['weights']['sha256'])}"
     yield f"again     sha256:{shown(predicate['rebuilt']['sha256'])}"
     for label, name in (("dataset", "dataset"), ("code", "code")):

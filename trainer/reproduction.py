@@ -8,7 +8,10 @@ compared as linear maps (`registry.spectral`), and the figures of both evaluatio
 - each figure lies in the 95 % interval of the released one, which is widened to at least `SLACK` of its value
   on either side, for an interval of a figure that never varied has no width.
 
-Both hold: equivalent. What is not bit for bit the same and not equivalent is different.
+Both hold: equivalent. Figures are compared with a signed evaluation that asked the same people for the same,
+by the same definitions and judges, and of such an evaluation every figure must come out again; where several
+are signed, all must agree. What is not bit for bit the same and not equivalent is different, also where one
+of the two could not be compared: the notes say so.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from registry.attestation import Statement
 from registry.content import FileContent
 from registry.digest import Digest, digest_content
 from registry.errors import BadSignature, InvalidDocument, shown
-from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard, AdapterManifest, Provenance
+from registry.manifest import CARD_NAME, MAX_SAID, WEIGHTS_NAME, AdapterCard, AdapterManifest, Provenance
 from registry.reproduction import Both, Difference, Metric, Outcome, Reproduction, Sha256, close
 from registry.spectral import compare as compare_weights
 from trainer.errors import NotReproducible
@@ -40,6 +43,32 @@ TOLERANCE: Final = 0.1
 SLACK: Final = 0.02
 
 
+Figures = Mapping[str, tuple[float, float, float]]
+"""Metric -> value, low and high end of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated:
+    """A signed evaluation of an adapter.
+
+    Attributes:
+        figures: what was found.
+        definitions: version of the metrics' definitions; empty if it does not say.
+        suite: digest of who was asked for what, by which definitions; empty if it does not say.
+        judges: digests of the judges by what they judge.
+    """
+
+    figures: Figures
+    definitions: str
+    suite: str
+    judges: Mapping[str, str]
+
+    def like(self, report: EvaluationReport) -> bool:
+        """Return whether it measured the same things in the same way as a report."""
+        judges = {name: str(digest) for name, digest in report.digests.judges.items()}
+        return (self.suite, self.judges) == (str(report.digests.suite), judges)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recorded:
     """What is signed about how an adapter was made.
@@ -48,15 +77,13 @@ class Recorded:
         manifest: of the adapter.
         recipe: of its training.
         made: by which code, on which machine.
-        metrics: figures of its signed evaluation: name -> value, low and high end of the interval.
-        definitions: versions of the definitions that these figures follow.
+        evaluations: its signed evaluations that have figures with intervals.
     """
 
     manifest: AdapterManifest
     recipe: Recipe
     made: Provenance
-    metrics: Mapping[str, tuple[float, float, float]]
-    definitions: frozenset[str] = frozenset()
+    evaluations: tuple[Evaluated, ...] = ()
 
     @property
     def reference(self) -> str:
@@ -105,18 +132,14 @@ def recorded(registry: Registry, reference: str) -> Recorded:
             else f"nobody signed what {name} was made from",
             "adapters that were trained and pushed by this version or a newer one can be reproduced",
         )
-    figures: dict[str, tuple[float, float, float]] = {}
-    definitions = set[str]()
-    for view in found.statements:
-        if view.signed and view.kind == "evaluation":
-            figures |= _figures(view.predicate)
-            definitions |= _definitions(view.predicate)
+    read = [
+        _evaluated(view.predicate) for view in found.statements if view.signed and view.kind == "evaluation"
+    ]
     return Recorded(
         manifest=manifest,
         recipe=heard(made.recipe, manifest.training.recipe),
         made=made,
-        metrics=figures,
-        definitions=frozenset(definitions),
+        evaluations=tuple(one for one in read if one.figures),
     )
 
 
@@ -135,7 +158,22 @@ def _believe(view: StatementView, manifest: AdapterManifest) -> None:
         )
 
 
-def _figures(predicate: Mapping[str, Any]) -> dict[str, tuple[float, float, float]]:
+def _evaluated(predicate: Mapping[str, Any]) -> Evaluated:
+    """Read what other programs may have signed too: where they say less, there is nothing to compare with."""
+    digests = _mapping(predicate.get("digests"))
+    return Evaluated(
+        figures=_figures(predicate),
+        definitions=str(_mapping(predicate.get("suite")).get("definitions", "")),
+        suite=str(digests.get("suite", "")),
+        judges={str(name): str(digest) for name, digest in _mapping(digests.get("judges")).items()},
+    )
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _figures(predicate: Mapping[str, Any]) -> Figures:
     """Figures with intervals, as this trainer's evaluations have them; others have none to compare."""
     found = {}
     rows = predicate.get("metrics")
@@ -146,12 +184,6 @@ def _figures(predicate: Mapping[str, Any]) -> dict[str, tuple[float, float, floa
         except (KeyError, TypeError, ValueError):
             continue
     return found
-
-
-def _definitions(predicate: Mapping[str, Any]) -> set[str]:
-    suite = predicate.get("suite")
-    said = suite.get("definitions") if isinstance(suite, Mapping) else None
-    return {shown(said, 20)} if said else set()
 
 
 def identical(known: Recorded, rebuilt: Path) -> bool:
@@ -175,7 +207,7 @@ def compare(
         known: what is signed about them.
         rebuilt: adapter folder of the new one; its card says by which code, on which machine.
         report: its evaluation; not needed if the weights are identical.
-        dataset_reused: the released dataset was taken as it lay there.
+        dataset_reused: some of the released dataset was taken as it lay there.
 
     Raises:
         NotFound: the released weights are gone.
@@ -191,12 +223,7 @@ def compare(
         digest = digest_content(mine)
         if digest != released:
             difference = _difference(registry, manifest, mine, notes)
-    metrics = () if digest == released or report is None else _metrics(known.metrics, report)
-    if digest != released and not metrics:
-        notes.append("there is no signed evaluation to compare figures with")
-    elif metrics and report is not None and known.definitions - {report.suite.definitions}:
-        theirs, ours = ", ".join(sorted(known.definitions)), report.suite.definitions
-        notes.append(f"the released figures follow the definitions {theirs}, the rebuilt ones {ours}")
+    metrics = () if digest == released else _metrics(known.evaluations, report, notes)
     if made.code != known.made.code:
         notes.append("the code is not the recorded one: another version, or it was changed")
     if dataset != manifest.training.dataset:
@@ -235,11 +262,35 @@ def _difference(
 
 
 def _metrics(
-    released: Mapping[str, tuple[float, float, float]], report: EvaluationReport
+    signed: Sequence[Evaluated], report: EvaluationReport | None, notes: list[str]
 ) -> tuple[Metric, ...]:
+    """Return the figures of both, or none where not all can be compared; the notes say why."""
+    if report is None or not signed:
+        notes.append("there is no signed evaluation to compare figures with")
+        return ()
+    like = [one for one in signed if one.like(report)]
+    if not like:
+        theirs = ", ".join(sorted({one.definitions or "unknown" for one in signed}))
+        why = (
+            "no signed evaluation has the suite, the definitions and the judges of the rebuilt one "
+            f"(its definitions are {report.suite.definitions}, the signed ones {theirs})"
+        )
+        notes.append(shown(f"no figures are compared: {why}", 250)[:MAX_SAID])
+        return ()
     rebuilt = {metric.name: metric.value.value for metric in report.metrics}
+    lacking = sorted({name for one in like for name in one.figures} - rebuilt.keys())
+    if lacking:
+        why = f"the rebuilt adapter has none for {', '.join(lacking)}"
+        notes.append(shown(f"no figures are compared: {why}", 250)[:MAX_SAID])
+        return ()
+    tables = [_rows(one.figures, rebuilt) for one in like]
+    # Any signed evaluation that it contradicts decides.
+    return min(tables, key=lambda rows: all(row.within for row in rows))
+
+
+def _rows(released: Figures, rebuilt: Mapping[str, float]) -> tuple[Metric, ...]:
     rows = []
-    for name in sorted(released.keys() & rebuilt.keys()):
+    for name in sorted(released):
         value, low, high = released[name]
         slack = SLACK * abs(value)
         row = {"low": min(low, value - slack), "high": max(high, value + slack)}

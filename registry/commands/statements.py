@@ -53,7 +53,11 @@ def attest(reference: str, kind: str, predicate: str, role: str | None) -> Answe
     result = Registry.open().attest(reference, wanted, told, role)
     found = Statement(kind=wanted, subject_name=result.reference, digest=result.digest, predicate=told)
     if found.outcome != "pass" and kind == "reproduction":
-        click.echo("It says 'different': aliases whose gates ask for a reproduction refuse it.", err=True)
+        half = " in half of what is compared" if told.get("outcome") == "equivalent" else ""
+        click.echo(
+            f"It says {told.get('outcome')!r}{half}: aliases whose gates ask for a reproduction refuse it.",
+            err=True,
+        )
     elif found.outcome != "pass":
         unless = ", unless approvers waive it" if found.outcome == "review" else ""
         click.echo(

@@ -17,6 +17,7 @@ from registry.digest import digest_bytes
 from registry.errors import BadSignature, InvalidDocument, PolicyRefused, RegistryError, UsageError
 from registry.manifest import AdapterManifest
 from registry.storage import shelf
+from registry.telling import reproduction_lines
 from trainer.reproduction import recorded
 
 WANTED: tuple[Kind, ...] = (*DEMANDED, "reproduction")
@@ -49,6 +50,34 @@ def test_a_different_reproduction_refuses_only_where_a_gate_asks(manifest: Adapt
     admit(reproduction(manifest, "different"), DEMANDED)
     with pytest.raises(PolicyRefused, match="reproduction statement"):
         admit(reproduction(manifest, "different"), WANTED)
+
+
+FAR = {"relative": 0.01, "cosine": 1.0, "tolerance": 0.1}
+FIGURE = {"name": "top1_accuracy", "released": 0.9, "rebuilt": 0.9, "low": 0.8, "high": 1.0}
+
+
+@pytest.mark.parametrize(
+    "half", [{"difference": None, "metrics": [FIGURE]}, {"difference": FAR, "metrics": []}]
+)
+def test_half_a_comparison_is_read_and_passes_no_gate(
+    manifest: AdapterManifest, half: dict[str, Any]
+) -> None:
+    """Statements of older versions call that equivalent: an alias that asks for nothing is not taken down."""
+    values = reproduction(manifest, "equivalent") | half
+    found = reading.parse(values)
+    assert not found.proves
+    assert not reading.close(found.difference, found.metrics)
+    assert "not both weights and figures were compared" in " ".join(reproduction_lines(values))
+    admit(values, DEMANDED)
+    with pytest.raises(PolicyRefused, match="reproduction statement"):
+        admit(values, WANTED)
+
+
+def test_all_of_a_comparison_proves(manifest: AdapterManifest) -> None:
+    found = reading.parse(reproduction(manifest, "equivalent") | {"difference": FAR, "metrics": [FIGURE]})
+    assert found.proves
+    assert reading.close(found.difference, found.metrics)
+    assert not reading.proves({"outcome": "identical"})
 
 
 ATTACKS: dict[str, tuple[dict[str, Any], type[RegistryError], str]] = {

@@ -15,7 +15,7 @@ from registry.digest import digest_bytes
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
 from trainer.errors import NotReproducible, RecipeError
 from trainer.evaluation.gates import rows
-from trainer.evaluation.report import EvaluationReport, Suite, Value
+from trainer.evaluation.report import Digests, EvaluationReport, Suite, Value
 from trainer.provenance import heard, provenance, said
 from trainer.recipe import Recipe, change
 from trainer.recipe import load as load_recipe
@@ -54,17 +54,33 @@ def stronger(place: Path, factor: float) -> Path:
     return place
 
 
-def metrics(top1: float) -> Any:
-    value = Value(value=top1, low=top1 - 0.05, high=top1 + 0.05, n=16, samples=192)
-    return rows({"top1_accuracy": value}, {}, {}, {})
+def measured(top1: float, **more: float) -> EvaluationReport:
+    """What a comparison reads of a report with these figures."""
+    values = {
+        name: Value(value=mean, low=mean - 0.05, high=mean + 0.05, n=16, samples=192)
+        for name, mean in {"top1_accuracy": top1, **more}.items()
+    }
+    digest = digest_bytes(b"judge")
+    return EvaluationReport.model_construct(
+        metrics=rows(values, {}, {}, {}),
+        suite=Suite.model_construct(definitions="2"),
+        digests=Digests.model_construct(suite=digest_bytes(b"suite"), judges={"expression": digest}),
+    )
 
 
-def evaluation(top1: float) -> dict[str, Any]:
+def evaluation(top1: float, **more: float) -> dict[str, Any]:
+    return signed_form(measured(top1, **more))
+
+
+def signed_form(found: EvaluationReport) -> dict[str, Any]:
+    """What is signed of such a report."""
+    suite, judges = found.digests.suite, found.digests.judges
     return {
         "schema_version": 2,
         "verdict": "pass",
-        "suite": {"definitions": "2"},
-        "metrics": [row.model_dump(mode="json") for row in metrics(top1)],
+        "suite": {"definitions": found.suite.definitions},
+        "digests": {"suite": str(suite), "judges": {name: str(digest) for name, digest in judges.items()}},
+        "metrics": [row.model_dump(mode="json") for row in found.metrics],
     }
 
 
@@ -78,12 +94,6 @@ def first_schema(top1: float) -> dict[str, Any]:
     return {"schema_version": 1, "verdict": "pass", "suite": {"definitions": "1"}, "metrics": [row]}
 
 
-def again_report(top1: float) -> EvaluationReport:
-    return EvaluationReport.model_construct(
-        metrics=metrics(top1), suite=Suite.model_construct(definitions="2")
-    )
-
-
 @pytest.fixture
 def registry(home: Path, tmp_path: Path, recipe: Recipe) -> Registry:
     found = Registry.init(home)
@@ -95,7 +105,9 @@ def test_the_recorded_recipe_is_the_recipe(registry: Registry, recipe: Recipe) -
     known = recorded(registry, "pixelsmile:1")
     assert known.recipe == recipe
     assert known.recipe.model_fields_set == recipe.model_fields_set
-    assert known.metrics == {"top1_accuracy": (0.9, pytest.approx(0.85), pytest.approx(0.95))}
+    (signed,) = known.evaluations
+    assert signed.figures == {"top1_accuracy": (0.9, pytest.approx(0.85), pytest.approx(0.95))}
+    assert signed.like(measured(0.1))
     assert not known.asks_apis
     known.require_base(digest_bytes(b"any"))  # this card names no digest of the base
 
@@ -131,7 +143,7 @@ def test_other_bytes_are_judged_by_distance_and_figures(
     known = recorded(registry, "pixelsmile:1")
     again = stronger(folder(tmp_path / "again", recipe), factor)
     assert not identical(known, again)
-    found = compare(registry, known, again, report=again_report(top1))
+    found = compare(registry, known, again, report=measured(top1))
     assert found.outcome == outcome
     assert found.difference is not None
     assert found.difference.relative == pytest.approx(abs(factor - 1), rel=0.02)
@@ -140,17 +152,66 @@ def test_other_bytes_are_judged_by_distance_and_figures(
     assert (row.released, row.rebuilt, row.within) == (0.9, top1, abs(top1 - 0.9) < 0.05)
 
 
-@pytest.mark.parametrize(("top1", "outcome"), [(0.91, "equivalent"), (0.7, "different")])
-def test_figures_of_the_first_schema_are_still_compared_and_their_definitions_named(
-    home: Path, tmp_path: Path, recipe: Recipe, top1: float, outcome: str
-) -> None:
+def other_suite(found: EvaluationReport) -> EvaluationReport:
+    digests = found.digests.model_copy(update={"suite": digest_bytes(b"others were asked")})
+    return found.model_copy(update={"digests": digests})
+
+
+def other_judges(found: EvaluationReport) -> EvaluationReport:
+    digests = found.digests.model_copy(update={"judges": {"expression": digest_bytes(b"another judge")}})
+    return found.model_copy(update={"digests": digests})
+
+
+HALF: dict[str, tuple[list[dict[str, Any]], EvaluationReport, str]] = {
+    "nothing is signed": ([], measured(0.9), "there is no signed evaluation"),
+    "the first schema": ([first_schema(0.9)], measured(0.9), "its definitions are 2, the signed ones 1"),
+    "another suite": ([evaluation(0.9)], other_suite(measured(0.9)), "no signed evaluation has the suite"),
+    "other judges": ([evaluation(0.9)], other_judges(measured(0.9)), "no signed evaluation has the suite"),
+    "a figure is gone": ([evaluation(0.9, paired_psnr=23.0)], measured(0.9), "has none for paired_psnr"),
+}
+
+
+@pytest.mark.parametrize("name", HALF)
+def test_half_a_comparison_is_not_equivalent(home: Path, tmp_path: Path, recipe: Recipe, name: str) -> None:
+    """The weights are close; whether the figures are cannot be told."""
+    signed, rebuilt, note = HALF[name]
     registry = Registry.init(home)
-    registry.push(folder(tmp_path / "released", recipe), "pixelsmile", evaluation=first_schema(0.9))
+    registry.push(folder(tmp_path / "released", recipe), "pixelsmile")
+    for one in signed:
+        registry.attest("pixelsmile:1", "evaluation", one)
     again = stronger(folder(tmp_path / "again", recipe), 1.05)
-    found = compare(registry, recorded(registry, "pixelsmile:1"), again, report=again_report(top1))
-    assert found.outcome == outcome
-    assert [row.name for row in found.metrics] == ["top1_accuracy"]
-    assert "the released figures follow the definitions 1, the rebuilt ones 2" in found.notes
+    found = compare(registry, recorded(registry, "pixelsmile:1"), again, report=rebuilt)
+    assert (found.outcome, found.metrics) == ("different", ())
+    assert note in " ".join(found.notes)
+
+
+def test_weights_that_cannot_be_compared_are_not_equivalent(
+    registry: Registry, recipe: Recipe, tmp_path: Path
+) -> None:
+    again = folder(tmp_path / "again", recipe)
+    data = (again / WEIGHTS_NAME).read_bytes()
+    tags = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    tensors = {name: value[:-1] if "lora_B" in name else value for name, value in load(data).items()}
+    (again / WEIGHTS_NAME).write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata=tags))
+    found = compare(registry, recorded(registry, "pixelsmile:1"), again, report=measured(0.9))
+    assert (found.outcome, found.difference) == ("different", None)
+    assert [row.within for row in found.metrics] == [True]
+    assert "cannot be compared" in " ".join(found.notes)
+
+
+@pytest.mark.parametrize("figures", [(0.9, 0.7), (0.7, 0.9)])
+def test_of_several_signed_evaluations_all_must_agree(
+    home: Path, tmp_path: Path, recipe: Recipe, figures: tuple[float, float]
+) -> None:
+    """Also one of another suite, which is about something else, is no reason to look away."""
+    registry = Registry.init(home)
+    registry.push(folder(tmp_path / "released", recipe), "pixelsmile")
+    for one in (*map(measured, figures), other_suite(measured(0.2))):
+        registry.attest("pixelsmile:1", "evaluation", signed_form(one))
+    again = stronger(folder(tmp_path / "again", recipe), 1.05)
+    found = compare(registry, recorded(registry, "pixelsmile:1"), again, report=measured(0.9))
+    assert found.outcome == "different"
+    assert [row.released for row in found.metrics] == [0.7]
 
 
 def test_what_differs_around_the_weights_is_noted(registry: Registry, recipe: Recipe, tmp_path: Path) -> None:
