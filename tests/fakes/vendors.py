@@ -36,9 +36,10 @@ class Fault:
     Attributes:
         kind: "status" (an error in the protocol's form), "slow" (the answer comes too late), "reset" (the
             connection is torn after the work was done), "refused" (torn before any work), "held" (never
-            answered), "truncated" (half of the JSON), "html" (a page of some gateway), "endless" (chunk after
-            chunk), "packed" (a few kilobytes that unfold into gigabytes), or any other word, which the
-            endpoint itself understands.
+            answered), "truncated" (half of the JSON), "html" (a page of some gateway), "masked" (an error
+            that a gateway sends with status 200), "deep" (JSON that no parser follows to its end), "endless"
+            (chunk after chunk), "packed" (a few kilobytes that unfold into gigabytes), or any other word,
+            which the endpoint itself understands.
         status, headers, code: of the error.
         seconds: of "slow".
     """
@@ -190,6 +191,10 @@ class Handler(BaseHTTPRequestHandler):
             self._error(logged, 401, "invalid_api_key", {})
         elif fault is not None and fault.kind == "status":
             self._error(logged, fault.status, fault.code, fault.headers)
+        elif fault is not None and fault.kind == "masked":
+            error = {"code": fault.status, "message": "the server behind this gateway is busy"}
+            body = json.dumps({"error": error, "user_id": "u"}).encode()
+            self._send(logged, 200, body, "application/json", fault.headers)
         elif fault is not None and fault.kind in ("refused", "held"):
             self.server.stopped.wait(600 if fault.kind == "held" else 0)
             self._tear(logged)
@@ -213,6 +218,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(logged, told.status, told.body[: len(told.body) // 2], told.media_type, {})
         elif kind == "html":
             self._send(logged, 200, b"<html><body>Welcome to the gateway</body></html>", "text/html", {})
+        elif kind == "deep":
+            self._send(logged, 200, b"[" * 200_000, "application/json", {})
         else:
             self._send(logged, told.status, told.body, told.media_type, {})
 

@@ -1,7 +1,8 @@
 """Answers that were paid, each in a file that is named by the digest of its request.
 
-A file is a line of JSON (request, media type, usage, refusal, sha256 of the body) and the body after it. It
-appears whole or not at all, also after a power cut; one that is damaged is as good as none.
+A file is a line of JSON (request, media type, usage, whether the vendor counted it, refusal, sha256 of the
+body) and the body after it. It appears whole or not at all, also after a power cut; one that is damaged is as
+good as none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
 from trainer.apis.request import Reply, Request
+from trainer.stage import touch
 
 FORMAT = "adapter-foundry/answer/1"
 _STRIPES = 3  # hex digits: 4,096 files at most, so two of 64 requests under way seldom wait for each other
@@ -38,13 +40,17 @@ class Answers:
             head, _, body = self.path(request).read_bytes().partition(b"\n")
             value = json.loads(head)
             usage = {name: int(value["usage"][name]) for name in ("input_tokens", "output_tokens", "images")}
+            # Files from before that was kept: who counts says at least what the prompt took.
+            counted = bool(value.get("counted", usage["input_tokens"] + usage["output_tokens"] > 0))
             whole = value["format"] == FORMAT and value["body"] == digest_bytes(body)
             refused, media_type = value["refused"], str(value["media_type"])
+            reply = Reply(body=body, media_type=media_type, refused=refused, counted=counted, **usage)
         except (OSError, ValueError, KeyError, TypeError):
             return None
         if not whole:
             return None
-        return Reply(body=body, media_type=media_type, refused=refused, **usage)
+        touch(self.path(request))  # a clean-up counts from when it was used last
+        return reply
 
     def put(self, request: Request, reply: Reply) -> None:
         """Keep an answer; when this returns it is on the disk."""
@@ -53,6 +59,7 @@ class Answers:
             "request": request.as_json(),
             "media_type": reply.media_type,
             "refused": reply.refused,
+            "counted": reply.counted,
             "usage": {
                 "input_tokens": reply.input_tokens,
                 "output_tokens": reply.output_tokens,

@@ -23,7 +23,7 @@ from registry.manifest import canonical_json
 from trainer.apis.answers import Answers
 from trainer.apis.ledger import Ledger, Line, Reader, Total
 from trainer.apis.prices import Prices, usd_of
-from trainer.apis.request import Request, Usage
+from trainer.apis.request import Reply, Request, Usage
 from trainer.errors import BudgetSpent
 from trainer.sections import ApiSection, PriceSection
 
@@ -175,15 +175,18 @@ def recover(folder: Path) -> None:
                     answered = any(one.status in ("ok", "refused") for one in known)
                     reply = None if answered else Answers(folder).get(line.request)
                     if reply is not None:
-                        line = _answered(line, reply.usage, reply.refused, price)
+                        line = _answered(line, reply, price)
                     Ledger(folder).append(line)
             path.unlink(missing_ok=True)
 
 
-def _answered(line: Line, usage: Usage, refused: str | None, price: dict[str, float] | None) -> Line:
+def _answered(line: Line, reply: Reply, price: dict[str, float] | None) -> Line:
     """Return the line of an attempt that died after its answer was kept."""
-    usd = None if price is None else usd_of(PriceSection.model_validate(price), usage)
-    return replace(line, status="refused" if refused else "ok", billed="yes", usage=usage, usd=usd)
+    line = replace(line, status="refused" if reply.refused else "ok", usage=reply.usage)
+    if not reply.counted:
+        return line  # with what was reserved
+    usd = None if price is None else usd_of(PriceSection.model_validate(price), reply.usage)
+    return replace(line, billed="yes", usd=usd)
 
 
 def _dead(folder: Path) -> Iterator[tuple[Path, IO[bytes]]]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from trainer.apis import retry
 from trainer.apis.keys import VARIABLES, address, key_of
-from trainer.apis.request import Failed
-from trainer.apis.transport import HEADERS, arguments, transport_failure, unreadable
+from trainer.apis.request import Failed, Usage, count_of
+from trainer.apis.transport import HEADERS, arguments, begin, transport_failure, unreadable
 from trainer.errors import ApiError
 
 ADDRESS = "https://generativelanguage.googleapis.com"
@@ -46,19 +46,45 @@ def client(endpoint: str | None, timeout: float) -> Any:
     return genai.Client(api_key=key, vertexai=False, http_options=options)
 
 
+def usage_of(told: Any, images: int = 0) -> Usage | None:
+    """Return what an answer took, or None if the server does not count as the protocol says.
+
+    Thoughts are billed as output; tokens of pictures are left out, for pictures have a price of their own.
+
+    Args:
+        told: the SDK's object for ``usageMetadata``.
+        images: that were made.
+    """
+    if told is None:
+        return None
+    # A zero is not sent; only the prompt is never empty.
+    answered, thought = (told.candidates_token_count or 0, told.thoughts_token_count or 0)
+    details = told.candidates_tokens_details or []
+    drawn = [one.token_count or 0 for one in details if word(one.modality) == "IMAGE"]
+    counts = [count_of(one) for one in (told.prompt_token_count, answered, thought, *drawn)]
+    if None in counts:
+        return None
+    written = answered - sum(drawn) if details or not images else 0
+    return Usage(input_tokens=told.prompt_token_count, output_tokens=max(0, written) + thought, images=images)
+
+
+def word(value: Any) -> str:
+    """Return the name of one of the SDK's enumerations, also of a value that is new to it."""
+    return str(getattr(value, "value", value) or "")
+
+
 @contextmanager
 def failures() -> Iterator[None]:
     """Turn what the SDK raises inside of the block into `Failed`."""
     from google.genai import errors
 
+    begin()
     try:
         yield
     except errors.APIError as error:
         raise _of_status(error) from None
     except errors.UnknownApiResponseError as error:
         raise unreadable(f"no JSON: {error}") from None
-    except Failed:
-        raise
     except Exception as error:
         raise transport_failure(error) from None
 

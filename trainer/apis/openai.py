@@ -10,8 +10,8 @@ from typing import Any
 from trainer.apis import retry
 from trainer.apis.gemini import EXTRA
 from trainer.apis.keys import VARIABLES, address, key_of
-from trainer.apis.request import Failed
-from trainer.apis.transport import HEADERS, arguments, transport_failure, unreadable
+from trainer.apis.request import Failed, Usage, count_of
+from trainer.apis.transport import HEADERS, arguments, begin, transport_failure, unreadable
 from trainer.errors import ApiError
 
 ADDRESS = "https://api.openai.com/v1"
@@ -44,6 +44,20 @@ def client(endpoint: str | None, timeout: float) -> Any:
     )
 
 
+def usage_of(told: Any, prompt: str, answer: str, images: int = 0) -> Usage | None:
+    """Return what an answer took, or None if the server does not count as the protocol says.
+
+    Args:
+        told: the SDK's object for ``usage``; it holds whatever was sent.
+        prompt, answer: names of the tokens.
+        images: that were made.
+    """
+    read, written = (count_of(getattr(told, name, None)) for name in (prompt, answer))
+    if read is None or written is None:
+        return None
+    return Usage(input_tokens=read, output_tokens=written, images=images)
+
+
 class Moderated(Exception):
     """The vendor does not answer that question; the text says why."""
 
@@ -53,6 +67,7 @@ def failures() -> Iterator[None]:
     """Turn what the SDK raises inside of the block into `Failed`, and a refusal into `Moderated`."""
     import openai
 
+    begin()
     try:
         yield
     except openai.APIStatusError as error:
@@ -65,7 +80,7 @@ def failures() -> Iterator[None]:
         # The SDK hides what httpx said as the cause.
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else TimeoutError()
         raise transport_failure(cause) from None
-    except (Failed, Moderated):
+    except Moderated:
         raise
     except Exception as error:
         raise transport_failure(error) from None

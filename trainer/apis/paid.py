@@ -15,8 +15,10 @@ from trainer.apis.answers import Answers
 from trainer.apis.budget import Budget, Reservation
 from trainer.apis.keys import hidden, repeats
 from trainer.apis.ledger import Line, Total
+from trainer.apis.parallel import pause
 from trainer.apis.rate import Gate, Paces, before_request
 from trainer.apis.request import Answer, Billed, Failed, Reply, Request
+from trainer.apis.transport import unreadable
 from trainer.errors import ApiError, ApiUnavailable, TrainerError
 from trainer.sections import ApiSection
 
@@ -33,14 +35,14 @@ class Clock:
     Attributes:
         now: seconds since the epoch.
         ticks: seconds of a clock that does not jump.
-        sleep: waits that many seconds.
+        sleep: waits that many seconds, or until nothing new is to begin.
         chance: draws uniformly from [0, 1).
         paces: towards the servers, by ``ticks``.
     """
 
     now: Callable[[], float] = time.time
     ticks: Callable[[], float] = time.monotonic
-    sleep: Callable[[float], None] = time.sleep
+    sleep: Callable[[float], None] = pause
     chance: Callable[[], float] = random.random
     paces: Paces = field(default_factory=Paces)
 
@@ -78,6 +80,10 @@ class Paid:
         reply = self._answers.get(digest)
         return None if reply is None else Answer(request=digest, reply=reply, reused=True)
 
+    def has(self, request: Request) -> bool:
+        """Return whether there is an answer to a request; it is not read, and may be damaged."""
+        return self._answers.path(request.digest).is_file()
+
     def spent(self) -> Total:
         """Return what the run has taken until now, in all processes."""
         return self._budget.spent()
@@ -106,14 +112,14 @@ class Paid:
             return self.kept(request) or self._asked(request, send)
 
     def _asked(self, request: Request, send: Send) -> Answer:
-        unreadable, usd = 0, list[float | None]()
+        readings, usd = 0, list[float | None]()
         for attempt in itertools.count(1):
             outcome, line = self._attempt(request, attempt, send)
             usd.append(line.usd)
             if isinstance(outcome, Failed):
-                unreadable += outcome.malformed
-                if unreadable < retry.READINGS:
-                    self._wait(request, attempt, attempt - unreadable, outcome)
+                readings += outcome.delivered
+                if not outcome.delivered or readings < retry.READINGS:
+                    self._wait(request, attempt, attempt - readings, outcome)
                     continue
                 outcome = Reply(refused=f"malformed: {hidden(request.provider, outcome.message)}")
                 self._answers.put(request, outcome)
@@ -138,6 +144,7 @@ class Paid:
         pace = self._clock.paces.of(request.provider, request.endpoint)
         if delay := pace.delay(self._clock.ticks(), self.settings.per_minute):
             self._clock.sleep(delay)
+        pause(0)  # the last moment at which nothing is paid
         reservation = self._budget.reserve(request, attempt)
         begun = self._clock.ticks()
         line = reservation.line
@@ -158,10 +165,8 @@ class Paid:
         except Failed as failed:
             return failed
         if repeats(request.provider, reply.body):
-            return Failed(
-                status="malformed", message="the answer repeats the key", malformed=True, billed="yes",
-                usage=reply.usage,
-            )  # fmt: skip
+            counted = reply.usage if reply.counted else None
+            return unreadable("the answer repeats the key", counted, delivered=True)
         if reply.refused is not None:
             reply = replace(reply, refused=hidden(request.provider, reply.refused))
         # Before anything else: from here on it is paid and must not be lost.
@@ -200,9 +205,10 @@ def _refusal(request: Request, failed: Failed) -> ApiError:
 def _give_up(request: Request, attempts: int, failed: Failed) -> NoReturn:
     where = request.endpoint or f"{request.provider}'s own address"
     asked = f" and asks to wait {failed.after:.0f} seconds" if failed.after else ""
+    look = "look what that server sends in place of answers" if failed.status == "malformed" else ""
+    slower = "lower running.api.parallel and running.api.per_minute"
     raise ApiUnavailable(
         f"{request.model} at {where} did not answer after {attempts} attempt{'s' * (attempts > 1)}{asked}; "
         f"the last one ended with {failed.status}: {hidden(request.provider, failed.message)}",
-        "start it again later, or lower running.api.parallel and running.api.per_minute; what was answered "
-        "is kept and not paid a second time",
+        f"start it again later, or {look or slower}; what was answered is kept and not paid a second time",
     )

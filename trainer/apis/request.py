@@ -12,6 +12,13 @@ from registry.manifest import canonical_json
 Kind = Literal["edit", "score"]
 Billed = Literal["no", "unsure", "yes"]
 
+_MOST = 1_000_000_000  # more than a thousand times what any model takes; a larger count is a mistake
+
+
+def count_of(told: Any) -> int | None:
+    """Return a count that a vendor told, or None if it is none; the vendors' SDKs do not look at types."""
+    return told if type(told) is int and 0 <= told <= _MOST else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
@@ -21,11 +28,20 @@ class Usage:
         input_tokens: of the prompt, text and pictures.
         output_tokens: of the answer; for models that take a price for each image without those of images.
         images: that were made.
+
+    Raises:
+        ValueError: one of them is no count.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
     images: int = 0
+
+    def __post_init__(self) -> None:
+        for value in (self.input_tokens, self.output_tokens, self.images):
+            # A negative one would fill the budget up again; what is no number, the ledger cannot read.
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{value!r} is no count of tokens or images")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +93,9 @@ class Reply:
         input_tokens, output_tokens, images: see `Usage`.
         refused: why the vendor does not answer that question; None if it does.
         counted: the vendor said what it took; else what was reserved is booked.
+
+    Raises:
+        ValueError: what it took is no `Usage`.
     """
 
     body: bytes = b""
@@ -86,6 +105,9 @@ class Reply:
     images: int = 0
     refused: str | None = None
     counted: bool = True
+
+    def __post_init__(self) -> None:
+        _ = self.usage
 
     @property
     def usage(self) -> Usage:
@@ -136,7 +158,8 @@ class Failed(Exception):
         message: what happened, without headers and keys.
         mend: what a person can do, for failures that no repetition mends.
         repeat: whether asking again may help.
-        malformed: an answer came, and nobody can read it; asked a few times only, then recorded as a refusal.
+        delivered: the vendor did its work, and nobody can use what came: asked a few times only, then
+            recorded as a refusal, for the next day brings the same.
         after: seconds that the server asked to wait.
         billed: whether the vendor takes money for it; "unsure" books what was reserved.
         usage: what it took, as far as the vendor said.
@@ -146,7 +169,7 @@ class Failed(Exception):
     message: str
     mend: str = ""
     repeat: bool = True
-    malformed: bool = False
+    delivered: bool = False
     after: float | None = None
     billed: Billed = "no"
     usage: Usage = field(default_factory=Usage)

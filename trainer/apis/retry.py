@@ -15,7 +15,7 @@ TRIES = 6
 """Attempts for a request that is not answered."""
 
 READINGS = 3
-"""Attempts for a request whose answers cannot be read."""
+"""Attempts for a request whose answers come and cannot be used."""
 
 LONGEST_WAIT = 600.0
 """Seconds; a server that asks for more is not waited for."""

@@ -1,13 +1,16 @@
 """How the SDKs of the vendors speak HTTP: nowhere else than to the server, and not without end.
 
-The SDKs follow redirections, Gemini's with the key in a header of its own, which goes along to any host; and
-they read an answer into memory however long it is, or however long it becomes when it is unpacked.
+The SDKs follow redirections, Gemini's with the key in a header of its own, which goes along to any host; they
+read an answer into memory however long it is, or however long it becomes when it is unpacked; and they
+believe a gateway that sends a failure as a success.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from trainer.apis.request import Billed, Failed, Usage
@@ -18,10 +21,19 @@ MAX_ANSWER = 96 << 20
 HEADERS: Mapping[str, str] = {"Accept-Encoding": "identity"}
 """Of each request: an answer that comes packed is none that was asked for."""
 
+_LONGEST_ERROR = 64 << 10  # bytes; what is longer is an answer, and not read twice
+_ANSWERS = ("choices", "data", "candidates", "promptFeedback")
+_answered: ContextVar[bool] = ContextVar("answered", default=False)
+
 
 def arguments() -> dict[str, Any]:
     """Return what an ``httpx.Client`` (or one of httpx2) is made with."""
-    return {"follow_redirects": False, "event_hooks": {"response": [bound]}}
+    return {"follow_redirects": False, "event_hooks": {"response": [bound, unmask]}}
+
+
+def begin() -> None:
+    """Forget the answer before: until another one comes, no error is an answer's."""
+    _answered.set(False)
 
 
 def bound(response: Any) -> None:
@@ -30,11 +42,32 @@ def bound(response: Any) -> None:
     Raises:
         Failed: it is packed; later, it is too long.
     """
+    _answered.set(True)
     if response.headers.get("content-encoding", "identity") != "identity":
         raise unreadable("the answer is packed, which was not asked for")
     # httpx looks whether a stream is one of its own kind, and httpx2 is a module of its own.
     kind = sys.modules[type(response).__module__.partition(".")[0]].SyncByteStream
     response.stream = _bounded(kind)(response.stream)
+
+
+def unmask(response: Any) -> None:
+    """Give a failure that comes as a success the status that it names, 502 if it names none.
+
+    Gateways say ``{"error": {"code": 429}}`` with status 200 when the server behind them is busy or down.
+    """
+    if response.status_code != 200:
+        return
+    body = response.read()
+    try:
+        value = json.loads(body) if len(body) <= _LONGEST_ERROR else None
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(value, dict) or any(value.get(name) for name in _ANSWERS):
+        return
+    if error := value.get("error"):
+        code = str(error.get("code") if isinstance(error, dict) else "")
+        named = len(code) == 3 and code.isascii() and code.isdigit() and code[0] in "45"
+        response.status_code = int(code) if named else 502
 
 
 def _bounded(kind: type) -> type:
@@ -58,23 +91,28 @@ def _bounded(kind: type) -> type:
     return Bounded
 
 
-def unreadable(message: str, usage: Usage | None = None) -> Failed:
+def unreadable(message: str, usage: Usage | None = None, *, delivered: bool | None = None) -> Failed:
     """Return the failure of an answer that nobody can read.
 
     Args:
         message: what is wrong with it.
         usage: what it took; None if that cannot be read either: the vendor may take money all the same.
+        delivered: see `Failed`; None takes who counts for one who did the work, and anything else (a page of
+            a gateway, half a file) for a server in trouble.
     """
     billed: Billed = "unsure" if usage is None else "yes"
-    return Failed(status="malformed", message=message, malformed=True, billed=billed, usage=usage or Usage())
+    done = usage is not None if delivered is None else delivered
+    return Failed(status="malformed", message=message, delivered=done, billed=billed, usage=usage or Usage())
 
 
 def transport_failure(error: Exception) -> Failed:
-    """Return what an error of httpx, httpx2 or the standard library means.
+    """Return what an error of an SDK, httpx, httpx2 or the standard library means.
 
     Raises:
-        Exception: the error itself, if it is neither of the network nor of an answer.
+        Exception: the error itself, if it is not of the network and there was no answer yet.
     """
+    if isinstance(error, Failed):
+        return error
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"ConnectError", "ConnectTimeout", "PoolTimeout", "ConnectionRefusedError"}:
         return Failed(status="connection", message=f"no connection ({type(error).__name__})")
@@ -84,6 +122,7 @@ def transport_failure(error: Exception) -> Failed:
     if names & {"TransportError", "ConnectionError", "RequestError"}:
         message = f"the connection broke ({type(error).__name__})"
         return Failed(status="connection", message=message, billed="unsure")
-    if names & {"ValidationError", "JSONDecodeError", "UnicodeDecodeError", "DecodingError"}:
+    if _answered.get():
+        # The SDKs check little: JSON of another form or depth ends in whatever Python says where it does.
         return unreadable(f"the answer has another form ({type(error).__name__})")
     raise error

@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainer.apis import Reply, Usage
-from trainer.apis.gemini import client, failures, unreadable
+from trainer.apis import Reply
+from trainer.apis.gemini import client, failures, usage_of, word
+from trainer.apis.transport import unreadable
 from trainer.scoring.vlm import MAX_TOKENS, Question, reply
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class GeminiVendor:
                 )
             except RecursionError:
                 # The SDK reads the text as JSON by itself, however deep it is nested.
-                raise unreadable("the answer is nested too deeply") from None
+                raise unreadable("the answer is nested too deeply", delivered=True) from None
             return _reply(answer)
 
 
@@ -66,30 +67,16 @@ def _reply(answer: Any) -> Reply:
     Raises:
         Failed: it has neither a candidate nor a reason why not.
     """
-    counted = answer.usage_metadata
-    usage = counted and Usage(
-        input_tokens=_count(counted, "prompt_token_count"),
-        # Google bills thoughts as output.
-        output_tokens=_count(counted, "candidates_token_count") + _count(counted, "thoughts_token_count"),
-    )
+    usage = usage_of(answer.usage_metadata)
     feedback = answer.prompt_feedback
     if feedback is not None and feedback.block_reason is not None:
-        return reply(None, cut=False, usage=usage, refused=_word(feedback.block_reason))
+        return reply(None, cut=False, usage=usage, refused=word(feedback.block_reason))
     if not answer.candidates:
         raise unreadable("the answer has no candidate", usage=usage)
     candidate = answer.candidates[0]
-    finish = _word(candidate.finish_reason)
+    finish = word(candidate.finish_reason)
     if finish in _REFUSALS:
         return reply(None, cut=False, usage=usage, refused=finish)
     parts = (candidate.content.parts if candidate.content else None) or []
     text = "".join(part.text for part in parts if part.text and not part.thought)
     return reply(text, cut=finish == "MAX_TOKENS", usage=usage)
-
-
-def _word(value: Any) -> str:
-    """Return an enumeration's value; new ones come as plain words."""
-    return str(getattr(value, "value", value))
-
-
-def _count(usage: Any, name: str) -> int:
-    return int(getattr(usage, name, None) or 0)

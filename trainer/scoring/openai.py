@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainer.apis import Reply, Usage
-from trainer.apis.openai import Moderated, client, failures
+from trainer.apis.openai import Moderated, client, failures, usage_of
 from trainer.apis.transport import unreadable
 from trainer.scoring.vlm import MAX_TOKENS, Question, reply
 
@@ -68,10 +68,7 @@ def _reply(completion: Any) -> Reply:
     Raises:
         Failed: it has another form than the protocol says.
     """
-    counted = getattr(completion, "usage", None)
-    usage = counted and Usage(
-        input_tokens=_count(counted, "prompt_tokens"), output_tokens=_count(counted, "completion_tokens")
-    )
+    usage = usage_of(getattr(completion, "usage", None), "prompt_tokens", "completion_tokens")
     # The SDK checks nothing: what a server leaves out or spells otherwise comes as it is.
     choices = getattr(completion, "choices", None)
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -83,10 +80,5 @@ def _reply(completion: Any) -> Reply:
         return reply(None, cut=False, usage=usage, refused=refusal)
     if reason == "content_filter":
         return reply(None, cut=False, usage=usage, refused="content_filter")
-    text = message.content if isinstance(message.content, str) else None
-    return reply(text, cut=reason == "length", usage=usage)
-
-
-def _count(usage: Any, name: str) -> int:
-    value = getattr(usage, name, None)
-    return value if isinstance(value, int) and value >= 0 else 0
+    text = getattr(message, "content", None)
+    return reply(text if isinstance(text, str) else None, cut=reason == "length", usage=usage)

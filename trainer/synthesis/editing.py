@@ -146,7 +146,7 @@ class EditingApi:
 
     def ready(self, request: PortraitRequest) -> bool:
         """See `Generator`."""
-        return request.expression is None or self.paid.kept(self._request(request)[0]) is not None
+        return request.expression is None or self.paid.has(self._request(request)[0])
 
     def make(self, request: PortraitRequest) -> Made:
         """See `Generator`."""
@@ -239,7 +239,8 @@ def _edited(vendor: Vendor, png: bytes, prompt: Prompt) -> Reply:
         try:
             opened(reply.body)
         except ImageRefused as error:
-            raise unreadable(error.message, usage=reply.usage) from None
+            counted = reply.usage if reply.counted else None
+            raise unreadable(error.message, counted, delivered=True) from None
     return reply
 
 

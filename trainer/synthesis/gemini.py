@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from trainer.apis import Reply, Usage
-from trainer.apis.gemini import client, failures
+from trainer.apis.gemini import client, failures, usage_of, word
 from trainer.apis.transport import unreadable
 from trainer.sections import SynthesisSection
 from trainer.synthesis.prompts import Prompt
@@ -57,7 +57,8 @@ def reply_of(answer: Any) -> Reply:
     parts = (candidate.content.parts or []) if candidate is not None and candidate.content else []
     # Models that think draw drafts on the way; the picture that is meant comes last.
     pictures = [part.inline_data for part in parts if part.inline_data and not part.thought]
-    usage = _usage(answer.usage_metadata, len(pictures))
+    counted = usage_of(answer.usage_metadata, len(pictures))
+    usage = counted or Usage(images=len(pictures))
     if pictures:
         return Reply(
             body=pictures[-1].data or b"",
@@ -65,33 +66,15 @@ def reply_of(answer: Any) -> Reply:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             images=usage.images,
-            counted=answer.usage_metadata is not None,
+            counted=counted is not None,
         )
     if blocked is None and candidate is None:
-        raise unreadable("neither a picture nor a reason why there is none")
+        raise unreadable("neither a picture nor a reason why there is none", counted)
     said = " ".join(part.text for part in parts if part.text)
-    reason = _word(blocked or (candidate.finish_reason if candidate is not None else None)) or "no picture"
+    reason = word(blocked or (candidate.finish_reason if candidate is not None else None)) or "no picture"
     return Reply(
         refused=f"{reason}: {said}" if said else reason,
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
+        counted=counted is not None,
     )
-
-
-def _usage(metadata: Any, images: int) -> Usage:
-    """Return what is billed; tokens of pictures are left out, for pictures have a price of their own."""
-    if metadata is None:
-        return Usage(images=images)
-    details = metadata.candidates_tokens_details or []
-    drawn = sum(one.token_count or 0 for one in details if _word(one.modality) == "IMAGE")
-    written = (metadata.candidates_token_count or 0) - drawn if details or not images else 0
-    return Usage(
-        input_tokens=metadata.prompt_token_count or 0,
-        output_tokens=max(0, written) + (metadata.thoughts_token_count or 0),
-        images=images,
-    )
-
-
-def _word(value: Any) -> str:
-    """Return the name of one of the SDK's enumerations, also of a value that is new to it."""
-    return str(getattr(value, "value", value) or "")

@@ -7,13 +7,14 @@ import binascii
 from typing import Any, ClassVar
 
 from trainer.apis import Failed, Reply, Usage
-from trainer.apis.openai import Moderated, client, failures
+from trainer.apis.openai import Moderated, client, failures, usage_of
 from trainer.apis.transport import unreadable
 from trainer.sections import SynthesisSection
 from trainer.synthesis.prompts import Prompt
 
 # These models answer with the picture itself and refuse to be told so; others have to be asked.
 _INLINE = ("gpt-image", "chatgpt-image")
+_FORMATS = frozenset({"png", "jpeg", "webp"})
 
 
 class OpenAiEditor:
@@ -61,34 +62,34 @@ def reply_of(answer: Any) -> Reply:
 
     if not isinstance(answer, openai.types.ImagesResponse):
         raise unreadable("the answer is no JSON object")
-    images = len(answer.data or [])
-    usage = Usage(images=images)
-    if answer.usage is not None:
-        told = answer.usage
-        # Pictures are among the tokens; they are counted beside them for servers with a price for each.
-        usage = Usage(input_tokens=told.input_tokens, output_tokens=told.output_tokens, images=images)
-    first = answer.data[0] if answer.data else None
-    if first is None or (first.b64_json is None and first.url is None):
-        raise unreadable("there is no picture in the answer", usage if answer.usage else None)
-    if first.b64_json is None:
+    # The SDK checks nothing: what a server leaves out or spells otherwise comes as it is.
+    images = answer.data if isinstance(answer.data, list) else []
+    # Pictures are among the tokens; they are counted beside them for servers with a price for each.
+    usage = usage_of(answer.usage, "input_tokens", "output_tokens", images=len(images))
+    coded, url = (getattr(images[0] if images else None, name, None) for name in ("b64_json", "url"))
+    if not isinstance(coded, str):
+        if not isinstance(url, str):
+            done = usage is not None or isinstance(answer.data, list)
+            raise unreadable("there is no picture in the answer", usage, delivered=done)
         raise Failed(
             status="address",
             message="the server answers with the address of the picture, which is not followed",
             mend="let the server answer with b64_json",
             repeat=False,
-            billed="yes",
-            usage=usage,
+            billed="yes" if usage else "unsure",
+            usage=usage or Usage(images=len(images)),
         )
     try:
-        body = base64.b64decode(first.b64_json, validate=True)
+        body = base64.b64decode(coded, validate=True)
     except (binascii.Error, ValueError):
-        raise unreadable("the picture is not base64", usage if answer.usage else None) from None
-    kind = f"image/{answer.output_format or 'png'}"
+        raise unreadable("the picture is not base64", usage, delivered=True) from None
+    form = answer.output_format if isinstance(answer.output_format, str) else None
+    taken = usage or Usage(images=len(images))
     return Reply(
         body=body,
-        media_type=kind,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        images=usage.images,
-        counted=answer.usage is not None,
+        media_type=f"image/{form if form in _FORMATS else 'png'}",
+        input_tokens=taken.input_tokens,
+        output_tokens=taken.output_tokens,
+        images=taken.images,
+        counted=usage is not None,
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -28,6 +29,8 @@ from trainer.apis.paid import Clock
 from trainer.apis.parallel import in_threads
 from trainer.apis.prices import Prices, listed, usd_of
 from trainer.apis.rate import Pace
+from trainer.apis.request import count_of
+from trainer.apis.transport import unreadable
 from trainer.errors import ApiError, ApiUnavailable, BudgetSpent
 from trainer.sections import ApiSection, PriceSection
 
@@ -78,7 +81,7 @@ class Script:
 PICTURE = Reply(body=b"picture\nwith lines\n\x00", media_type="image/png", input_tokens=7, images=1)
 BUSY = Failed(status="429", message="slow down")
 LATE = Failed(status="timeout", message="late", billed="unsure")
-PROSE = Failed(status="malformed", message="prose", malformed=True, billed="yes", usage=Usage(images=1))
+PROSE = Failed(status="malformed", message="prose", delivered=True, billed="yes", usage=Usage(images=1))
 
 
 def lines(folder: Path) -> list[Line]:
@@ -124,6 +127,16 @@ def test_what_does_not_decide_the_answer_does_not_change_its_address() -> None:
     assert dataclasses.replace(EDIT, expected=Usage(), resolution="4K").digest == EDIT.digest
 
 
+@pytest.mark.parametrize("count", [-1, None, True, 1.5, "3"])
+@pytest.mark.parametrize("name", ["input_tokens", "output_tokens", "images"])
+def test_what_is_no_count_is_in_no_usage_and_no_reply(name: str, count: Any) -> None:
+    for kind in (Usage, Reply):
+        with pytest.raises(ValueError, match="no count"):
+            kind(**{name: count})
+    assert count_of(count) is None
+    assert (count_of(0), count_of(10**30)) == (0, None)
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}", b"no json\n", None])
 def test_a_damaged_answer_is_asked_again(tmp_path: Path, damage: bytes | None) -> None:
     paid(tmp_path).ask(EDIT, Script(PICTURE))
@@ -138,14 +151,26 @@ def test_a_damaged_answer_is_asked_again(tmp_path: Path, damage: bytes | None) -
     body=st.binary(max_size=200),
     refused=st.none() | st.text(max_size=20),
     tokens=st.integers(0, 10**9),
+    counted=st.booleans(),
 )
 def test_any_reply_comes_back_as_it_was(
-    tmp_path_factory: pytest.TempPathFactory, body: bytes, refused: str | None, tokens: int
+    tmp_path_factory: pytest.TempPathFactory, body: bytes, refused: str | None, tokens: int, counted: bool
 ) -> None:
     answers = Answers(tmp_path_factory.mktemp("a"))
-    reply = Reply(body=body, media_type="x/y", output_tokens=tokens, refused=refused)
+    reply = Reply(body=body, media_type="x/y", output_tokens=tokens, refused=refused, counted=counted)
     answers.put(EDIT, reply)
     assert answers.get(EDIT.digest) == reply
+
+
+@pytest.mark.parametrize("tokens", [0, 7])
+def test_answers_from_before_it_was_kept_who_counts_are_read(tmp_path: Path, tokens: int) -> None:
+    reply = dataclasses.replace(PICTURE, input_tokens=tokens)
+    Answers(tmp_path).put(EDIT, reply)
+    path = Answers(tmp_path).path(EDIT.digest)
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"counted":true,', b""))
+    assert path.read_bytes() != before
+    assert Answers(tmp_path).get(EDIT.digest) == dataclasses.replace(reply, counted=tokens > 0)
 
 
 # -- asking again --
@@ -189,6 +214,18 @@ def test_answers_that_nobody_can_read_are_asked_for_three_times_and_then_recorde
     assert answer.refused == "malformed: prose"
     assert (answer.attempts, answer.usd) == (4, pytest.approx(0.3))
     assert paid(tmp_path).ask(EDIT, script).reused
+
+
+def test_what_a_server_in_trouble_says_is_not_recorded(tmp_path: Path) -> None:
+    script = Script(*[unreadable("a page")] * retry.TRIES, PICTURE)
+    with pytest.raises(ApiUnavailable, match=r"after 6 attempts; .*malformed: a page") as caught:
+        paid(tmp_path).ask(EDIT, script)
+    assert "look what that server sends" in caught.value.mend
+    assert paid(tmp_path).ask(EDIT, script).body == PICTURE.body
+    assert {(line.status, line.billed) for line in lines(tmp_path)} == {
+        ("malformed", "unsure"),
+        ("ok", "yes"),
+    }
 
 
 def test_an_interrupt_is_in_the_ledger_and_leaves_no_reservation(tmp_path: Path) -> None:
@@ -382,16 +419,16 @@ from pathlib import Path
 from trainer.apis import Paid, Reply, Request, Usage
 from trainer.sections import ApiSection, PriceSection
 
-folder, when = Path(sys.argv[1]), sys.argv[2]
+folder, when, counted = Path(sys.argv[1]), sys.argv[2], sys.argv[3:] != ["uncounted"]
 def send():
     (folder / "sending").touch()
     while not (folder / "locked").exists() or when == "before":
         time.sleep(0.01)
-    return Reply(body=b"x", media_type="image/png", images=1, input_tokens=9)
-settings = ApiSection(per_minute=1e6, prices={"m": PriceSection(image=0.1)})
+    return Reply(body=b"x", media_type="image/png", images=1, input_tokens=9 * counted, counted=counted)
+settings = ApiSection(per_minute=1e6, prices={"m": PriceSection(image=0.1, output=2000.0)})
 Paid(settings, folder, run="r").ask(
     Request(provider="openai", kind="edit", model="m", endpoint="http://h", content={"n": 0},
-            expected=Usage(images=1, input_tokens=50)), send)
+            expected=Usage(images=1, output_tokens=50)), send)
 """
 
 
@@ -411,12 +448,20 @@ def test_a_process_that_dies_before_the_answer_leaves_an_attempt_that_may_be_bil
     child.wait(120)
     with pytest.raises(BudgetSpent):  # and afterwards the attempt does
         paid(tmp_path, requests=1).ask(asking(1), Script(PICTURE))
-    assert [(line.status, line.billed, line.usd) for line in lines(tmp_path)] == [("lost", "unsure", 0.1)]
+    assert [(line.status, line.billed, line.usd) for line in lines(tmp_path)] == [("lost", "unsure", 0.2)]
     assert not paid(tmp_path).ask(EDIT, Script(PICTURE)).reused
 
 
-def test_a_process_that_dies_after_the_answer_loses_nothing_that_was_paid(tmp_path: Path) -> None:
-    child = start(KILLED, tmp_path, "after")
+TAKEN = {  # the image, or all that was reserved
+    "counted": (Total(requests=1, answers=1, input_tokens=9, images=1, usd=0.1), "yes"),
+    "uncounted": (Total(requests=1, answers=1, images=1, usd=0.2, unsure_usd=0.2), "unsure"),
+}
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_a_process_that_dies_after_the_answer_loses_nothing_that_was_paid(tmp_path: Path, how: str) -> None:
+    taken, billed = TAKEN[how]
+    child = start(KILLED, tmp_path, "after", how)
     wait_until((tmp_path / "sending").exists)
     with Ledger(tmp_path).locked():  # so that it keeps the answer and comes no further
         (tmp_path / "locked").touch()
@@ -426,8 +471,8 @@ def test_a_process_that_dies_after_the_answer_loses_nothing_that_was_paid(tmp_pa
     assert lines(tmp_path) == []
     answer = paid(tmp_path).ask(EDIT, Script())
     assert (answer.reused, answer.body) == (True, b"x")
-    assert paid(tmp_path).spent() == Total(requests=1, answers=1, input_tokens=9, images=1, usd=0.1)
-    assert [(line.status, line.billed) for line in lines(tmp_path)] == [("ok", "yes")]
+    assert paid(tmp_path).spent() == taken
+    assert [(line.status, line.billed) for line in lines(tmp_path)] == [("ok", billed)]
 
 
 # -- the ledger --
@@ -516,3 +561,63 @@ def test_threads_return_results_in_order_and_stop_at_the_first_error() -> None:
     with pytest.raises(ValueError, match="first"):
         in_threads(work, range(1000), 2)
     assert len(begun) < 100
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from trainer.apis.parallel import Stopped, in_threads, pause
+
+folder = Path(sys.argv[1])
+def work(number):
+    (folder / f"begun-{number}").touch()
+    try:
+        pause(600)
+    except Stopped:
+        (folder / f"stopped-{number}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+    (folder / f"ended-{number}").touch()
+try:
+    in_threads(work, range(60), 4)
+except BaseException as error:
+    (folder / type(error).__name__).touch()
+    raise
+"""
+
+
+def test_after_ctrl_c_nothing_new_begins_and_what_is_under_way_ends(tmp_path: Path) -> None:
+    def count(what: str) -> int:
+        return len(list(tmp_path.glob(f"{what}-*")))
+
+    child = start(INTERRUPTED, tmp_path)
+    try:
+        wait_until(lambda: count("begun") == 4)
+        os.kill(child.pid, signal.SIGINT)
+        wait_until(lambda: count("stopped") == 4)
+    finally:
+        (tmp_path / "go").touch()
+    assert child.wait(300) != 0
+    assert (tmp_path / "KeyboardInterrupt").exists()
+    assert (count("begun"), count("ended")) == (4, 4)
+
+
+def test_who_waits_to_ask_again_stops_with_the_others(tmp_path: Path) -> None:
+    script, failed = Script(dataclasses.replace(BUSY, after=15.0), PICTURE), threading.Event()
+    asker = Paid(ApiSection(per_minute=1e6), tmp_path, run="r")  # with the clock that everybody has
+
+    def busy() -> Reply:
+        failed.set()
+        return script()
+
+    def work(number: int) -> None:
+        if number == 0:
+            asker.ask(EDIT, busy)
+        else:
+            failed.wait(120)
+            raise ValueError("first")
+
+    with pytest.raises(ValueError, match="first"):
+        in_threads(work, range(2), 2)
+    assert script.asked == 1
+    assert [line.status for line in lines(tmp_path)] == ["429"]

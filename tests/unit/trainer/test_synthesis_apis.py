@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from fakes.edits import PRICE, drawn, drawn_people, edited, knowing, portraits
 from fakes.vendors import IMAGE_TOKENS, KEY, PROMPT_TOKENS, Fault, Told, Vendor, darker, images, wait_for
 from registry.digest import Digest
-from trainer.apis import Failed, Reply
+from trainer.apis import Failed, Reply, before_request
 from trainer.apis.ledger import Ledger, Line
 from trainer.apis.paid import Clock
 from trainer.data.blobs import Blobs
@@ -204,6 +204,10 @@ FAULTS: dict[str, tuple[Fault, list[str], list[float]]] = {
     "torn before": (Fault(kind="refused"), ["connection", "ok"], []),
     "half of the JSON": (Fault(kind="truncated"), ["malformed", "ok"], []),
     "a page": (Fault(kind="html"), ["malformed", "ok"], []),
+    "a failure as a success": (
+        Fault(kind="masked", status=429, headers={"Retry-After": "30"}), ["429", "ok"], [30],
+    ),
+    "too deep": (Fault(kind="deep"), ["malformed", "ok"], []),
     "no picture": (Fault(kind="wrong-image"), ["malformed", "ok"], []),
     "half of a picture": (Fault(kind="cut-image"), ["malformed", "ok"], []),
     "a bomb": (Fault(kind="bomb"), ["malformed", "ok"], []),
@@ -275,6 +279,30 @@ def test_a_picture_that_is_never_one_is_recorded_and_not_asked_again(
     assert len(vendor.log) == 3 + 3
     assert edits(recipe, tmp_path)[0].refused == made[0].refused
     assert len(vendor.log) == 6
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("kind", ["masked", "html", "deep"])
+def test_a_server_in_trouble_ends_the_run_and_costs_no_picture(
+    kind: str, provider: str, tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    vendor.faults |= dict.fromkeys(range(2, 8), Fault(kind=kind, status=503))
+    recipe = recipe_for(provider, folder, vendor)
+    with pytest.raises(ApiUnavailable, match="did not answer after 6 attempts"):
+        edits(recipe, tmp_path)
+    assert len(vendor.log) == 1 + 6
+    assert [one.refused for one in edits(recipe, tmp_path)] == [None] * 4
+
+
+def test_a_server_that_does_not_count_is_not_asked_for_ever(
+    tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    words = {"created": 1, "data": [{"b64_json": base64.b64encode(b"no picture").decode()}]}
+    vendor.route(r"/v1/images/edits", lambda asked: Told(body=json.dumps(words).encode()))
+    made = edits(recipe_for("openai", folder, vendor), tmp_path)
+    assert {str(one.refused).partition(":")[0] for one in made} == {"malformed"}
+    # Nobody said that it was free.
+    assert [(line.billed, line.usd) for line in ledger(tmp_path)] == [("unsure", PRICE)] * 4 * 3
 
 
 def test_refusals_are_rows_without_a_picture(tmp_path: Path, folder: Path, vendor: Vendor) -> None:
@@ -419,16 +447,19 @@ def test_any_answer_of_gemini_is_a_picture_a_refusal_or_unreadable(value: dict[s
         answer = types.GenerateContentResponse.model_validate(value)
     said = outcome(gemini.reply_of, answer)
     if isinstance(said, Failed):
-        assert said.malformed
+        assert said.status == "malformed"
     else:
         assert (said.refused is None) == (said.images > 0)
         assert min(said.input_tokens, said.output_tokens) >= 0
 
 
+COUNTS = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
+
+
 @settings(deadline=None)
 @given(
     st.none() | st.lists(st.fixed_dictionaries({}, optional={"b64_json": st.text(max_size=9)}), max_size=2),
-    st.none() | st.sampled_from([{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}]),
+    st.none() | st.sampled_from([COUNTS, {"total_tokens": 7}, {**COUNTS, "input_tokens": -1}]),
 )
 def test_any_answer_of_openai_is_a_picture_or_unreadable(data: object, usage: object) -> None:
     from openai.types import ImagesResponse
@@ -436,9 +467,9 @@ def test_any_answer_of_openai_is_a_picture_or_unreadable(data: object, usage: ob
     answer = ImagesResponse.construct(created=1, data=data, usage=usage)
     said = outcome(openai.reply_of, answer)
     if isinstance(said, Failed):
-        assert (said.malformed, said.billed) == (True, "yes" if usage else "unsure")
+        assert (said.status, said.billed) == ("malformed", "yes" if usage == COUNTS else "unsure")
     else:
-        assert (said.refused, said.counted) == (None, usage is not None)
+        assert (said.refused, said.counted) == (None, usage == COUNTS)
 
 
 def test_an_address_instead_of_a_picture_is_not_followed(
@@ -487,6 +518,29 @@ def test_the_budget_stops_and_says_what_is_left(tmp_path: Path, folder: Path, ve
     larger = recipe_for("gemini", folder, vendor, api={"requests": 4})
     result = synthesise(larger, tmp_path / "images", data_folder=tmp_path)
     assert (result.facts["requests"], result.facts["reused"], len(vendor.log)) == (4, 0, 4)
+
+
+def test_what_is_left_is_counted_without_reading_the_answers(
+    tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    answers = tmp_path / "apis" / "answers"
+
+    def empty(provider: str) -> None:
+        for path in answers.rglob("*"):  # who reads one now finds none
+            if path.is_file() and len(vendor.log) == 3:
+                path.write_bytes(b"")
+
+    token = before_request.set(empty)
+    try:
+        with pytest.raises(BudgetSpent, match=r"; 1 of 4 pictures are still to be asked for"):
+            synthesise(
+                recipe_for("gemini", folder, vendor, api={"requests": 3}),
+                tmp_path / "images",
+                data_folder=tmp_path,
+            )
+    finally:
+        before_request.reset(token)
+    assert {path.stat().st_size for path in answers.rglob("*") if path.is_file()} == {0}
 
 
 def test_money_stops_several_threads(tmp_path: Path, folder: Path, vendor: Vendor) -> None:
