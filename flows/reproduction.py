@@ -1,7 +1,8 @@
 """Making a released adapter again from what is signed about it.
 
 Dataset and training are done in a folder of their own, so nothing of the first time is used; the outcome is
-signed by the evaluator. A reproduction that was killed goes on where it stopped, a complete one starts anew.
+signed by the evaluator. A reproduction that was killed, or whose outcome could not be signed, goes on where
+it stopped; a complete one starts anew.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flows.job import base_folder, running
 from flows.parameters import Runner
 from flows.stages import Job
 from flows.training import judge, make_adapter
+from registry.attestation import ROLE_OF
 from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.manifest import canonical_json
@@ -31,6 +33,8 @@ from trainer.reproduction import Recorded, identical, recorded, take_threads
 from trainer.stage import StageResult, stage_key, write_atomically
 
 OUTCOME_NAME = "outcome.json"
+#: Lies beside the stages when nothing is left to do.
+COMPLETE_NAME = "complete"
 
 
 @flow(
@@ -54,14 +58,18 @@ def reproduce(
 
     Raises:
         BadSignature: the recipe is not signed by the publisher.
+        NotFound: there is no such adapter, or no key to sign the outcome with.
         NotReproducible: what is recorded, or what is on this machine, is not enough.
         Explained: a stage refused, with the reason.
     """
     place = default_home()
-    known = recorded(Registry.open(place), reference)
+    registry = Registry.open(place)
+    known = recorded(registry, reference)
+    if sign:
+        registry.keys.signer(ROLE_OF["reproduction"])  # hours before it is needed
     root = place / "reproductions" / f"{known.reference.replace(':', '-')}-{known.manifest.digest.hex[:12]}"
-    if (root / OUTCOME_NAME).exists():
-        shutil.rmtree(root)
+    if (root / COMPLETE_NAME).exists():
+        _discard(root)
     recipe = known.recipe if pay or not known.asks_apis else change(known.recipe, {"running.api.requests": 0})
     with running("reproduce", recipe, runner, root) as job:
         data, trained, reused = _rebuilt(job, known, recipe, reuse_dataset)
@@ -79,6 +87,7 @@ def reproduce(
         )
         if sign:
             job.always(attest, home=place, reference=known.reference, out=root)
+        write_atomically(root / COMPLETE_NAME, b"")
         outcome = json.loads((root / OUTCOME_NAME).read_bytes())
         about = {
             "reference": known.reference,
@@ -88,17 +97,27 @@ def reproduce(
         return {**job.summary(**about, digest=str(compared.digest)), "reproduction": outcome}
 
 
+def _discard(root: Path) -> None:
+    """Remove a reproduction at once: one of which half is gone would be taken for one that was killed."""
+    old = root.with_name(f".{root.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    root.rename(old)
+    shutil.rmtree(old)
+
+
 def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[StageResult, StageResult, bool]:
-    """Return the results of dataset and training, and whether the first dataset was taken."""
+    """Return the results of dataset and training, and whether anything of the first dataset was taken."""
     from serving.bases import fingerprint
 
     base = base_folder(recipe.base, job.home)
     known.require_base(fingerprint(base))
     first = job.home / "runs" / recipe.name
-    old, reused = job.root, reuse and first.is_dir()
-    job.root = first if reused else old
+    old, reuse = job.root, reuse and first.is_dir()
+    job.root = first if reuse else old
     try:
         data = make_dataset(job, recipe)
+        reused = reuse and any(done.result.reused for done in job.done.values())
     except BudgetSpent as error:
         raise NotReproducible(
             f"not all answers of the paid APIs that {known.reference} was made with are on this machine: "

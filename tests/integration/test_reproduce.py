@@ -15,6 +15,7 @@ from flows.server import attached, managed_server
 from registry.client import Registry
 from registry.digest import digest_bytes
 from registry.manifest import CARD_NAME, WEIGHTS_NAME, AdapterCard
+from registry.storage import shelf
 
 pytestmark = pytest.mark.slow
 FACTOR = 1.5
@@ -25,12 +26,10 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reproduce")
 
 
-@pytest.fixture(scope="module")
-def released(data_folder: Path, repository: Path) -> Path:
-    """The folder of an adapter that a flow trained, and that is pixelsmile:1 of the registry."""
+def train(data_folder: Path, recipe: Path) -> dict[str, Any]:
+    """Run the flow that trains the small recipe, and return its summary."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADAPTER_FOUNDRY_HOME", str(data_folder))
-        recipe = small_recipe(repository, data_folder / "small.yaml")
         with (
             managed_server(data_folder) as server,
             attached(data_folder, server.url),
@@ -40,9 +39,15 @@ def released(data_folder: Path, repository: Path) -> Path:
             from flows.parameters import RecipeChoice
 
             limits.ensure()
-            made = training(RecipeChoice(recipe=str(recipe), changes={"optimiser.steps": 3}))
-        adapter = Path(made["folder"]) / "adapter"
-        Registry.init(data_folder).push(adapter, "pixelsmile")
+            return training(RecipeChoice(recipe=str(recipe), changes={"optimiser.steps": 3}))
+
+
+@pytest.fixture(scope="module")
+def released(data_folder: Path, repository: Path) -> Path:
+    """The folder of an adapter that a flow trained, and that is pixelsmile:1 of the registry."""
+    made = train(data_folder, small_recipe(repository, data_folder / "small.yaml"))
+    adapter = Path(made["folder"]) / "adapter"
+    Registry.init(data_folder).push(adapter, "pixelsmile")
     return adapter
 
 
@@ -91,19 +96,40 @@ def test_an_adapter_that_its_recipe_does_not_make_is_found_out(
     # As a reproduction that was killed before it compared: the training need not be done a third time.
     first = next(path for path in (data_folder / "reproductions").iterdir() if "pixelsmile-1-" in path.name)
     copy = data_folder / "reproductions" / f"pixelsmile-2-{digest.hex[:12]}"
-    shutil.copytree(first, copy, ignore=shutil.ignore_patterns("outcome.json"))
+    shutil.copytree(first, copy, ignore=shutil.ignore_patterns("outcome.json", "complete"))
+    # Nor does it have to be done again because the outcome could not be signed.
+    room = shelf.MAX_STATEMENTS - len(shelf.read_statements(registry.store, digest))
+    full = [shelf.put_statement(registry.store, digest, "evaluation", b"%d" % i)[0] for i in range(room)]
+    unsigned = command(data_folder, "-m", "flows.reproduce", "pixelsmile:2")
+    assert "with one more nobody could pull it" in unsigned.stderr
+    assert (copy / "outcome.json").exists()
+    for key in full:
+        registry.store.delete(key)
     done = command(data_folder, "-m", "flows.reproduce", "pixelsmile:2", "--json")
     assert done.returncode == 14, done.stderr
     summary = json.loads(done.stdout)
-    stages = {stage["stage"]: stage["reused"] for stage in summary["stages"]}
-    assert stages["train"]
-    assert "evaluate" in stages
+    stages = {stage["stage"]: stage for stage in summary["stages"]}
+    for name in ("triplets", "train", "evaluate"):
+        assert stages[name]["reused"], name
+        assert Path(stages[name]["folder"]).parent == copy
     found = summary["reproduction"]
     assert found["outcome"] == "different"
     assert found["difference"]["relative"] == pytest.approx(1 - 1 / FACTOR, rel=0.02)
     assert found["difference"]["cosine"] == pytest.approx(1.0, abs=1e-3)
     views = registry.show("pixelsmile:2").statements
     assert [view.predicate["outcome"] for view in views if view.kind == "reproduction"] == ["different"]
+
+
+def test_nothing_is_rebuilt_that_could_not_be_signed(data_folder: Path, again: dict[str, Any]) -> None:
+    trained = next(Path(stage["folder"]) for stage in again["stages"] if stage["stage"] == "train")
+    key = Registry.open(data_folder).keys.file("evaluator")
+    away = key.rename(key.with_suffix(".away"))
+    try:
+        done = command(data_folder, "-m", "flows.reproduce", "pixelsmile:1")
+    finally:
+        away.rename(key)
+    assert done.returncode == 11, done.stderr
+    assert trained.is_dir()
 
 
 def test_nothing_is_rebuilt_without_a_recorded_recipe(
@@ -118,3 +144,30 @@ def test_nothing_is_rebuilt_without_a_recorded_recipe(
     done = command(data_folder, "-m", "flows.reproduce", "older:1")
     assert done.returncode == 1
     assert "no signed recipe" in done.stderr
+
+
+def test_the_pipeline_does_not_take_what_a_reproduction_made(
+    data_folder: Path, again: dict[str, Any]
+) -> None:
+    shutil.rmtree(data_folder / "reproductions")
+    made = train(data_folder, data_folder / "small.yaml")
+    for stage in made["stages"]:
+        assert stage["reused"]
+        assert Path(stage["folder"]).is_relative_to(data_folder / "runs")
+        assert Path(stage["folder"]).is_dir()
+
+
+def test_a_dataset_that_was_not_there_is_not_called_reused(data_folder: Path, again: dict[str, Any]) -> None:
+    shutil.rmtree(data_folder / "runs" / "small")
+    (data_folder / "runs" / "small").mkdir()
+    for reused in (False, True):
+        done = command(
+            *(data_folder, "-m", "flows.reproduce", "pixelsmile:1"),
+            *("--reuse-dataset", "--no-sign", "--json"),
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)["reproduction"]
+        assert (found["outcome"], found["dataset_reused"]) == ("identical", reused)
+        # As one that was killed at the end: the second one need not train again.
+        for complete in (data_folder / "reproductions").glob("pixelsmile-1-*/complete"):
+            complete.unlink()
