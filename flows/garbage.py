@@ -1,8 +1,10 @@
 """What a clean-up removes from the store and from this machine; see `flows.maintenance`.
 
 Folders of stages, with their pictures, latents and checkpoints, and answers of paid APIs are kept for ever
-unless an age is given: they are hours and money. One that is in use is young, because its files are.
-What editors did for evaluations costs minutes: it is kept so that what production runs is measured once.
+unless an age is given: they are hours and money. The age counts from when something was used last, and what
+is in use stays: a run locks its recipe's folders while a stage of it goes on, and one that waits for people
+has touched what it will go on with ahead, for as long as it may wait. What editors did for evaluations costs
+minutes: it is kept so that what production runs is measured once.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +24,7 @@ from flows.errors import FlowError
 from registry.client import Registry
 from registry.errors import Explained, RegistryError
 from trainer.evaluation.evaluating import FOLDER as EVALUATIONS
+from trainer.stage import unused
 
 #: Folders of stages and what they leave while they work, below ``runs/<recipe>``.
 _STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
@@ -28,11 +32,14 @@ _STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
 #: Below ``evaluations``: in "measured" what an editor did, the judges' own error, and what is left of either;
 #: in "fetched" versions that somebody was compared with. The reports beside them stay.
 _DISPOSABLE = {
-    "measured": re.compile(r"\.?(truth-)?[0-9a-f]{32}([.-].+)?", re.ASCII),
-    "fetched": re.compile(r"\.?[0-9a-f]{64}(\.gone)?", re.ASCII),
+    "measured": re.compile(r"\.?(?P<owner>(truth-)?[0-9a-f]{32})([.-].+)?", re.ASCII),
+    "fetched": re.compile(r"\.?(?P<owner>[0-9a-f]{64})(\.gone)?", re.ASCII),
 }
 _GONE = ".gone"  # how a folder ends that is being removed, or that a removal which was killed has left
 _NOT_LEFT = "-"
+
+
+_Found = tuple[Path, Path | None]  # what may go, and what is locked while somebody uses it
 
 
 class Removed(TypedDict):
@@ -92,9 +99,9 @@ def collect(
         store: objects that nothing signed refers to.
         adapters: cached adapters that were revoked or that no name means any more.
         grace: for both of them.
-        run_folders: stage folders in which nothing was touched for so long; None leaves all.
+        run_folders: stage folders that nobody has used for so long; None leaves all.
         evaluations: what editors did for evaluations that nobody has used for so long; None leaves all.
-        paid_answers: answers that were not touched for so long; None leaves all.
+        paid_answers: answers that nobody has used for so long; None leaves all.
         dry_run: only tell.
 
     Raises:
@@ -128,14 +135,18 @@ def _row(where: str, name: str, size: int, left: str = _NOT_LEFT) -> Removed:
     return {"where": where, "name": name, "bytes": size, "left": left}
 
 
-def _stages(runs: Path) -> Iterator[Path]:
+def _stages(runs: Path) -> Iterator[_Found]:
     for recipe in sorted(runs.glob("*")):
-        yield from _folders(recipe, _STAGE)
+        for folder in _folders(recipe, _STAGE):
+            yield folder, recipe
 
 
-def _disposable(evaluations: Path) -> Iterator[Path]:
+def _disposable(evaluations: Path) -> Iterator[_Found]:
     for name, pattern in _DISPOSABLE.items():
-        yield from _folders(evaluations / name, pattern)
+        for folder in _folders(evaluations / name, pattern):
+            match = pattern.fullmatch(folder.name)
+            assert match is not None, "only such names were looked for"
+            yield folder, folder.with_name(match["owner"])
 
 
 def _folders(place: Path, names: re.Pattern[str]) -> Iterator[Path]:
@@ -144,22 +155,25 @@ def _folders(place: Path, names: re.Pattern[str]) -> Iterator[Path]:
             yield folder
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink())
+def _files(folder: Path) -> Iterator[_Found]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
+            yield path, None
 
 
 def _dropped(
-    where: str, paths: Iterable[Path], home: Path, before: float, dry_run: bool
+    where: str, found: Iterable[_Found], home: Path, before: float, dry_run: bool
 ) -> Iterator[Removed]:
-    """Remove what nobody has touched since ``before``, and tell it."""
-    for path in paths:
+    """Remove what nobody has touched since ``before`` and nobody uses now, and tell it."""
+    for path, owner in found:
         name, size = str(path.relative_to(home)), 0
         try:
-            touched, size = _looked_at(path)
-            if touched < before or path.name.endswith(_GONE):
-                if not dry_run:
-                    _remove(path)
-                yield _row(where, name, size)
+            with nullcontext(True) if owner is None else unused(owner) as free:
+                touched, size = _looked_at(path)
+                if free and (touched < before or path.name.endswith(_GONE)):
+                    if not dry_run:
+                        _remove(path)
+                    yield _row(where, name, size)
         except FileNotFoundError:
             continue  # somebody is at work in it
         except OSError as error:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from registry.digest import Digest
 from trainer.parts import Mapper, here
 from trainer.provenance import NOT_MAKING as NOT_MAKING
 from trainer.provenance import code_digest as code_digest
-from trainer.stage import STAGE_NAME, StageResult, stage_key
+from trainer.stage import STAGE_NAME, StageResult, stage_key, touch, used
 
 if TYPE_CHECKING:
     from prefect import State, Task
@@ -75,6 +77,7 @@ class Job:
     done: dict[str, Done] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
     _states: list[State[Any]] = field(default_factory=list)
+    _used: set[Path] = field(default_factory=set)
 
     def folder(self, stage: str, key: Digest) -> Path:
         """Return the folder of a stage's output for these inputs."""
@@ -103,27 +106,34 @@ class Job:
         """
         digest = stage_key(task.name, **key)
         folder = out or self.folder(task.name, digest)
-        there = folder.is_dir() if out else (folder / STAGE_NAME).is_file()
-        if self.reuse_only and not there:
-            raise FlowError(
-                f"the stage {task.name} of this recipe has not been done on this machine",
-                "run the deployment training (or the whole pipeline) with the same recipe first",
+        with self._using(folder):
+            there = folder.is_dir() if out else (folder / STAGE_NAME).is_file()
+            if self.reuse_only and not there:
+                raise FlowError(
+                    f"the stage {task.name} of this recipe has not been done on this machine",
+                    "run the deployment training (or the whole pipeline) with the same recipe first",
+                )
+            place = folder.relative_to(self.home) if folder.is_relative_to(self.home) else folder
+            record = stage_key(task.name, inputs=str(digest), folder=place.as_posix())
+            cached = task.with_options(
+                cache_key_fn=lambda *_: f"{task.name}-{record.hex}",
+                refresh_cache=not there,
+                persist_result=True,
+                result_serializer="json",
             )
-        place = folder.relative_to(self.home) if folder.is_relative_to(self.home) else folder
-        record = stage_key(task.name, inputs=str(digest), folder=place.as_posix())
-        cached = task.with_options(
-            cache_key_fn=lambda *_: f"{task.name}-{record.hex}",
-            refresh_cache=not there,
-            persist_result=True,
-            result_serializer="json",
-        )
-        return self._do(cached, {**parameters, "out": folder}, folder)
+            return self._do(cached, {**parameters, "out": folder}, folder)
 
     def always(self, task: Task[..., Any], **parameters: Any) -> StageResult:
         """Do a stage on every run: what protects or proves something is never taken from a cache."""
         from prefect.cache_policies import NO_CACHE
 
-        return self._do(task.with_options(cache_policy=NO_CACHE, persist_result=False), parameters)
+        with self._using():
+            return self._do(task.with_options(cache_policy=NO_CACHE, persist_result=False), parameters)
+
+    def keep(self, ahead: timedelta = timedelta()) -> None:
+        """Note that what this run has used until now is in use, and for so long if nobody notes it again."""
+        for folder in self._used:
+            touch(folder, ahead)
 
     def summary(self, **about: str) -> dict[str, Any]:
         """Return what was done as JSON values, beside what the caller says ``about`` it."""
@@ -140,6 +150,20 @@ class Job:
             for name, done in self.done.items()
         ]
         return {**about, "stages": stages}
+
+    @contextmanager
+    def _using(self, folder: Path | None = None) -> Iterator[None]:
+        """Keep a clean-up away from what this run uses, now and behind it; see `flows.garbage`."""
+        if folder is not None:
+            self._used.add(folder)
+        with ExitStack() as stack:
+            for root in {self.root, *(one.parent for one in self._used)}:
+                stack.enter_context(used(root))
+            self.keep()
+            try:
+                yield
+            finally:
+                self.keep()
 
     def _do(
         self, task: Task[..., Any], parameters: Mapping[str, Any], folder: Path | None = None

@@ -3,18 +3,24 @@
 A stage writes into a hidden folder beside its output and renames it when all is there, so a reader never sees
 half a stage. ``stage.json`` in the folder keeps the result and its key: the digest of everything that decides
 it. A stage that finds its own key in the output has nothing to do.
+
+A clean-up takes what nobody has used for long. So whoever uses a folder touches it, and holds a lock beside
+it meanwhile, which dies with its process.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
@@ -118,3 +124,43 @@ def write_atomically(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def lock_of(folder: Path) -> Path:
+    """Return the file that is locked by whoever makes or uses a folder.
+
+    It stays, because one that is removed can be locked by two.
+    """
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextmanager
+def used(folder: Path) -> Iterator[None]:
+    """Keep a clean-up away from a folder; any number of processes may do so at once."""
+    with _lock(folder) as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Keep all others away from a folder; False where somebody uses it or is making it."""
+    with _lock(folder) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        yield free
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return lock_of(folder).open("ab")
+
+
+def touch(folder: Path, ahead: timedelta = timedelta()) -> None:
+    """Note that a folder is used now, or that somebody will want it for so long."""
+    with suppress(OSError):  # it was not made, or belongs to somebody else, who looks after it
+        until = max(folder.stat().st_mtime, time.time() + ahead.total_seconds())
+        os.utime(folder, (until, until))

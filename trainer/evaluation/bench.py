@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,16 @@ from trainer.evaluation.readings import Readings
 from trainer.parts import Mapper, here
 from trainer.progress import Progress, silent
 from trainer.provenance import code_digest
-from trainer.stage import STAGE_NAME, StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import (
+    STAGE_NAME,
+    StageResult,
+    finished,
+    lock_of,
+    new_folder,
+    stage_key,
+    touch,
+    write_result,
+)
 
 READINGS_NAME = "readings.parquet"
 EDITS_NAME = "edits.json"
@@ -140,7 +148,7 @@ class Bench:
             kept = self._kept(who, out, key)
             if kept is not None:
                 self.say(f"{who.name}: {who.called} was measured before")
-                os.utime(out)  # it is in use: see `flows.maintenance`
+                touch(out)
                 return kept
             self._do(who, out, key)
             made = self._kept(who, out, key)
@@ -237,7 +245,8 @@ class Bench:
             result = finished(out, key)
             if result is None or not (out / READINGS_NAME).is_file() or _digest(out) != result.digest:
                 self._look_at_truth(out, key)
-        return Readings.read(out / READINGS_NAME, plan.judged)
+            touch(out)
+            return Readings.read(out / READINGS_NAME, plan.judged)
 
     def _look_at_truth(self, out: Path, key: Digest) -> None:
         plan = self.plan
@@ -256,7 +265,7 @@ class Bench:
     def alone(self, out: Path, what: str) -> Iterator[None]:
         """Let one at a time, thread or process, make a folder; the lock dies with its process."""
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.with_name(f".{out.name}.lock").open("w") as stream:
+        with lock_of(out).open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

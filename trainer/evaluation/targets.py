@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from registry.errors import NotFound, UsageError
 from registry.reference import Reference
 from trainer.progress import Progress, silent
+from trainer.stage import touch
 
 if TYPE_CHECKING:
     from registry.client import Registry
@@ -109,4 +110,5 @@ def fetch(registry: Registry, reference: Reference, place: Path, progress: Progr
     folder.mkdir(parents=True, exist_ok=True)
     told = (registry.store, manifest.files, folder)
     transfer.download(*told, progress=lambda part, done, total: progress(part, done, total, "bytes"))
+    touch(folder)
     return Target(folder=folder, label=str(reference), reference=f"{manifest.name}:{manifest.version}")

@@ -19,6 +19,11 @@ from flows.garbage import Collected, collect
 from registry.client import Registry
 from registry.digest import Digest
 from registry.errors import DigestMismatch, NotFound, RegistryError
+from registry.reference import Reference
+from trainer.apis import Reply, Request, Usage
+from trainer.apis.answers import Answers
+from trainer.evaluation.targets import fetch
+from trainer.stage import used
 
 DAY = 86_400
 STAGE = "runs/pixelsmile/train-0123456789abcdef"
@@ -110,7 +115,7 @@ def test_what_evaluations_keep_goes_when_none_has_used_it_for_long(registry: Reg
     os.utime(young)
     assert clean() == []
     assert sorted(clean(evaluations=30)) == sorted([measured, truth, left, fetched])
-    assert sorted(path.name for path in place.iterdir()) == ["4" * 32, "mine"]
+    assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["4" * 32, "mine"]
     assert mine.exists()
     assert report.exists()
 
@@ -180,6 +185,44 @@ def test_a_registry_that_cannot_be_read_halfway_leaves_the_table(registry: Regis
     assert not left.exists()
     with pytest.raises(RegistryError, match="cannot be read"):
         raise found.refusal or AssertionError("it was not told")
+
+
+def test_a_paid_answer_that_was_used_stays(registry: Registry, home: Path) -> None:
+    answers, (kept, gone) = Answers(home / "apis"), [
+        Request(
+            provider="openai", kind="edit", model="m", endpoint=None, content={"n": number}, expected=Usage()
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for request in (kept, gone):
+        answers.put(request, Reply(body=b"picture", media_type="image/png"))
+        then = time.time() - 40 * DAY
+        os.utime(answers.path(request.digest), (then, then))
+    assert answers.get(kept.digest) is not None
+    assert clean(paid_answers=30) == [str(answers.path(gone.digest).relative_to(home))]
+    assert answers.get(kept.digest) is not None
+
+
+def test_a_version_that_was_compared_with_again_stays(registry: Registry, home: Path) -> None:
+    place = home / "evaluations" / "fetched"
+    folder = fetch(registry, Reference.parse(f"{NAME}:1"), place).folder
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (time.time() - 40 * DAY,) * 2)
+    assert clean(evaluations=30, dry_run=True) == [str(folder.relative_to(home))]
+    fetch(registry, Reference.parse(f"{NAME}:1"), place)
+    assert clean(evaluations=30) == []
+
+
+def test_what_somebody_uses_at_this_moment_stays_however_old_it_is(registry: Registry, home: Path) -> None:
+    stage, other = old(home / STAGE / "x"), old(home / "runs/other/train-0123456789abcdef/x")
+    bench = home / "evaluations" / "measured" / ("0" * 32)
+    parts = bench.with_name(f".{bench.name}-{'1' * 16}.parts")
+    measured = [old(bench / "readings.parquet"), old(parts / "0.json")]
+    with used(home / "runs" / "pixelsmile"), used(home / "runs" / "pixelsmile"), used(bench):
+        assert clean(run_folders=30, evaluations=30) == [str(other.parent.relative_to(home))]
+    assert all(path.exists() for path in (stage, *measured))
+    left = [str(path.parent.relative_to(home)) for path in (stage, measured[1], measured[0])]
+    assert clean(run_folders=30, evaluations=30) == left
 
 
 def test_an_object_that_nothing_signed_names_goes_after_its_time(registry: Registry, home: Path) -> None:

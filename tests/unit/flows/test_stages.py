@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -15,7 +17,9 @@ from typing import Any
 
 import pytest
 from prefect import flow, task
+from prefect.exceptions import Pause
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Suspended
 
 from flows.display import Display
 from flows.errors import ServerError, StageFailed
@@ -27,7 +31,7 @@ from flows.stages import Job, code_digest, in_words, made
 from registry.digest import digest_bytes
 from trainer.errors import DataError
 from trainer.progress import Progress
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import StageResult, finished, new_folder, stage_key, unused, write_result
 
 
 @task(name="double", description="twice the number")
@@ -182,6 +186,68 @@ def test_a_stage_that_names_another_folder_is_refused(server: Server, job: Job, 
 
     with pytest.raises(StageFailed, match="says that its output lies in"):
         misled()
+
+
+@task(name="lasting", description="takes longer than a clean-up waits")
+def lasting(before: Path, seen: list[bool], out: Path, progress: Progress) -> dict[str, Any]:
+    """Look whether a clean-up could come while the folder of an earlier stage grows old."""
+    age(before)
+    with unused(before.parent) as free:
+        seen.append(free)
+    return double.fn(1, [], out, progress)
+
+
+def age(folder: Path) -> None:
+    """Nobody has touched it for 40 days."""
+    then = time.time() - 40 * 86_400
+    for path in (*folder.rglob("*"), folder):
+        os.utime(path, (then, then))
+
+
+def days_ahead(folder: Path) -> float:
+    """How many days from now a clean-up counts from."""
+    return (folder.stat().st_mtime - time.time()) / 86_400
+
+
+def test_what_a_run_uses_is_young_when_it_ends_and_locked_until_then(server: Server, tmp_path: Path) -> None:
+    root, seen = tmp_path / "runs" / "a", list[bool]()
+
+    @flow(name="long")
+    def long() -> Path:
+        job = Job(home=tmp_path, root=root, display=Display(2, io.StringIO()))
+        first = job.cached(double, key={"number": 5}, number=5, calls=[]).folder
+        assert days_ahead(first) > -1
+        job.always(lasting, before=first, seen=seen, out=tmp_path / "x")
+        return first
+
+    first = long()
+    assert seen == [False]
+    assert days_ahead(first) > -1
+    age(first)
+    with unused(root) as free:
+        assert free, "the run is over"
+    assert long() == first
+    assert seen == [False, False]
+
+
+def test_a_run_that_waits_for_people_keeps_what_it_goes_on_with(server: Server, home: Path) -> None:
+    recipe = RecipeChoice(recipe="pixelsmile-portraits").load()
+    folders: list[Path] = []
+
+    @flow(name="waiting")
+    def waiting(number: int, signal: bool) -> None:
+        with running("release", recipe, "threads") as job:
+            folders.append(job.cached(double, key={"number": number}, number=number, calls=[]).folder)
+            if signal:
+                raise Pause(state=Suspended())
+
+    waiting(1, signal=False)
+    with pytest.raises(Pause):
+        waiting(2, signal=True)
+    waiting(2, signal=False)  # it goes on, or another run of the recipe does
+    ended, waited = days_ahead(folders[0]), days_ahead(folders[1])
+    assert ended < 1
+    assert 6 < waited < 8
 
 
 def test_why_a_run_failed_is_told_also_when_the_server_is_gone_by_then(server: Server, home: Path) -> None:

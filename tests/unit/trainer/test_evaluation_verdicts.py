@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -386,6 +388,18 @@ def test_progress_counts_edits_twice_and_answers_once(bench: Bench, known: Mappi
     counted = replace(bench, progress=lambda stage, done, total, note="": told.append(total))
     progress_of(counted, {"adapter": known["perfect"].editor}).end("done")
     assert told == [3 * bench.pictures(known["perfect"].editor)]
+
+
+def test_true_answers_that_are_read_again_are_in_use(bench: Bench) -> None:
+    """A clean-up removes what nobody has used for long; see `flows.garbage`."""
+    first = bench.truth()
+    (folder,) = bench.place.glob("truth-*")
+    then = time.time() - 40 * 86_400
+    os.utime(folder, (then, then))
+    again = bench.truth()
+    assert first is not None
+    assert again is not None
+    assert folder.stat().st_mtime > then + 86_400
 
 
 def test_an_incomplete_adapter_folder_is_explained(tmp_path: Path) -> None:
