@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import task
+from prefect.runtime import flow_run
 
 from flows.artifacts import show_for_approval
 from flows.errors import Rejected
 from flows.events import tell
-from flows.folder import gather
+from flows.folder import LATEST, gather
 from flows.parameters import Approval
 from flows.portraits import edit_portraits
 from flows.settings import FlowSettings, prefect_home
@@ -47,7 +49,7 @@ def publish(
 ) -> dict[str, Any]:
     """Scan, licences, signatures, approval, alias, verified pull, edits; then the run folder."""
     home, adapter = job.home, trained.folder / "adapter"
-    job.always(scan, adapter=adapter, out=job.root / "scan")
+    job.always(scan, adapter=adapter, out=of_this_run(job, "scan"))
     job.always(licences, home=home, adapter=adapter)
     pushed = job.always(
         push, home=home, adapter=adapter, evaluated=evaluated.folder, name=recipe.release.adapter
@@ -58,9 +60,25 @@ def publish(
         return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
     alias = move_alias(job, pushed, recipe.release.alias)
     use(job, recipe, alias, pushed)
-    summary = job.summary(adapter=alias, **about)
-    folder = gather(home, job.root, {name: done.result for name, done in job.done.items()}, summary)
-    return {**summary, "folder": str(folder)}
+    return gathered(job, adapter=alias, **about)
+
+
+def of_this_run(job: Job, stage: str) -> Path:
+    """Return the folder of what every run looks at again; other runs of the recipe have other ones."""
+    return job.folder(stage, stage_key(stage, run=flow_run.id))
+
+
+def gathered(job: Job, **about: str) -> dict[str, Any]:
+    """Make the run folder, which takes up what no other run reads, and return the summary."""
+    stages = {name: done.result for name, done in job.done.items()}
+    latest = job.root / LATEST
+    for name in (scan.name, pull.name):
+        job.done[name] = replace(job.done[name], result=replace(stages[name], folder=latest))
+    summary = job.summary(**about)
+    gather(job.home, job.root, stages, summary)
+    for name in (scan.name, pull.name):
+        shutil.rmtree(of_this_run(job, name), ignore_errors=True)
+    return {**summary, "folder": str(latest)}
 
 
 def refuse_automatic(approval: Approval, home: Path) -> None:
@@ -175,7 +193,7 @@ def use(job: Job, recipe: Recipe, alias: str, pushed: StageResult) -> None:
     """Pull what was promoted as anybody would, and edit portraits with it."""
     from trainer.evaluation.suites import of_recipe
 
-    pulled = job.root / "pulled"
+    pulled = of_this_run(job, pull.name)
     job.always(pull, home=job.home, reference=alias, out=pulled)
     job.cached(
         edit,

@@ -10,11 +10,13 @@ it meanwhile, which dies with its process.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -26,6 +28,8 @@ from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
 
 STAGE_NAME = "stage.json"
+#: Tells apart the processes of pods that share a data folder: their numbers are often equal.
+_POD = uuid.uuid4().hex[:8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,7 +100,7 @@ def write_result(folder: Path, result: StageResult) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a temporary folder that becomes ``out`` (replacing an older one) if the block ends well."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = _beside(out, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -107,18 +111,32 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def replace_folder(new: Path, out: Path) -> None:
-    """Rename ``new`` to ``out``; an older ``out`` is moved away first and removed afterwards."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    """Rename ``new`` to ``out``; an older ``out`` is moved away first and removed afterwards.
+
+    Others may do the same meanwhile: each of them succeeds, and the last one's folder stays.
+    """
+    old = _beside(out, "old")
+    while True:
+        try:
+            new.rename(out)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            out.rename(old)
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Return a hidden name beside a path that is this process's alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{_POD}.{ending}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either absent, old or complete, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path, "tmp")
     with temporary.open("wb") as stream:
         stream.write(data)
         stream.flush()
