@@ -174,9 +174,10 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
     def stopped(lost: str | None) -> None:
         with running("dataset", recipe, "threads") as job:
             jobs.append(job)
-            given = [{"function": wait, "given": {"log": tmp_path / "log"}, "number": n} for n in range(20)]
-            for _ in job.mapper("waits", call, given):
-                job.runs += [lost] if lost else []
+            job.runs += [lost] if lost else []
+            submitted = len(job.runs) + 4
+            parts = [{"number": n, "runs": job.runs, "submitted": submitted} for n in range(20)]
+            for _ in job.mapper("waits", until_some_are_dropped, parts):
                 raise KeyboardInterrupt
 
     started = time.monotonic()
@@ -187,6 +188,14 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
     begun = jobs[0].runs
     assert 1 <= len(begun) <= 3
     wait_until_recorded(server.url, begun, 180)
+
+
+def until_some_are_dropped(number: int, runs: list[str], submitted: int) -> None:
+    """Keep a worker busy until what was submitted behind this was dropped; the first part is done at once."""
+    end, full = time.monotonic() + 60, False
+    while number > 0 and not (full and len(runs) < submitted) and time.monotonic() < end:
+        full = full or len(runs) >= submitted
+        time.sleep(0.02)
 
 
 def wait(log: Path) -> None:
