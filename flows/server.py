@@ -31,7 +31,7 @@ from typing import IO, Any
 from flows.errors import ServerError
 from flows.prefect_app import MODULE
 from flows.settings import FlowSettings, client_settings, prefect_environment, prefect_home, prepare
-from registry.errors import shown
+from registry.errors import Explained, shown
 
 HOST = "127.0.0.1"
 DATABASE_VARIABLE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
@@ -179,7 +179,8 @@ def only_logged() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever it is, people need to see the first one
-        get_run_logger().warning("And beside it: %s", shown(error))
+        said = error.message if isinstance(error, Explained) else f"{type(error).__name__}: {error}"
+        get_run_logger().warning("Beside what ends this run: %s", shown(said))
 
 
 def ask(
