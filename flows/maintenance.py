@@ -49,7 +49,7 @@ Grace = Annotated[
 ]
 Days = Annotated[
     int | None,
-    Field(ge=1, description="Remove what nobody has touched for so many days. Empty: nothing is removed."),
+    Field(ge=1, description="Remove what nobody has used for so many days. Empty: nothing is removed."),
 ]
 
 
@@ -192,7 +192,7 @@ def collect_garbage(
         grace_hours: what was written so short a time ago stays.
         store: objects that nothing signed refers to.
         adapters: cached ones that were revoked or have no name any more.
-        run_folders: remove those that nobody has touched for so many days; without a number none.
+        run_folders: remove those that nobody has used for so many days; without a number none.
         evaluations: remove the edits of evaluations that none has used for so many days; an evaluation that
             needs them makes them again.
         paid_answers: remove those of paid APIs that nobody has used for so many days; without a number none.
