@@ -33,6 +33,8 @@ from registry.errors import Explained, shown
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+TAG: Final = "mlflow-webhook"
+"""Of the runs that are started here."""
 SECRET_VARIABLE: Final = "ADAPTER_FOUNDRY_WEBHOOK_SECRET"  # noqa: S105 (the name of a variable)
 EVENTS: Final = ("model_version_alias.created", "model_version_alias.deleted")
 """What MLflow should be told to send."""
@@ -181,7 +183,10 @@ def create_app(gate: Gate, start: Callable[[News], str]) -> FastAPI:
 
 
 def start_reconcile(url: str, deployment: str, *, repair: bool) -> Callable[[News], str]:
-    """Return what starts a run of a deployment on a Prefect server for each message.
+    """Return what starts a run of a deployment on a Prefect server for a message.
+
+    One that was started and has not begun will look after the message came: it does for both. One that is
+    under way may have looked before.
 
     Args:
         url: of the server's API.
@@ -193,11 +198,13 @@ def start_reconcile(url: str, deployment: str, *, repair: bool) -> Callable[[New
     def start(news: News) -> str:
         try:
             found = ask(f"{url}/deployments/name/{deployment}")
+            if waiting := _waiting(url, found["id"], repair=repair):
+                return waiting
             subject = shown(f"{news.data.name}@{news.data.alias}", 100)
             wanted: dict[str, Any] = {
                 "parameters": {"repair": repair},
                 "name": f"mlflow-{news.action}-{subject}"[:150],
-                "tags": ["mlflow-webhook"],
+                "tags": [TAG],
                 "state": {"type": "SCHEDULED"},
             }
             made = ask(f"{url}/deployments/{found['id']}/create_flow_run", wanted)
@@ -209,6 +216,22 @@ def start_reconcile(url: str, deployment: str, *, repair: bool) -> Callable[[New
         return str(made["id"])
 
     return start
+
+
+def _waiting(url: str, deployment: str, *, repair: bool) -> str | None:
+    """Return the id of a run that was started here and has not begun; a schedule's is due much later."""
+    from flows.server import PAGE, ask
+
+    wanted = {
+        "flow_runs": {
+            "deployment_id": {"any_": [deployment]},
+            "state": {"type": {"any_": ["SCHEDULED"]}},
+            "tags": {"all_": [TAG]},
+        },
+        "limit": PAGE,
+    }
+    runs = ask(f"{url}/flow_runs/filter", wanted)
+    return next((str(run["id"]) for run in runs if run["parameters"].get("repair") is repair), None)
 
 
 def secret() -> bytes:
@@ -236,7 +259,7 @@ def secret() -> bytes:
 @click.option("--repair", is_flag=True, help="Let it make MLflow say what is signed.")
 @click.option("--json", "as_json", is_flag=True, help="Tell the addresses as one JSON object, then serve.")
 def main(host: str, port: int, deployment: str, repair: bool, as_json: bool) -> None:
-    """Listen for MLflow's webhooks about aliases, and start a reconcile for each.
+    """Listen for MLflow's webhooks about aliases, and let a reconcile look after each.
 
     The secret is in ADAPTER_FOUNDRY_WEBHOOK_SECRET, Prefect's server in PREFECT_API_URL.
     """
