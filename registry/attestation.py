@@ -241,7 +241,7 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
             },
             "internalParameters": {
                 "codeVersion": lineage.code_version,
-                **({} if made is None else {"codeDigest": str(made.code), "machine": _machine(made)}),
+                **({} if made is None else _made_by(made)),
             },
             "resolvedDependencies": [
                 {"name": "dataset", "digest": {"sha256": lineage.dataset.hex}},
@@ -252,8 +252,13 @@ def training_predicate(card: AdapterCard | AdapterManifest, *, builder: str) -> 
     }
 
 
-def _machine(made: Provenance) -> dict[str, Any]:
-    return made.machine.model_dump(mode="json")
+def _made_by(made: Provenance) -> dict[str, Any]:
+    earlier = [machine.model_dump(mode="json") for machine in made.earlier_machines]
+    return {
+        "codeDigest": str(made.code),
+        "machine": made.machine.model_dump(mode="json"),
+        **({"earlierMachines": earlier} if earlier else {}),
+    }
 
 
 def base_uri(base: BaseModelRef) -> str:

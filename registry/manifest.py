@@ -32,6 +32,7 @@ MAX_MANIFEST_BYTES: Final = 1 << 20
 MAX_CARD_BYTES: Final = 1 << 20
 MAX_RECIPE: Final = 1 << 18
 MAX_SAID: Final = 300
+MAX_MACHINES: Final = 64
 
 _MAX_DEPTH = 8
 _M = TypeVar("_M", bound=BaseModel)
@@ -170,11 +171,21 @@ class Provenance(_Model):
         recipe: canonical JSON of what the recipe says; what it does not say is default.
         code: digest of the sources that make data and weights.
         machine: where they were made.
+        earlier_machines: where the steps before were made, of a training that went on elsewhere. Absent
+            from the JSON where there are none, as before there was such a field.
     """
 
     recipe: Annotated[str, StringConstraints(max_length=MAX_RECIPE, pattern=r"^[\x20-\x7e]+$")]
     code: Digest
     machine: Machine
+    earlier_machines: Annotated[tuple[Machine, ...], Field(max_length=MAX_MACHINES)] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if not self.earlier_machines:
+            values.pop("earlier_machines", None)
+        return values
 
 
 class TrainingLineage(_Model):

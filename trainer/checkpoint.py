@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from registry.digest import Digest, digest_bytes
 from trainer import optimisers
 from trainer.errors import CheckpointError
+from trainer.provenance import continued, kept
 from trainer.stage import new_folder
 
 if TYPE_CHECKING:
     import torch
 
+    from registry.manifest import Provenance
     from trainer.ema import Ema
     from trainer.parallel import Processes
 
@@ -169,7 +171,8 @@ class TrainingState:
     Attributes:
         parameters, optimiser, ema: what is trained.
         folder: of the checkpoints; that of the main process counts, the others need none.
-        key: digest of recipe, dataset, base and code.
+        key: digest of recipe, dataset, base and version of the program.
+        made: by which sources, on which machines.
         processes: who takes part.
         keep: so many checkpoints stay.
         steps: how many steps the state stands for; None while it is in the middle of one.
@@ -180,6 +183,7 @@ class TrainingState:
     ema: Ema
     folder: Path
     key: Digest
+    made: Provenance
     processes: Processes
     keep: int
     steps: int | None = 0
@@ -208,7 +212,12 @@ class TrainingState:
             step=self.steps,
             key=self.key,
             seconds=seconds,
-            numbers={**numbers, "ema_updates": self.ema.updates, "optimiser": of_optimiser},
+            numbers={
+                **numbers,
+                "ema_updates": self.ema.updates,
+                "optimiser": of_optimiser,
+                "made": kept(self.made),
+            },
             tensors={
                 f"{group}/{name}": value.to("cpu", copy=True).contiguous()
                 for group, values in groups.items()
@@ -242,13 +251,14 @@ class TrainingState:
         """Take up the main process's newest checkpoint, if there is one, on all processes.
 
         Raises:
-            CheckpointError: see `latest`.
+            CheckpointError: see `latest`; or other sources made it.
         """
         found = _from_main(self.folder, self.key, self.processes)
         if found is None:
             return None
         from trainer import lora
 
+        self.made = continued(self.made, found.numbers["made"])
         self.steps = self._saved = found.step
         lora.put(self.parameters, found.group("weights"))
         self.ema.load(found.group("ema"), found.numbers["ema_updates"])

@@ -89,7 +89,9 @@ def train(
     from trainer.job import Job
     from trainer.launch import train as train_stage
     from trainer.progress import ConsoleProgress
+    from trainer.provenance import NOT_MAKING, running_code
 
+    running_code(NOT_MAKING)  # what is recorded is what was started, also hours of preparation later
     wanted = recipes.load(recipe)
     place = base or find_base(wanted.base)
     run, cache, progress = out or home() / "runs" / wanted.name, home() / "latents", ConsoleProgress()

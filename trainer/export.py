@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,8 +50,9 @@ _BASES = {
 }
 
 
+@cache
 def code_version() -> str:
-    """Return name and version of this software."""
+    """Return name and version of this software, as this process first found them."""
     try:
         return f"adapter-foundry/{metadata.version('adapter-foundry')}"
     except metadata.PackageNotFoundError:

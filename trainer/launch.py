@@ -32,7 +32,6 @@ from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, stage_key, write_result
 
 if TYPE_CHECKING:
-    from registry.manifest import Provenance
     from serving.pipelines.base import EditPipeline
     from trainer.loop import Trained
     from trainer.parallel import Processes
@@ -139,8 +138,8 @@ def _train_here(
 
     recipe, out, main = job.recipe, job.out, processes.main
     data, base = Dataset.open(job.dataset), fingerprint(job.base_path)
-    key = _key(job, data, base)
-    _agreed(processes, key)
+    key, made = _key(job, data, base), provenance(recipe, processes.device, processes.count)
+    _agreed(processes, key, made.code)
     done = finished(out, key)
     if found := processes.tell(done.as_json() if done else None):
         return done or StageResult.from_json(found)
@@ -162,12 +161,12 @@ def _train_here(
             pipeline=pipeline or load_base(job.base_path, recipe),
             tracker=tracker,
             processes=processes,
+            made=made,
         )
         facts = {**trained.facts, "run_id": tracker.run_id, "adapter": ADAPTER, "adapter_raw": RAW}
         result = StageResult(stage="train", folder=out, key=key, digest=data.digest, facts=facts)
         if main:
-            made = provenance(recipe, processes.device, processes.count)
-            digest = _exported(job, trained, data, base, tracker.run_id, made)
+            digest = _exported(job, trained, data, base, tracker.run_id)
             result = StageResult(stage="train", folder=out, key=key, digest=digest, facts=facts)
             losses = {name: facts[name] for name in ("validation_loss", "validation_loss_ema")}
             tracker.metrics(facts["steps"], losses)
@@ -200,26 +199,24 @@ def _tracker(job: Job, data: Dataset, base: Digest, main: bool) -> Tracker:
     )
 
 
-def _exported(
-    job: Job, trained: Trained, data: Dataset, base: Digest, run_id: str | None, made: Provenance
-) -> Digest:
+def _exported(job: Job, trained: Trained, data: Dataset, base: Digest, run_id: str | None) -> Digest:
     """Write both adapters; return the digest of the averaged one."""
     about = (
         data.digest, base, data.provenance["license"], trained.ingredients, run_id, trained.facts["steps"],
-        data.ingredients, made,
+        data.ingredients, trained.made,
     )  # fmt: skip
     recipe = job.recipe
     export(recipe, trained.weights, card(recipe, trained.weights, *about), job.out / RAW, trained.size)
     return export(recipe, trained.ema, card(recipe, trained.ema, *about), job.out / ADAPTER, trained.size)
 
 
-def _agreed(processes: Processes, key: Digest) -> None:
+def _agreed(processes: Processes, key: Digest, code: Digest) -> None:
     """Check that all processes have the same recipe, dataset, base and code.
 
     Raises:
         TrainerError: one has others; on all processes.
     """
-    keys = processes.gather(str(key))
+    keys = processes.gather(f"{key} {code}")
     other = [rank for rank, found in enumerate(keys) if found != keys[0]]
     if other:
         raise TrainerError(

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from registry.digest import Digest
-from registry.manifest import Ingredient
+from registry.manifest import Ingredient, Provenance
 from serving.memory import keep_freed_memory
 from serving.pipelines.base import EditPipeline, Size
 from trainer import lora, optimisers, placement, text_lora
@@ -53,6 +53,7 @@ class Trained:
         facts: how it went.
         size: height and width in pixels that the base is made for.
         ingredients: the networks that the losses looked through, with their licences.
+        made: by which sources and on which machines, those of earlier parts included.
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -60,6 +61,7 @@ class Trained:
     facts: Mapping[str, Any]
     size: Size
     ingredients: tuple[Ingredient, ...]
+    made: Provenance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +93,7 @@ def run(
     pipeline: EditPipeline,
     tracker: Tracker,
     processes: Processes,
+    made: Provenance,
 ) -> Trained:
     """Train a LoRA on ``pipeline`` until the recipe's last step, from the newest checkpoint in ``out``.
 
@@ -105,17 +108,19 @@ def run(
         pipeline: the loaded base; its transformer carries the LoRA until the end of this function.
         tracker: takes the metrics.
         processes: who takes part.
+        made: by which sources and on which machine the steps to come are made.
 
     Raises:
         Interrupted: SIGTERM came; a checkpoint was written.
         NotFinite: a loss or the gradient is not finite, or the loss jumped, and the recipe says to stop.
-        CheckpointError: the checkpoints in ``out`` belong to another training, or one cannot be written.
+        CheckpointError: the checkpoints in ``out`` belong to another training or other sources, or one
+            cannot be written.
     """
     keep_freed_memory()
     with placement.training(pipeline, recipe, processes.device) as placed:
         try:
             session = _session(
-                recipe, dataset, cache, base_path, out, key, progress, pipeline, tracker, processes
+                recipe, dataset, cache, base_path, out, key, progress, pipeline, tracker, processes, made
             )
             state, features = session.state, session.features
             facts = _steps(session)
@@ -128,6 +133,7 @@ def run(
                 size=pipeline.size,
                 # From the networks themselves, not from the recipe: what was looked through is what is named.
                 ingredients=tuple(one for net in features.values() for one in net.ingredients),
+                made=state.made,
             )
         finally:
             lora.remove(pipeline.transformer)
@@ -145,6 +151,7 @@ def _session(
     pipeline: EditPipeline,
     tracker: Tracker,
     processes: Processes,
+    made: Provenance,
 ) -> _Session:
     """Put the LoRA into the base and everything that the loop works with around it; see `run`."""
     settings, device = recipe.optimiser, processes.device
@@ -165,6 +172,7 @@ def _session(
         ema=Ema(parameters, recipe.ema),
         folder=out / "checkpoints",
         key=key,
+        made=made,
         processes=processes,
         keep=recipe.running.keep_checkpoints,
     )

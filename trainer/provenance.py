@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from registry.digest import Digest, digest_bytes
-from registry.manifest import Machine, Provenance, canonical_json
-from trainer.errors import RecipeError
+from registry.manifest import MAX_MACHINES, Machine, Provenance, canonical_json
+from trainer.errors import CheckpointError, RecipeError
 from trainer.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ def code_digest(without: tuple[str, ...] = ()) -> Digest:
     return digest_bytes(canonical_json(listing))
 
 
+@cache
+def running_code(without: tuple[str, ...] = ()) -> Digest:
+    """Return `code_digest` as this process first found it: what runs stays, whatever happens to files."""
+    return code_digest(without)
+
+
 def said(recipe: Recipe) -> str:
     """Return a recipe as canonical JSON; what it does not say is left out, for some rules ask for that."""
     return canonical_json(recipe.model_dump(mode="json", exclude_unset=True)).decode("ascii")
@@ -67,8 +75,36 @@ def heard(text: str, digest: Digest) -> Recipe:
 
 
 def provenance(recipe: Recipe, device: torch.device | None = None, processes: int = 1) -> Provenance:
-    """Return what is recorded with an adapter that was made here and now."""
-    return Provenance(recipe=said(recipe), code=code_digest(NOT_MAKING), machine=machine(device, processes))
+    """Return what is recorded with an adapter that is made here by this process; asked before it begins."""
+    return Provenance(recipe=said(recipe), code=running_code(NOT_MAKING), machine=machine(device, processes))
+
+
+def kept(made: Provenance) -> dict[str, Any]:
+    """Return as JSON what a checkpoint keeps of who made it; its key has the recipe."""
+    return made.model_dump(mode="json", exclude={"recipe"})
+
+
+def continued(made: Provenance, before: Mapping[str, Any]) -> Provenance:
+    """Return the provenance of a training that goes on here.
+
+    Args:
+        made: of the steps to come.
+        before: `kept` of the steps so far.
+
+    Raises:
+        CheckpointError: other sources made those; an adapter has one digest of code, and it has to be true.
+    """
+    if before["code"] != made.code:
+        raise CheckpointError(
+            f"these sources ({made.code}) are not those that began the training ({before['code']})",
+            "go on with the sources that began it, or remove its checkpoints to train from the start",
+        )
+    earlier: list[Machine] = []
+    for one in (*before.get("earlier_machines", ()), before["machine"]):
+        found = Machine.model_validate(one)
+        if found != made.machine and found not in earlier:
+            earlier.append(found)
+    return made.model_copy(update={"earlier_machines": tuple(earlier[-MAX_MACHINES:])})
 
 
 def machine(device: torch.device | None = None, processes: int = 1) -> Machine:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 from registry.digest import Digest, digest_bytes
@@ -26,7 +26,7 @@ from trainer.evaluation.reading import read
 from trainer.evaluation.readings import Readings
 from trainer.parts import Mapper, here
 from trainer.progress import Progress, silent
-from trainer.provenance import code_digest
+from trainer.provenance import running_code
 from trainer.stage import (
     STAGE_NAME,
     StageResult,
@@ -272,12 +272,6 @@ class Bench:
                 self.say(f"another process is at {what} on the same suite; waiting for what it finds")
                 fcntl.flock(stream, fcntl.LOCK_EX)
             yield
-
-
-@lru_cache(maxsize=2)
-def running_code(without: tuple[str, ...] = ()) -> Digest:
-    """Digest of the code as this process first found it: what runs stays, whatever happens to files."""
-    return code_digest(without=without)
 
 
 def _digest(folder: Path) -> Digest:

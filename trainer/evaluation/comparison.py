@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from registry.digest import Digest, digest_bytes
 from trainer.evaluation import measure
-from trainer.evaluation.bench import Bench, running_code
+from trainer.evaluation.bench import Bench
 from trainer.evaluation.catalogue import METRICS, Direction
 from trainer.evaluation.editing import Editor
 from trainer.evaluation.evaluating import ENDED, estimated, gap, measured_by, progress_of
@@ -28,6 +28,7 @@ from trainer.evaluation.readings import Readings
 from trainer.evaluation.report import Curve, Gap, Suite, Value
 from trainer.evaluation.statistics import RESAMPLES, Difference, Sample, difference, holm
 from trainer.export import code_version
+from trainer.provenance import running_code
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 
 COMPARISON_NAME: Final = "comparison.json"

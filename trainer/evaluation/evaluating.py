@@ -11,7 +11,7 @@ from registry.policy import Threshold
 from registry.settings import home
 from trainer.errors import RecipeError
 from trainer.evaluation import measure, pictures
-from trainer.evaluation.bench import Bench, Measured, running_code
+from trainer.evaluation.bench import Bench, Measured
 from trainer.evaluation.editing import Editor, editor
 from trainer.evaluation.gates import judge, merged, rows, thresholds
 from trainer.evaluation.judges import Judges, judges_of, require_able
@@ -23,6 +23,7 @@ from trainer.evaluation.suites import of_recipe
 from trainer.export import code_version
 from trainer.parts import Mapper, here
 from trainer.progress import Progress, Whole, silent
+from trainer.provenance import running_code
 from trainer.recipe import Recipe
 from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
 

@@ -16,11 +16,13 @@ import pytest
 import torch
 
 from fakes.trainings import assert_same_tensors
+from registry.manifest import Provenance
 from trainer import checkpoint, optimisers
 from trainer.checkpoint import Checkpoint, TrainingState
 from trainer.ema import Ema
 from trainer.errors import CheckpointError
 from trainer.parallel import Processes
+from trainer.provenance import machine
 from trainer.sections import EmaSection, OptimiserSection
 
 KEY = "sha256:" + "1" * 64
@@ -184,6 +186,7 @@ def state_in(folder: Path) -> TrainingState:
         ema=Ema(parameters, EmaSection()),
         folder=folder,
         key=KEY,
+        made=Provenance(recipe="{}", code=KEY, machine=machine()),
         processes=Processes(),
         keep=2,
     )

@@ -25,6 +25,7 @@ from fakes.trainings import (
     train_tiny,
     weights,
 )
+from registry.digest import Digest
 from servers.postgres import free_port
 from trainer import parallel
 from trainer.errors import TrainerError
@@ -236,11 +237,12 @@ def _talk(rank: int, out: str, port: int) -> None:
     gradients = Gradients(values, processes)
     ((rank + 1) * (values["a"].sum() + 2 * values["b"].sum())).backward()
     sums, stop = gradients.add_up({"loss": torch.tensor(rank + 0.5)}, stop=rank == 1)
-    try:
-        _agreed(processes, "sha256:" + f"{rank}" * 64)
-        other = ""
-    except TrainerError as error:
-        other = error.message
+    same, own, other = "sha256:" + "7" * 64, "sha256:" + f"{rank}" * 64, []
+    for key, code in ((same, same), (own, same), (same, own)):
+        try:
+            _agreed(processes, Digest(key), Digest(code))
+        except TrainerError as error:
+            other.append(error.message)
     found = {
         "main": processes.main, "told": told, "gathered": repr(gathered), "copied": copied, "sums": sums,
         "stop": stop, "a": values["a"].grad.tolist(), "b": values["b"].grad.tolist(), "other": other,
@@ -267,8 +269,13 @@ def test_gradients_losses_and_the_wish_to_stop_are_summed_together(two: list[dic
 
 
 @pytest.mark.slow
-def test_processes_with_another_dataset_are_refused_by_all(two: list[dict[str, object]]) -> None:
-    assert "process 1 has another recipe, dataset, base or version" in str(two[0]["other"])
+def test_processes_with_another_dataset_or_other_sources_are_refused_by_all(
+    two: list[dict[str, object]],
+) -> None:
+    found = two[0]["other"]
+    assert isinstance(found, list)
+    assert len(found) == 2
+    assert all("process 1 has another recipe, dataset, base or version" in message for message in found)
 
 
 def test_gradients_alone() -> None:
