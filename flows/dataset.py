@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 
+from flows import limits
 from flows.stages import NOT_MAKING, Job, code_digest
 from trainer.parts import Mapper
 from trainer.progress import Progress
@@ -109,7 +110,12 @@ def folder(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
 
 @task(name="cache", description="latents of the pictures and embeddings of the prompts, once and for all")
 def cache(recipe: Recipe, dataset: Path, base: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """See `trainer.data.cache_dataset`."""
-    from trainer.data import cache_dataset
+    """See `trainer.data.cache_dataset`; on GPUs that no other flow run has."""
+    import torch
 
-    return cache_dataset(recipe, dataset, base, out, progress).as_json()
+    from trainer.data import cache_dataset
+    from trainer.data.cache import processes
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with limits.gpus_of(device, get_run_logger().info, most=processes()):
+        return cache_dataset(recipe, dataset, base, out, progress).as_json()

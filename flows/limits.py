@@ -6,6 +6,7 @@ with a warning; here it is made, and whoever cannot get it fails.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -86,7 +87,38 @@ def ensure(url: str | None = None, settings: FlowSettings | None = None) -> dict
 
 
 @contextmanager
-def gpus(count: int, say: Callable[[str], None]) -> Iterator[None]:
+def gpus_of(device: str, say: Callable[[str], None], *, most: int = 1) -> Iterator[None]:
+    """Hold GPU slots while this process itself works on a device; none where that is no GPU.
+
+    The memory of the GPU is given back with them: this process may live on for days, waiting for people.
+
+    Args:
+        device: as torch names it.
+        say: is told when there is something to wait for.
+        most: how many GPUs the work can use; it gets no slot for those beyond the limit.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    with gpus(most, say, fewer=True):
+        try:
+            yield
+        finally:
+            _leave_gpus()
+
+
+def _leave_gpus() -> None:
+    import torch
+
+    from trainer.evaluation.editing import forget_engine
+
+    forget_engine()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+@contextmanager
+def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iterator[None]:
     """Hold GPU slots of the Prefect server as long as the block lasts; waits until they are free.
 
     The lease is renewed while this process lives. When that fails for good, the slots may belong to another
@@ -95,6 +127,7 @@ def gpus(count: int, say: Callable[[str], None]) -> Iterator[None]:
     Args:
         count: how many.
         say: is told when there is something to wait for.
+        fewer: where there are not so many, all that there are will do.
 
     Raises:
         FlowError: there are fewer than that.
@@ -105,6 +138,8 @@ def gpus(count: int, say: Callable[[str], None]) -> Iterator[None]:
     ensure()
     with get_client(sync_client=True) as client:
         limit = client.read_global_concurrency_limit_by_name(GPU)
+    if fewer and limit.active:
+        count = max(1, min(count, limit.limit))
     if limit.active and limit.limit < count:
         raise FlowError(
             f"the training takes {count} GPUs, and the concurrency limit `{GPU}` has {limit.limit} slots",

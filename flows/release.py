@@ -13,9 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.runtime import flow_run
 
+from flows import limits
 from flows.artifacts import show_for_approval
 from flows.errors import Rejected
 from flows.events import tell
@@ -332,10 +333,16 @@ def pull(home: Path, reference: str, out: Path, progress: Progress) -> dict[str,
 def edit(
     recipe: Recipe, home: Path, reference: str, pulled: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    """Load from the warm cache, which verifies once more, and edit portraits with the engine that serves."""
+    """Load from the warm cache, which verifies once more, and edit portraits with the engine that serves.
+
+    On a GPU that no other flow run has, if it serves on one.
+    """
+    from serving import settings
+
     adapter = Registry.open(home).load(reference, cache=pulled)
     with new_folder(out) as folder:
-        facts = edit_portraits(adapter, recipe, home, folder, progress)
+        with limits.gpus_of(settings.load().device, get_run_logger().info):
+            facts = edit_portraits(adapter, recipe, home, folder, progress)
         files = {path.name: digest_bytes(path.read_bytes()) for path in sorted(folder.iterdir())}
         result = StageResult(
             stage="edit",

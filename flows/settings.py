@@ -51,7 +51,7 @@ class FlowSettings(BaseModel):
         processes: of a training; None takes one a GPU, or one.
         accelerate_config: file of `accelerate config` for trainings; decides machines and processes then.
         stop_seconds: how long a training that is told to stop may take to save a checkpoint.
-        gpu_slots: how many GPUs trainings may hold at once, over all flow runs; None takes those of the
+        gpu_slots: how many GPUs flow runs may hold at once, all together; None takes those of the
             machine that makes the limit, or one.
         api_per_minute: requests that all flow runs together send to each paid API; None begins with 600. With
             None, either is made once and then belongs to whoever changes it in Prefect's page.

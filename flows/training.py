@@ -7,14 +7,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from prefect import task
+from prefect import get_run_logger, task
 
+from flows import limits
 from flows.artifacts import show_evaluation
 from flows.production import NOTHING, Standing, standing
 from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest, made
 from registry.client import Registry
-from trainer.parts import Mapper
+from trainer.parts import Mapper, here
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 from trainer.stage import StageResult
@@ -163,21 +164,28 @@ def evaluate(
     progress: Progress,
     mapper: Mapper,
 ) -> dict[str, Any]:
-    """Fetch and verify what it is compared with, then see `trainer.evaluation.evaluate_recipe`."""
+    """Fetch and verify what it is compared with, then see `trainer.evaluation.evaluate_recipe`.
+
+    Where it edits by itself on a GPU, no other flow run has that one.
+    """
+    from serving import settings
     from trainer.evaluation import evaluate_recipe
 
-    evaluate_recipe(
-        recipe,
-        trained / "adapter",
-        base,
-        out,
-        raw_dir=trained / "adapter-raw",
-        progress=progress,
-        against=against.fetch(Registry.open(home), progress),
-        rules=rules,
-        taken=against.taken,
-        training_data=data,
-        mapper=mapper,
-        place=home,
-    )
+    fetched = against.fetch(Registry.open(home), progress)
+    device = settings.load().device if mapper is here else "cpu"  # a Ray cluster deals out its GPUs itself
+    with limits.gpus_of(device, get_run_logger().info):
+        evaluate_recipe(
+            recipe,
+            trained / "adapter",
+            base,
+            out,
+            raw_dir=trained / "adapter-raw",
+            progress=progress,
+            against=fetched,
+            rules=rules,
+            taken=against.taken,
+            training_data=data,
+            mapper=mapper,
+            place=home,
+        )
     return made(out).as_json()
