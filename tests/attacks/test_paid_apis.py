@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from fakes.edits import edited, portraits
-from fakes.vendors import KEY, Fault, Vendor, bomb, darker, images
-from trainer.apis import Paid, Reply, Request
+from fakes.vendors import KEY, Fault, Told, Vendor, bomb, darker, images
+from trainer.apis import Paid, Reply, Request, Usage
 from trainer.apis.command import apis
 from trainer.apis.keys import address, key_of
 from trainer.apis.ledger import Ledger
 from trainer.apis.paid import Clock
 from trainer.errors import ApiError, DataError, TrainerError
 from trainer.recipe import Recipe
-from trainer.sections import ApiSection
+from trainer.scoring.gemini import GeminiVendor
+from trainer.scoring.openai import OpenAiVendor
+from trainer.scoring.vlm import Question
+from trainer.sections import ApiSection, PriceSection, ScoringSection, SynthesisSection
 from trainer.synthesis import synthesise
 from trainer.synthesis.editing import EditingApi
+from trainer.synthesis.gemini import GeminiEditor
+from trainer.synthesis.openai import OpenAiEditor
 from trainer.synthesis.people import portraits_of
+from trainer.synthesis.prompts import Prompt
 
 PROVIDERS = ("gemini", "openai")
 
@@ -184,6 +194,115 @@ def test_what_a_server_says_cannot_rewrite_a_terminal_or_a_log(tmp_path: Path) -
     assert "::" not in answer.refused
     assert KEY not in answer.refused
     assert len(answer.refused) < 500
+
+
+LEAVES = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False)),
+    st.sampled_from(["", "x", "aGk=", "image/png", "STOP", "SAFETY", "\ud800", "7"]),
+)
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+)
+USAGE = {"promptTokenCount": 3, "candidatesTokenCount": 4, "thoughtsTokenCount": 1}
+DRAWN = [{"modality": "IMAGE", "tokenCount": 3}]
+HONEST: dict[tuple[str, str], dict[str, Any]] = {
+    ("openai", "edit"): {
+        "created": 1, "data": [{"b64_json": "aGk=", "url": "http://h/1.png"}], "output_format": "png",
+        "usage": {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
+    },
+    ("openai", "score"): {
+        "choices": [{"message": {"content": "{}", "refusal": None}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+    },
+    ("gemini", "edit"): {
+        "candidates": [
+            {"content": {"parts": [{"inlineData": {"mimeType": "image/png", "data": "aGk="}, "text": "x"}]},
+             "finishReason": "STOP"},
+        ],
+        "promptFeedback": {"blockReason": "SAFETY"},
+        "usageMetadata": {**USAGE, "candidatesTokensDetails": DRAWN},
+    },
+    ("gemini", "score"): {
+        "candidates": [{"content": {"parts": [{"text": "{}", "thought": False}]}, "finishReason": "STOP"}],
+        "promptFeedback": {"blockReason": "SAFETY"},
+        "usageMetadata": USAGE,
+    },
+}  # fmt: skip
+
+
+def spoilt(value: Any) -> st.SearchStrategy[Any]:
+    """Draw an answer with parts that are left out, or something else altogether."""
+    if isinstance(value, dict):
+        parts = st.fixed_dictionaries({}, optional={name: spoilt(one) for name, one in value.items()})
+    elif isinstance(value, list):
+        parts = st.lists(spoilt(value[0]), max_size=2)
+    elif isinstance(value, int):
+        parts = st.sampled_from([value, 0, -1_000_000, 10**30, None, True, 1.5, "3"])
+    else:
+        parts = st.just(value)
+    return st.one_of(st.just(value), parts, parts, parts, JSON)
+
+
+@pytest.fixture(scope="module")
+def speaking() -> Iterator[Vendor]:
+    with Vendor(key="none") as vendor:
+        yield vendor
+
+
+@functools.cache
+def asking(provider: str, kind: str, vendor: Vendor) -> Callable[[], Reply]:
+    """Return what asks a vendor once, by its SDK, which takes a while to make a client."""
+    endpoint = getattr(vendor, provider)
+    if kind == "edit":
+        section = SynthesisSection(provider=provider, model="m", endpoint=endpoint, license="X")
+        editor = {"openai": OpenAiEditor, "gemini": GeminiEditor}[provider](section, 60)
+        return lambda: editor.edit(b"png", Prompt(identity="a", expression="b"))
+    scoring = ScoringSection(scorer=provider, model="m", endpoint=endpoint, license="X")
+    scorer = {"openai": OpenAiVendor, "gemini": GeminiVendor}[provider](scoring, 60)
+    question = Question(system="s", text="t", png=b"png", schema={}, temperature=0.0, seed=0)
+    return lambda: scorer.ask(question)
+
+
+EXPECTED = Usage(input_tokens=1000, output_tokens=1000, images=1)
+RESERVED = 0.05 + 0.01 + 0.04
+
+
+@pytest.mark.parametrize(("provider", "kind"), HONEST)
+@settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_whatever_a_server_says_it_is_counted_and_an_answer_is_paid_once(
+    provider: str,
+    kind: str,
+    speaking: Vendor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+    data: st.DataObject,
+) -> None:
+    for name in ("OPENAI_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.setenv(name, "none")
+    body = json.dumps(data.draw(spoilt(HONEST[provider, kind]))).encode()
+    speaking.route(".*", lambda asked: Told(body=body))
+    prices = {"m": PriceSection(image=0.05, input=10, output=40)}
+    folder, clock = tmp_path_factory.mktemp("said"), Clock(sleep=lambda seconds: None, ticks=lambda: 1e9)
+    paid = Paid(ApiSection(requests=1000, per_minute=1e6, prices=prices), folder, run="r", clock=clock)
+    request = Request(provider=provider, kind=kind, model="m", content={}, expected=EXPECTED)  # type: ignore[arg-type]
+    before, send = len(speaking.log), asking(provider, kind, speaking)
+    try:
+        first = paid.ask(request, send)
+    except ApiError:
+        assert paid.kept(request) is None
+    else:
+        sent = len(speaking.log)
+        again = paid.ask(request, send)
+        assert (again.reused, again.reply, len(speaking.log)) == (True, first.reply, sent)
+    taken = paid.lines()
+    assert len(taken) == paid.spent().requests == len(speaking.log) - before
+    for line in taken:
+        assert line.usd is not None
+        assert min(line.usage.input_tokens, line.usage.output_tokens) >= 0
+        least = {"yes": 0.0, "no": 0.0, "unsure": RESERVED}[line.billed]
+        assert least - 1e-9 <= line.usd
 
 
 def test_a_bomb_costs_no_memory(tmp_path: Path, folder: Path) -> None:

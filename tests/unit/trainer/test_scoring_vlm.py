@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from fakes.datasets import drawn, write_stages
-from fakes.vendors import KEY, Fault, Vendor
+from fakes.vendors import KEY, Fault, Told, Vendor
 from fakes.vlm import ODD, answer, images_folder, knowing, vlm
 from trainer.apis.ledger import Ledger
 from trainer.data import Dataset, build_triplets
@@ -197,6 +197,33 @@ def test_what_the_network_does_is_repeated(asking: Asking, tmp_path: Path, provi
     assert {row["status"] for row in rows(tmp_path / "scored")} == {"scored"}
     assert statuses(tmp_path) == ["429", "503", "ok", *("malformed", "ok") * 3]
     assert len(vendor.log) == len(statuses(tmp_path))
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_what_a_gateway_says_is_no_answer(asking: Asking, tmp_path: Path, provider: str) -> None:
+    faults = {
+        1: Fault(kind="masked", status=429, headers={"Retry-After": "0"}),
+        2: Fault(kind="masked", status=503),
+        4: Fault(kind="deep"),
+    }
+    pictures = images_folder(tmp_path / "images", 2)
+    with vlm(Vendor(faults), knowing(pictures)) as vendor:
+        score(asking(vendor, provider), tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
+    assert {row["status"] for row in rows(tmp_path / "scored")} == {"scored"}
+    assert statuses(tmp_path) == ["429", "503", "ok", "malformed", "ok"]
+
+
+@pytest.mark.parametrize("told", [None, {"total_tokens": 9}, {"prompt_tokens": -5, "completion_tokens": 1}])
+def test_who_does_not_count_costs_what_was_reserved(asking: Asking, tmp_path: Path, told: object) -> None:
+    images_folder(tmp_path / "images", 1)
+    said = {"message": {"content": json.dumps(answer({}))}, "finish_reason": "stop"}
+    body = json.dumps({"choices": [said], "usage": told}).encode()
+    with Vendor().route(r"/v1/chat/completions", lambda asked: Told(body=body)) as vendor:
+        recipe = asking(vendor, "openai", {"prices": {"seer-1": {"input": 10.0}}})
+        score(recipe, tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
+    assert rows(tmp_path / "scored")[0]["status"] == "scored"
+    (line,) = Ledger(tmp_path / "apis").lines()
+    assert (line.status, line.billed, line.usd) == ("ok", "unsure", 0.06)
 
 
 def test_an_endless_answer_is_not_kept(asking: Asking, tmp_path: Path) -> None:

@@ -305,6 +305,32 @@ def test_a_server_that_does_not_count_is_not_asked_for_ever(
     assert [(line.billed, line.usd) for line in ledger(tmp_path)] == [("unsure", PRICE)] * 4 * 3
 
 
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": 3, "total_tokens": 8}, {"input_tokens": -1_000_000, "output_tokens": 0}]
+)
+def test_who_counts_in_other_words_costs_what_was_reserved_and_is_paid_once(
+    usage: dict[str, int], tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    picture = base64.b64encode((folder / "anna.png").read_bytes()).decode()
+    said = {"created": 1, "data": [{"b64_json": picture}], "usage": usage}
+    vendor.route(r"/v1/images/edits", lambda asked: Told(body=json.dumps(said).encode()))
+    recipe = recipe_for("openai", folder, vendor)
+    for _ in range(2):
+        assert [one.refused for one in edits(recipe, tmp_path)] == [None] * 4
+    assert len(vendor.log) == 4
+    assert [(line.billed, line.usd) for line in ledger(tmp_path)] == [("unsure", PRICE)] * 4
+
+
+@pytest.mark.parametrize("data", [["x"], [None], {"b64_json": "aGk="}, [{"b64_json": 12}], "x", 5])
+def test_what_is_no_list_of_pictures_is_unreadable(
+    data: object, tmp_path: Path, folder: Path, vendor: Vendor
+) -> None:
+    said = json.dumps({"created": 1, "data": data}).encode()
+    vendor.route(r"/v1/images/edits", lambda asked: Told(body=said) if asked.number == 1 else None)
+    assert [one.refused for one in edits(recipe_for("openai", folder, vendor), tmp_path)] == [None] * 4
+    assert [line.status for line in ledger(tmp_path)] == ["malformed", *["ok"] * 4]
+
+
 def test_refusals_are_rows_without_a_picture(tmp_path: Path, folder: Path, vendor: Vendor) -> None:
     vendor.faults |= {1: Fault(kind="refusal"), 3: Fault(kind="refusal")}
     recipe = recipe_for("gemini", folder, vendor)
