@@ -158,7 +158,8 @@ class Job:
             self._used.add(folder)
         with ExitStack() as stack:
             for root in {self.root, *(one.parent for one in self._used)}:
-                stack.enter_context(used(root))
+                if root.parent == self.home / "runs":  # a clean-up comes nowhere else
+                    stack.enter_context(used(root))
             self.keep()
             try:
                 yield
