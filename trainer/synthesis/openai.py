@@ -66,9 +66,9 @@ def reply_of(answer: Any) -> Reply:
     images = answer.data if isinstance(answer.data, list) else []
     # Pictures are among the tokens; they are counted beside them for servers with a price for each.
     usage = usage_of(answer.usage, "input_tokens", "output_tokens", images=len(images))
-    coded, url = (getattr(images[0] if images else None, name, None) for name in ("b64_json", "url"))
-    if not isinstance(coded, str):
-        if not isinstance(url, str):
+    first = images[0] if images and isinstance(images[0], openai.types.Image) else None
+    if first is None or not isinstance(first.b64_json, str):
+        if first is None or not isinstance(first.url, str):
             done = usage is not None or isinstance(answer.data, list)
             raise unreadable("there is no picture in the answer", usage, delivered=done)
         raise Failed(
@@ -80,7 +80,7 @@ def reply_of(answer: Any) -> Reply:
             usage=usage or Usage(images=len(images)),
         )
     try:
-        body = base64.b64decode(coded, validate=True)
+        body = base64.b64decode(first.b64_json, validate=True)
     except (binascii.Error, ValueError):
         raise unreadable("the picture is not base64", usage, delivered=True) from None
     form = answer.output_format if isinstance(answer.output_format, str) else None
