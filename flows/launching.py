@@ -23,7 +23,7 @@ from trainer import news
 from trainer.job import Job
 from trainer.launch import TELL, first_cause, found
 from trainer.progress import Progress
-from trainer.stage import StageResult, write_atomically
+from trainer.stage import StageResult, alone, write_atomically
 
 CONFIG_NAME = "accelerate.json"
 _LAST_LINES = 15
@@ -32,18 +32,21 @@ _LAST_LINES = 15
 def launch(job: Job, settings: FlowSettings, progress: Progress) -> StageResult:
     """Do a training in processes of its own, unless it is complete, and return its result.
 
-    It waits for GPU slots of the Prefect server. Whatever interrupts this function - a cancelled run,
-    Ctrl-C - stops the training, which saves a checkpoint and has `FlowSettings.stop_seconds` for it.
+    It waits for another run that is at the same training, and takes what that made; else for GPU slots of the
+    Prefect server. Whatever interrupts this function - a cancelled run, Ctrl-C - stops the training, which
+    saves a checkpoint and has `FlowSettings.stop_seconds` for it.
 
     Raises:
         Explained: what the training itself said.
         FlowError: it ended without a word, or there are not as many GPU slots as it takes.
     """
-    if done := found(job):
-        return done
     log = get_run_logger().info
+    with alone(job.out, lambda: log("another run is at the same training: waiting for what it makes")):
+        return found(job) or _train(job, settings, Listener(progress, log), log)
+
+
+def _train(job: Job, settings: FlowSettings, listener: Listener, log: Callable[[str], None]) -> StageResult:
     config, processes = configuration(job.out, settings)
-    listener = Listener(progress, log)
     with limits.gpus(processes, log):
         code = child.run(
             command(config, job.write(), processes),

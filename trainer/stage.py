@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -170,6 +170,23 @@ def unused(folder: Path) -> Iterator[bool]:
         except BlockingIOError:
             free = False
         yield free
+
+
+@contextmanager
+def alone(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
+    """Let one at a time, thread or process, make a folder; the lock dies with its process.
+
+    Args:
+        folder: what is made; it need not be there.
+        busy: is called when somebody else is at it, before the wait for the end of that.
+    """
+    with _lock(folder) as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _lock(folder: Path) -> IO[bytes]:

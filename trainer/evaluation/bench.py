@@ -6,11 +6,10 @@ runs is measured once and every candidate is compared with it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +29,8 @@ from trainer.provenance import running_code
 from trainer.stage import (
     STAGE_NAME,
     StageResult,
+    alone,
     finished,
-    lock_of,
     new_folder,
     stage_key,
     touch,
@@ -261,17 +260,10 @@ class Bench:
             shutil.rmtree(new / BLOBS_NAME)
             write_result(new, StageResult(stage="truth", folder=out, key=key, digest=_digest(new)))
 
-    @contextmanager
-    def alone(self, out: Path, what: str) -> Iterator[None]:
-        """Let one at a time, thread or process, make a folder; the lock dies with its process."""
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with lock_of(out).open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.say(f"another process is at {what} on the same suite; waiting for what it finds")
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+    def alone(self, out: Path, what: str) -> AbstractContextManager[None]:
+        """Let one at a time, thread or process, make a folder."""
+        busy = f"another process is at {what} on the same suite; waiting for what it finds"
+        return alone(out, lambda: self.say(busy))
 
 
 def _digest(folder: Path) -> Digest:

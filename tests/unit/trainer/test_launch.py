@@ -8,12 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from prefect.logging import disable_run_logger
 
 from fakes.trainings import (
     assert_same_tensors,
@@ -25,13 +27,16 @@ from fakes.trainings import (
     train_tiny,
     weights,
 )
+from flows.launching import launch
+from flows.settings import FlowSettings
 from registry.digest import Digest
 from servers.postgres import free_port
-from trainer import parallel
+from trainer import parallel, stage
 from trainer.errors import TrainerError
 from trainer.job import Job
 from trainer.launch import _agreed, _divided, train
 from trainer.parallel import Gradients, Processes
+from trainer.progress import silent
 from trainer.recipe import Recipe
 
 STEPS = 40
@@ -70,6 +75,28 @@ def together(
     assert [done for done, _ in told] == list(range(1, STEPS + 1))
     assert all("loss" in note and "samples/s" in note for _, note in told)
     return out
+
+
+def test_a_run_takes_what_another_makes_that_is_at_the_same_training(
+    recipe: Recipe, alone: Path, tiny_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    out, made = shutil.copytree(alone, tmp_path / "train"), []
+    job = Job.read(job_of(recipe, tiny_run, tiny_base, out))
+    complete = (out / "stage.json").rename(tmp_path / "stage.json")
+
+    def second() -> None:
+        with disable_run_logger():
+            made.append(launch(job, FlowSettings(processes=1), silent))
+
+    with stage.alone(out, lambda: None):
+        run = threading.Thread(target=second, daemon=True)
+        run.start()
+        run.join(5)
+        assert run.is_alive(), "it waits"
+        complete.rename(out / "stage.json")
+    run.join(PATIENCE)
+    assert [one.reused for one in made] == [True]
+    assert not (out / "accelerate.json").exists(), "it has started nothing"
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
