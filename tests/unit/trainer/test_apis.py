@@ -564,10 +564,11 @@ def test_threads_return_results_in_order_and_stop_at_the_first_error() -> None:
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from trainer.apis.parallel import Stopped, in_threads, pause
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
 folder = Path(sys.argv[1])
 def work(number):
     (folder / f"begun-{number}").touch()
