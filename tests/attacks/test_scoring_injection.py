@@ -116,7 +116,7 @@ def test_what_a_model_says_reaches_neither_page_nor_terminal(tmp_path: Path) -> 
     pictures(tmp_path / "images", 3)
     faults = {1: Fault(kind="refusal"), **dict.fromkeys((2, 3, 4), Fault(kind="extra"))}
     with vlm(Vendor(faults), lambda pixels, seed: answer({"sad": 0.9 * seed})) as vendor:
-        recipe = asking(vendor, "openai", samples=2)
+        recipe = asking(vendor, "openai", samples=2, temperature=0.7)
         score(recipe, tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
     rows = pq.read_table(tmp_path / "scored" / "scores.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["quarantined", "quarantined", "review"]
@@ -139,7 +139,7 @@ def test_a_queue_from_elsewhere_is_escaped(tmp_path: Path) -> None:
     pictures(tmp_path / "images", 1)
     with vlm(Vendor(), lambda pixels, seed: answer({"sad": 0.9 * seed})) as vendor:
         score(
-            asking(vendor, "openai", samples=2), tmp_path / "images", tmp_path / "scored",
+            asking(vendor, "openai", samples=2, temperature=0.7), tmp_path / "images", tmp_path / "scored",
             data_folder=tmp_path,
         )  # fmt: skip
     queue = tmp_path / "scored" / "review.jsonl"
