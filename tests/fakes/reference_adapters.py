@@ -99,7 +99,7 @@ def shuffled(values: Factors, *, seed: int = 0) -> Factors:
         return orders.setdefault((stream, width), generator.permutation(width))
 
     found = {}
-    for key, value in values.items():
+    for key, value in sorted(values.items()):  # safetensors gives them in another order each time
         module, factor = key.split(".lora_")
         stream = "text" if "add_" in module or "txt_mlp" in module else "image"
         inner = module.rsplit(".net.", 1)[0]
