@@ -87,6 +87,7 @@ def show(tab: chromium.Page, url: str, *, width: int = 1200, dark: bool = False)
     tab.send("Emulation.setEmulatedMedia", features=[feature])
     tab.open(url)
     tab.read("Provenance")
+    tab.wait("document.readyState === 'complete'")
 
 
 def picture(tab: chromium.Page, name: str, anchor: str = "") -> None:

@@ -175,8 +175,8 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
         with running("dataset", recipe, "threads") as job:
             jobs.append(job)
             job.runs += [lost] if lost else []
-            submitted = len(job.runs) + 4
-            parts = [{"number": n, "runs": job.runs, "submitted": submitted} for n in range(20)]
+            given = {"runs": job.runs, "submitted": len(job.runs) + 4, "full": threading.Event()}
+            parts = [{"number": n, **given} for n in range(20)]
             for _ in job.mapper("waits", until_some_are_dropped, parts):
                 raise KeyboardInterrupt
 
@@ -190,12 +190,14 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
     wait_until_recorded(server.url, begun, 180)
 
 
-def until_some_are_dropped(number: int, runs: list[str], submitted: int) -> None:
-    """Keep a worker busy until what was submitted behind this was dropped; the first part is done at once."""
-    end, full = time.monotonic() + 60, False
-    while number > 0 and not (full and len(runs) < submitted) and time.monotonic() < end:
-        full = full or len(runs) >= submitted
-        time.sleep(0.02)
+def until_some_are_dropped(number: int, runs: list[str], submitted: int, full: threading.Event) -> None:
+    """The first part ends once all are submitted; the others keep a worker busy until some are dropped."""
+    if number == 0:
+        wait_until(lambda: len(runs) >= submitted)
+        full.set()
+    else:
+        assert full.wait(60)
+        wait_until(lambda: len(runs) < submitted)
 
 
 def wait(log: Path) -> None:
