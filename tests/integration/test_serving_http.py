@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import os
@@ -23,7 +22,7 @@ import openai
 import pytest
 from PIL import Image
 
-from fakes.followed import PROD, three_versions
+from fakes.followed import PROD, three_versions, wait_until
 from fakes.registries import BASE, NAME
 from registry.client import Registry
 from registry.manifest import BaseModelRef
@@ -216,20 +215,17 @@ def test_a_promotion_goes_live_and_no_request_fails(url: str, picture: bytes, fo
             began = time.monotonic()
             answers.append((began, ask(url, picture, steps=2)))
 
-    callers = [threading.Thread(target=client) for _ in range(3)]
+    callers = [threading.Thread(target=client, daemon=True) for _ in range(3)]
     for caller in callers:
         caller.start()
-    time.sleep(1.0)
+    wait_until(lambda: len(answers) >= len(callers), SECONDS)
     registry = Registry.open(folder)
     registry.promote(f"{NAME}:2", "prod")
     promoted = time.monotonic()
-    with contextlib.suppress(StopIteration):
-        while time.monotonic() < promoted + SECONDS:
-            if any(answer.headers.get("adapter-version") == "2" for _, answer in list(answers)):
-                raise StopIteration
-            time.sleep(0.02)
-    live = time.monotonic() - promoted
-    time.sleep(1.0)
+    live = wait_until(
+        lambda: any(answer.headers.get("adapter-version") == "2" for _, answer in list(answers)), SECONDS
+    )
+    wait_until(lambda: any(began > promoted + live for began, _ in list(answers)), SECONDS)
     stop.set()
     for caller in callers:
         caller.join()
