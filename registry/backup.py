@@ -148,7 +148,7 @@ def _trust(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
     Raises:
         StaleTrust: the store does not answer with what it shows now, or others keep publishing.
     """
-    from registry.mirror import snapshot
+    from registry.mirror import require_unchanged, snapshot
     from registry.signing import archived
 
     for attempt in range(_ATTEMPTS):
@@ -159,6 +159,7 @@ def _trust(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
             return archived.verify(documents, registry.authority.client.pinned.read_bytes()), documents
         except DigestMismatch:
             if attempt == _ATTEMPTS - 1:
+                require_unchanged(registry, state)
                 raise
     raise AssertionError("unreachable")
 

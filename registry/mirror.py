@@ -28,6 +28,7 @@ from registry.errors import (
     PolicyRefused,
     RegistryError,
     Revoked,
+    StaleTrust,
     Unsigned,
     UsageError,
 )
@@ -189,7 +190,11 @@ def _document(store: ObjectStore, key: str) -> bytes:
 
 
 def snapshot(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
-    """What is signed now, and all of its metadata as the store has it."""
+    """What is signed now, and all of its metadata as the store has it.
+
+    Raises:
+        StaleTrust: others keep publishing while it is read.
+    """
     for attempt in range(_ATTEMPTS):
         state = registry.authority.state()
         try:
@@ -198,8 +203,22 @@ def snapshot(registry: Registry) -> tuple[TrustState, dict[str, bytes]]:
             return state, found | {key: read(registry.store, key) for key in roots}
         except NotFound:  # somebody has just published, and removed what was superseded
             if attempt == _ATTEMPTS - 1:
+                require_unchanged(registry, state)
                 raise
     raise AssertionError("unreachable")
+
+
+def require_unchanged(registry: Registry, state: TrustState) -> None:
+    """Say so if what was read does not fit together because somebody has published since, and not otherwise.
+
+    Raises:
+        StaleTrust: somebody has.
+    """
+    if registry.authority.state().version("timestamp") != state.version("timestamp"):
+        raise StaleTrust(
+            "others publish faster than the trust metadata can be read",
+            "run the same command again when fewer of them do",
+        )
 
 
 def trust_keys(state: TrustState) -> list[str]:

@@ -46,7 +46,7 @@ def follower(registry: Registry, **options: Any) -> Follower:
 
 def soon(seconds: float) -> timedelta:
     """When something may end that has to hold while a registry is read, which has just taken so long."""
-    return timedelta(seconds=5 + 10 * seconds)
+    return timedelta(seconds=15 + 10 * seconds)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> float:

@@ -60,6 +60,7 @@ def listening(url: str, deployment: str) -> Iterator[int]:
     thread.start()
     try:
         while not server.started:
+            assert thread.is_alive(), "it does not listen"
             time.sleep(0.05)
         yield port
     finally:

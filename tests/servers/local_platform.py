@@ -28,7 +28,7 @@ from infra.local.service import SERVICE_MARK
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 600.0
 #: The watcher looks often, so that tests wait little.
-EAGER = {"PROBE_SECONDS": "1", "PROBE_TIMEOUT": "5", "PROBE_FAILURES": "2", "START_TIMEOUT": "600"}
+EAGER = {"PROBE_SECONDS": "1", "PROBE_TIMEOUT": "10", "PROBE_FAILURES": "3", "START_TIMEOUT": "600"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from registry.errors import (
     StaleTrust,
     UsageError,
 )
+from registry.mirror import TIMESTAMP
 from registry.restore_plan import NOTE
 from registry.restoring import Restored, restore
 from registry.signing import keys as key_rotation
@@ -507,6 +508,24 @@ def test_a_backup_while_others_publish_is_whole(tmp_path: Path, origin: Registry
     for name in vault.names():
         backups.verify(vault, name)
     put_back(tmp_path / "new", vault, name=vault.names()[0])
+
+
+def test_who_is_outrun_by_others_is_not_told_that_the_store_was_changed(
+    origin: Registry, vault: Vault
+) -> None:
+    others = Registry.open(origin.place.home).authority
+    assert origin.authority.state().version("timestamp")
+
+    class Outrun(LocalObjects):
+        def read(self, key: str, start: int, stop: int) -> bytes:
+            if key == TIMESTAMP:
+                others.publish_anchor()
+            return super().read(key, start, stop)
+
+    origin.store = Outrun(objects(origin.place.home))
+    with pytest.raises(StaleTrust, match="others publish faster"):
+        backups.make(origin, vault, {})
+    assert list(vault.names()) == []
 
 
 def test_encrypted_keys_stay_encrypted_and_open_ones_are_told(

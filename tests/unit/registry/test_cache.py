@@ -122,7 +122,7 @@ def test_a_second_pull_waits_and_finds_it_done(cache: AdapterCache) -> None:
         for name, data in FILES.items():
             (folder / name).write_bytes(data)
         cache.commit(DIGEST, MANIFEST)
-    thread.join(5)
+    thread.join(120)
     assert found
     assert found[0] is not None
     assert cache.read_documents(DIGEST) is not None, "the second pull's empty folder took its place"

@@ -241,7 +241,7 @@ def test_an_endless_answer_is_not_kept(asking: Asking, tmp_path: Path) -> None:
 def test_a_slow_vendor_is_given_up_and_asked_again(asking: Asking, tmp_path: Path, provider: str) -> None:
     pictures = images_folder(tmp_path / "images", 1)
     with vlm(Vendor({1: Fault(kind="slow", seconds=60)}), knowing(pictures)) as vendor:
-        recipe = asking(vendor, provider, {"timeout": 4.0})
+        recipe = asking(vendor, provider, {"timeout": 15.0})
         score(recipe, tmp_path / "images", tmp_path / "scored", data_folder=tmp_path)
     assert statuses(tmp_path) == ["timeout", "ok"]
     assert rows(tmp_path / "scored")[0]["status"] == "scored"

@@ -220,7 +220,7 @@ FAULTS: dict[str, tuple[Fault, list[str], list[float]]] = {
 def test_faults(case: str, provider: str, tmp_path: Path, folder: Path, vendor: Vendor) -> None:
     fault, statuses, waited = FAULTS[case]
     vendor.faults[2] = fault
-    waits, timeout = Waits(), 4.0 if case == "slow" else 120.0
+    waits, timeout = Waits(), 15.0 if case == "slow" else 120.0
     recipe = recipe_for(provider, folder, vendor, api={"timeout": timeout})
     made = edits(recipe, tmp_path, waits)
     assert [line.status for line in ledger(tmp_path)] == ["ok", *statuses, "ok", "ok"]
@@ -520,7 +520,7 @@ def test_the_ledger_says_what_the_vendor_takes(
     vendor.faults |= {2 * at + 1: Fault(kind=kind) for at, kind in enumerate(kinds)}
     vendor.faults |= {16: Fault(kind="status", status=503), 17: Fault(kind="slow", seconds=60)}
     recipe = recipe_for(
-        provider, folder, vendor, data={"intensities": [0.2, 0.4, 0.6, 0.8, 1.0]}, api={"timeout": 4}
+        provider, folder, vendor, data={"intensities": [0.2, 0.4, 0.6, 0.8, 1.0]}, api={"timeout": 15}
     )
     edits(recipe, tmp_path)
     told, taken = ledger(tmp_path), vendor.billed()
