@@ -235,6 +235,9 @@ class Scheduler:
             if ticket.opening and ticket.counted == ticket.rows:
                 self._open -= 1
             self._turns.remove(ticket.key, ticket)
+            # With the lock: whoever sees that it does not run any more sees it counted, too.
+            if self._metrics is not None and isinstance(event, Cancelled) and ticket.stack:
+                self._metrics.cancelled.inc()
             self._gauge()
             self._notify()
         while ticket.parts:
@@ -243,8 +246,6 @@ class Scheduler:
             except Exception:  # whoever asked hears of the end in any case
                 _log.exception("a run could not be dropped")
             self._freed()
-        if self._metrics is not None and isinstance(event, Cancelled) and ticket.stack:
-            self._metrics.cancelled.inc()
         self._tell(ticket, event)
 
     def _tell(self, ticket: Ticket, event: Event) -> None:
@@ -458,10 +459,11 @@ class Scheduler:
     def _step(self, batch: Batch) -> None:
         began = time.monotonic()
         stepped = step(self._engine.advance, [part.run for _, part in batch.parts])
+        # Before anybody hears of an error: whoever does may ask what is wrong with the device.
+        self._pulse.beat(stepped, ours=all(ticket.ours for ticket, _ in batch.parts))
         for (ticket, _), error in zip(batch.parts, stepped.errors, strict=True):
             if error is not None:
                 self._end(ticket, _explained(error, "the edit failed"))
-        self._pulse.beat(stepped, ours=all(ticket.ours for ticket, _ in batch.parts))
         if stepped.too_large:
             self._rows = max(1, batch.rows // 2)
             _log.warning("no memory for %d rows at once; from now on it is %d", batch.rows, self._rows)

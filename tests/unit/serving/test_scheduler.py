@@ -355,6 +355,28 @@ def test_a_revoked_adapter_is_refused_while_it_waits_and_while_it_runs(
     assert fine.results()[0].adapter_digest == good.digest
 
 
+def test_a_request_that_was_given_up_is_counted_before_its_place_is_free(
+    watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
+) -> None:
+    metrics = Metrics()
+    watched.gate = threading.Semaphore(1)
+    scheduler = schedule(metrics=metrics)
+    seen: list[tuple[tuple[int, int], bool]] = []
+
+    def drop(run: Any) -> None:
+        counted = b"foundry_serving_cancelled_total 1.0" in metrics.exposition()[0]
+        seen.append((scheduler.load(), counted))
+
+    watched.drop = drop  # type: ignore[attr-defined]
+    heard = send(scheduler, ask(portrait), ((make_adapter(1), 1.0),))
+    wait_until(lambda: len(watched.batches) == 1)
+    scheduler.cancel(heard.ticket)
+    watched.gate.release()
+    with pytest.raises(Cancelled):
+        heard.results()
+    assert seen == [((0, 0), True)]
+
+
 # -- limits --
 
 
@@ -501,6 +523,22 @@ def test_a_device_that_fails_every_step_is_said_to_be_broken_until_it_works_agai
     watched.break_step = lambda runs: None
     assert send(scheduler, ask(portrait), stack).results()
     assert scheduler.problem is None
+
+
+def test_whoever_hears_that_the_device_failed_can_ask_what_is_wrong(
+    watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
+) -> None:
+    stack = ((make_adapter(1), 1.0),)
+    scheduler = schedule()
+    watched.break_step = lambda runs: RuntimeError("the device is gone")
+    told: queue.Queue[str | None] = queue.Queue()
+    heard = []
+    for _ in range(3):
+        ticket = scheduler.take(ask(portrait), key="me", listener=lambda event: told.put(scheduler.problem))
+        scheduler.enter(ticket, stack)
+        heard.append(told.get(timeout=TIMEOUT))
+    assert heard[:2] == [None, None]
+    assert "3 steps" in str(heard[2])
 
 
 def test_a_request_too_large_for_the_memory_says_nothing_against_the_device(
