@@ -1,7 +1,8 @@
 """Works on the jobs: hands them to the backend, some at a time, and sends the webhooks that are owed.
 
-Any number of processes may do so with one database. A job is given up as soon as it is cancelled or its lease
-is lost, and waits again when the service is full or stops. A loop that dies is started again.
+Any number of processes may do so with one database; one that is not ready leaves the jobs to the others. A
+job is given up as soon as it is cancelled or its lease is lost, and waits again when the service is full or
+stops. A loop that dies is started again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from registry.errors import Explained, NetworkError
 from serving.backend import Progress
-from serving.errors import Cancelled, Draining, Overloaded
+from serving.errors import Cancelled, Draining, Overloaded, ServingError
 from serving.http.answers import error_facts
 from serving.http.job import MAX_ATTEMPTS
 from serving.http.job_table import LEASE_SECONDS
@@ -103,11 +104,11 @@ class JobRunner:
     # -- jobs --
 
     async def _take(self) -> None:
-        """Take jobs while there is room for them."""
+        """Take jobs while there is room for them, and the backend does not say that it is not ready."""
         while not self._closing:
             self._store.news.clear()
             job = None
-            if len(self._working) < self._at_once:
+            if len(self._working) < self._at_once and (await self._backend.health()).problem is None:
                 job = await self._tried(asyncio.to_thread(self._store.table.claim, self._owner))
             if job is None:
                 with suppress(TimeoutError):
@@ -177,7 +178,7 @@ class JobRunner:
             await self._back(job, max(1.0, error.retry_after), counts=False)
         elif isinstance(error, Draining):
             await self._back(job, 1.0, counts=False)
-        elif isinstance(error, NetworkError) and job.attempts < MAX_ATTEMPTS:
+        elif _elsewhere(error) and job.attempts < MAX_ATTEMPTS:
             await self._back(job, 5.0 * 2**job.attempts, counts=True)
         else:
             if not isinstance(error, Explained):
@@ -249,3 +250,11 @@ class JobRunner:
             _log.warning("jobs: %s", error.message)
             await asyncio.sleep(POLL_SECONDS)
             return None
+
+
+def _elsewhere(error: BaseException) -> bool:
+    """Whether a job may succeed later or in another process: what failed was no fault of the job.
+
+    What breaks an edit and explains nothing itself, as a device does, comes as a plain `ServingError`.
+    """
+    return isinstance(error, NetworkError) or type(error) is ServingError

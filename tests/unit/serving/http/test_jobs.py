@@ -21,7 +21,7 @@ from fakes.backends import DrawingBackend, digest_of
 from registry.errors import NetworkError
 from servers.postgres import Postgres
 from servers.served import local_client
-from serving.errors import Draining, Overloaded, UnknownExpression
+from serving.errors import Draining, Overloaded, ServingError, UnknownExpression
 from serving.http.answers import Invalid, NoSuchThing, RateLimited
 from serving.http.app import service_app
 from serving.http.job import MAX_ATTEMPTS, Job, facts
@@ -192,10 +192,19 @@ def test_a_full_or_stopping_backend_loses_no_job(store: JobStore, clock: Clock, 
     asyncio.run(body())
 
 
-def test_a_registry_that_stays_away_fails_the_job_after_some_attempts(store: JobStore, clock: Clock) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        NetworkError("the registry does not answer", "try again"),
+        ServingError("the edit failed (AcceleratorError)", "try again"),
+    ],
+)
+def test_what_is_no_fault_of_the_request_fails_the_job_after_some_attempts(
+    store: JobStore, clock: Clock, error: Exception
+) -> None:
     async def body() -> None:
         backend = DrawingBackend()
-        backend.refusal = NetworkError("the registry does not answer", "try again")
+        backend.refusal = error
         runner = JobRunner(backend, store, encode=encode)
         runner.start()
         job = await accepted(store)
@@ -374,6 +383,33 @@ def test_two_runners_do_each_job_once(tmp_path: Path) -> None:
         for runner in runners:
             await runner.close()
         assert sum(len(backend.asked) for backend in backends) == 12
+
+    asyncio.run(body())
+
+
+def test_a_process_that_is_not_ready_leaves_the_jobs_to_the_others(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'jobs.db'}"
+
+    async def body() -> None:
+        stores = [JobStore(JobTable(uri), Sender(Keys.open(tmp_path))) for _ in range(2)]
+        broken, good = DrawingBackend(), DrawingBackend()
+        broken.problem = "the last 3 steps on the device failed"
+        broken.refusal = ServingError("the edit failed (AcceleratorError)", "try again")
+        jobs = [await accepted(stores[0]) for _ in range(12)]
+        runners = [
+            JobRunner(backend, store, encode=encode)
+            for backend, store in zip((broken, good), stores, strict=True)
+        ]
+        for runner in runners:  # the broken one asks first
+            runner.start()
+        for job in jobs:
+            found = await ended(stores[0], job)
+            assert (found.state, found.attempts) == ("succeeded", 1)
+        assert (broken.refused, len(good.asked)) == (0, 12)
+        broken.problem = broken.refusal = None
+        await runners[1].close()
+        assert (await ended(stores[0], await accepted(stores[0]))).state == "succeeded", "it is ready again"
+        await runners[0].close()
 
     asyncio.run(body())
 
