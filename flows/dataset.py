@@ -9,6 +9,7 @@ from prefect import get_run_logger, task
 
 from flows import limits
 from flows.stages import NOT_MAKING, Job, code_digest
+from registry.digest import Digest
 from trainer.parts import Mapper
 from trainer.progress import Progress
 from trainer.recipe import Recipe
@@ -17,13 +18,15 @@ from trainer.stage import StageResult
 
 def make_dataset(job: Job, recipe: Recipe) -> StageResult:
     """Do every stage up to the dataset: pictures drawn, edited or one's own."""
+    code, words = code_digest(NOT_MAKING), recipe.conditioning.expressions
     if recipe.data.source == "folder":
-        # The stage itself sees whether the pictures are the same as before.
-        return job.always(folder, recipe=recipe, out=job.root / "folder")
+        from trainer.data import folder_key
+
+        pictures = folder_key(recipe)
+        return job.cached(folder, key={"code": code, "pictures": pictures}, recipe=recipe, pictures=pictures)
     from trainer import scoring, synthesis
 
     require_terms(job.home, recipe)
-    code, words = code_digest(NOT_MAKING), recipe.conditioning.expressions
     images = job.cached(
         synthesise,
         key={"code": code, **synthesis.inputs(recipe, job.home)},
@@ -101,11 +104,11 @@ def triplets(
 
 
 @task(name="folder", description="pictures of one's own, each looked at before it is believed")
-def folder(recipe: Recipe, out: Path, progress: Progress) -> dict[str, Any]:
+def folder(recipe: Recipe, pictures: Digest, out: Path, progress: Progress) -> dict[str, Any]:
     """See `trainer.data.read_folder`."""
     from trainer.data import read_folder
 
-    return read_folder(recipe, out, progress).as_json()
+    return read_folder(recipe, out, progress, wanted=pictures).as_json()
 
 
 @task(name="cache", description="latents of the pictures and embeddings of the prompts, once and for all")

@@ -15,6 +15,7 @@ from flows.production import NOTHING, Standing, standing
 from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest, made
 from registry.client import Registry
+from registry.digest import Digest
 from trainer.parts import Mapper, here
 from trainer.progress import Progress
 from trainer.recipe import Recipe
@@ -49,6 +50,7 @@ def make_adapter(job: Job, recipe: Recipe, base: Path, triplets: StageResult) ->
         key={"code": code, "recipe": recipe.digest, "dataset": triplets.digest, "base": base_digest},
         recipe=recipe,
         dataset=triplets.folder,
+        version=triplets.digest,
         cache=encoded.folder,
         base=base,
     )
@@ -138,7 +140,7 @@ def judge_for_release(
 
 @task(name="train", description="LoRA and its moving average, resumed where it was stopped")
 def train(
-    recipe: Recipe, dataset: Path, cache: Path, base: Path, out: Path, progress: Progress
+    recipe: Recipe, dataset: Path, version: Digest, cache: Path, base: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
     """Train in processes of its own, on GPUs that no other flow run has; see `flows.launching`.
 
@@ -147,7 +149,7 @@ def train(
     from flows.launching import launch
     from trainer.job import Job as Training
 
-    training = Training(recipe=recipe, dataset=dataset, cache=cache, base_path=base, out=out)
+    training = Training(recipe=recipe, dataset=dataset, version=version, cache=cache, base_path=base, out=out)
     return launch(training, FlowSettings.read(), progress).as_json()
 
 

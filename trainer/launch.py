@@ -81,7 +81,7 @@ def train(
     count = 1 if pipeline is not None else processes or parallel.gpus()
     if count == 1:
         return _train_here(job, progress, parallel.Processes(device=parallel.device()), pipeline)
-    key = _key(job, Dataset.open(dataset), fingerprint(base_path))
+    key = _key(job, job.data(), fingerprint(base_path))
     if done := finished(out, key):
         return done
     _divided(recipe, count)
@@ -94,7 +94,7 @@ def train(
 
 def found(job: Job) -> StageResult | None:
     """Return what this very training left in its folder, or None while it is not complete."""
-    return finished(job.out, _key(job, Dataset.open(job.dataset), fingerprint(job.base_path)))
+    return finished(job.out, _key(job, job.data(), fingerprint(job.base_path)))
 
 
 def _key(job: Job, data: Dataset, base: Digest) -> Digest:
@@ -137,7 +137,7 @@ def _train_here(
     from trainer.loop import run
 
     recipe, out, main = job.recipe, job.out, processes.main
-    data, base = Dataset.open(job.dataset), fingerprint(job.base_path)
+    data, base = job.data(), fingerprint(job.base_path)
     key, made = _key(job, data, base), provenance(recipe, processes.device, processes.count)
     _agreed(processes, key, made.code)
     done = finished(out, key)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from registry.digest import digest_bytes
+from registry.digest import Digest, digest_bytes
 from registry.manifest import Ingredient, Line
 from trainer.data.blobs import media_type
 from trainer.data.candidates import Candidates
@@ -44,7 +44,21 @@ LICENSE_NAME = "license.txt"
 _LONGEST_LICENSE = 4096
 
 
-def read_folder(recipe: Recipe, out: Path, progress: Progress = silent) -> StageResult:
+def folder_key(recipe: Recipe) -> Digest:
+    """Return the digest of everything that decides the dataset of a recipe with ``data.source: folder``.
+
+    Every file is read for that and none is decoded.
+
+    Raises:
+        DataError: the list is not right, or nobody names a licence.
+        BaseModelError: the filters ask for a face encoder that is not on this machine.
+    """
+    return _asked(recipe).key
+
+
+def read_folder(
+    recipe: Recipe, out: Path, progress: Progress = silent, *, wanted: Digest | None = None
+) -> StageResult:
     """Make the dataset of a recipe with ``data.source: folder``; the files stay as they are.
 
     Filters that need no scores apply here, too: faces, sharpness, edits that changed nothing, and people who
@@ -54,41 +68,83 @@ def read_folder(recipe: Recipe, out: Path, progress: Progress = silent) -> Stage
         recipe: gives the folder, the expressions, the filters and the licence.
         out: folder of the dataset.
         progress: is told after every hundred pictures.
+        wanted: what `folder_key` said that ``out`` is for; None takes what the folder holds now.
 
     Raises:
-        DataError: the list or a picture is not right, a split is empty, or nobody names a licence.
+        DataError: the list or a picture is not right, a split is empty, nobody names a licence, or the folder
+            is no longer as it was.
         BaseModelError: the filters ask for a face encoder that is not on this machine.
     """
-    folder = Path(recipe.data.path or "")
-    listing = read_listing(folder, recipe.conditioning.expressions)
-    licenses = _licenses(listing, recipe)
-    encoder = encoder_of(recipe)
-    looked_through = () if encoder is None else faces(encoder).ingredients
-    key = stage_key(
-        "folder",
-        format=FORMAT,
-        pairs=[pair.model_dump(mode="json") for _, pair in listing.pairs],
-        files={name: file_digest(path) for name, path in listing.files.items()},
-        licenses=list(licenses.values()),
-        filters=recipe.data.filters.model_dump(mode="json"),
-        faces=[one.model_dump(mode="json") for one in looked_through],
-    )
-    if done := finished(out, key):
+    asked = _asked(recipe)
+    listing, encoder = asked.listing, asked.encoder
+    if wanted is not None and asked.key != wanted:
+        raise _changed(listing.folder)
+    if done := finished(out, asked.key):
         return done
-    read = _read(listing, licenses, encoder, progress)
+    read = _read(asked, progress)
     choice = choose(recipe, read.seen, read.wishes, lambda _: read.measures, encoder=encoder, scored=False)
     _require_splits(choice, listing)
     with new_folder(out) as new:
         digest = write(
-            new, choice, recipe, _rows(read, folder), lambda row: _file(listing, read, row),
-            lambda about: _provenance(folder, about, looked_through),
+            new, choice, recipe, _rows(read, listing.folder), lambda row: _file(listing, read, row),
+            lambda about: _provenance(listing.folder, about, asked.looked_through),
         )  # fmt: skip
-        license = combined(licenses.values())
+        license = combined(asked.licenses.values())
         pictures = len({row for one in choice.kept for row in one.rows})
         told = {**counts(choice.kept), **facts(choice), "pictures": pictures, "license": license}
-        result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
+        result = StageResult(stage="triplets", folder=out, key=asked.key, digest=digest, facts=told)
         write_result(new, result)
     return result
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Asked:
+    """What decides a dataset, before a picture is decoded.
+
+    Attributes:
+        licenses: number of a line -> licence.
+        encoder: of faces; None without one.
+        looked_through: what the encoder is made of.
+        files: name of a picture -> digest of its file.
+        key: digest of all of it.
+    """
+
+    listing: Listing
+    licenses: dict[int, str]
+    encoder: str | None
+    looked_through: tuple[Ingredient, ...]
+    files: dict[str, Digest]
+    key: Digest
+
+
+def _asked(recipe: Recipe) -> _Asked:
+    listing = read_listing(Path(recipe.data.path or ""), recipe.conditioning.expressions)
+    licenses, encoder = _licenses(listing, recipe), encoder_of(recipe)
+    looked_through = () if encoder is None else faces(encoder).ingredients
+    files = {name: file_digest(path) for name, path in listing.files.items()}
+    key = stage_key(
+        "folder",
+        format=FORMAT,
+        name=listing.folder.name,
+        expressions=list(recipe.conditioning.expressions),
+        pairs=[pair.model_dump(mode="json") for _, pair in listing.pairs],
+        files=files,
+        licenses=list(licenses.values()),
+        filters=recipe.data.filters.model_dump(mode="json"),
+        faces=[one.model_dump(mode="json") for one in looked_through],
+    )
+    return _Asked(
+        listing=listing,
+        licenses=licenses,
+        encoder=encoder,
+        looked_through=looked_through,
+        files=files,
+        key=key,
+    )
+
+
+def _changed(path: Path) -> DataError:
+    return DataError(f"{path} was changed while it was read", "run the same command again")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,19 +185,23 @@ def _licenses(listing: Listing, recipe: Recipe) -> dict[int, str]:
     return {number: str(license) for number, license in found.items()}
 
 
-def _read(listing: Listing, licenses: dict[int, str], encoder: str | None, progress: Progress) -> _Read:
+def _read(asked: _Asked, progress: Progress) -> _Read:
     """Decode and measure every picture once.
 
     Raises:
-        DataError: a picture is not right, or files with different names hold the same where they must not.
+        DataError: a picture is not right, or is no longer the one that was asked for, or files with different
+            names hold the same where they must not.
     """
+    listing, encoder = asked.listing, asked.encoder
     row_of: dict[str, int] = {}  # digest of the pixels -> row
     names: dict[str, int] = {}
     files, looks, sizes, vectors = list[str](), [], list[tuple[int, int]](), list[np.ndarray | None]()
     for name, data, pixels in read_listed(listing):
+        if digest_bytes(data) != asked.files[name]:
+            raise _changed(listing.files[name])
         row = names[name] = row_of.setdefault(pixel_digest(pixels), len(row_of))
         if row == len(looks):
-            files.append(digest_bytes(data))
+            files.append(asked.files[name])
             looks.append(look(pixels))
             sizes.append((pixels.shape[0], pixels.shape[1]))
             vectors.append(None if encoder is None else faces(encoder).vector(pixels))
@@ -165,7 +225,7 @@ def _read(listing: Listing, licenses: dict[int, str], encoder: str | None, progr
         measures=measures,
         wishes=wishes,
         names=[first[row] for row in range(len(files))],
-        licenses=_licenses_of_pictures(listing, names, licenses),
+        licenses=_licenses_of_pictures(listing, names, asked.licenses),
     )
 
 
@@ -267,7 +327,7 @@ def _file(listing: Listing, read: _Read, row: int) -> tuple[bytes, str]:
     path = listing.files[read.names[row]]
     data = path.read_bytes()
     if digest_bytes(data) != read.seen.images[row]:
-        raise DataError(f"{path} was changed while it was read", "run the same command again")
+        raise _changed(path)
     return data, str(media_type(data))
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from fakes.plain_jobs import PlainJob
 from flows.dataset import make_dataset
 from flows.display import Display
 from flows.job import FEWER_OF_FOLDER, STAGES
 from flows.stages import Job
 from flows.training import make_adapter
 from registry.digest import digest_bytes
+from trainer.data import Dataset
+from trainer.portraits.renderer import identity, one_hot, pose, render
 from trainer.recipe import Recipe, load
 from trainer.stage import StageResult
 
@@ -62,9 +67,34 @@ def test_drawn_people_are_drawn_and_judged(drawn: Recipe, tmp_path: Path) -> Non
     assert list(stages_of(drawn, tmp_path)) == ["synthesise", "score", "triplets", "cache", "train"]
 
 
-def test_own_pictures_are_read_and_neither_drawn_nor_judged(drawn: Recipe, tmp_path: Path) -> None:
-    own = drawn.data.model_copy(update={"source": "folder", "path": "mine"})
-    stages = stages_of(drawn.model_copy(update={"data": own}), tmp_path)
+@pytest.fixture
+def own(drawn: Recipe, tmp_path: Path) -> Recipe:
+    """A recipe with pictures of two people of one's own."""
+    place, lines = tmp_path / "mine", []
+    place.mkdir()
+    for number, split in ((1, "train"), (2, "validation")):
+        for name in ("neutral", "fear", "surprised"):
+            draw(place / f"{number}-{name}.png", number, name)
+        a, b = (
+            {"image": f"{number}-{name}.png", "expression": name, "intensity": 1.0}
+            for name in ("fear", "surprised")
+        )
+        source = {"split": split, "identity": str(number), "source": f"{number}-neutral.png"}
+        lines.append(json.dumps({**source, "a": a, "b": b, "license": "CC0-1.0"}))
+    (place / "pairs.jsonl").write_text("\n".join(lines))
+    data = drawn.data.model_copy(update={"source": "folder", "path": str(place)})
+    return drawn.model_copy(update={"data": data})
+
+
+def draw(path: Path, number: int, expression: str) -> None:
+    pixels = render(identity(number, "human"), one_hot(expression), 64, pose(number))
+    Image.fromarray(pixels).save(path)
+
+
+def test_own_pictures_are_read_and_neither_drawn_nor_judged(
+    drawn: Recipe, own: Recipe, tmp_path: Path
+) -> None:
+    stages = stages_of(own, tmp_path)
     assert list(stages) == ["folder", "cache", "train"]
     assert stages["cache"]["dataset"] == stages["train"]["dataset"] == tmp_path / "folder"
     assert len(stages_of(drawn, tmp_path / "other")) - len(stages) == FEWER_OF_FOLDER
@@ -88,3 +118,24 @@ def test_the_same_scores_under_other_terms_make_another_dataset(drawn: Recipe, t
     ]
     assert keys[0]["scores"] == keys[1]["scores"]
     assert keys[0] != keys[1]
+
+
+def test_pictures_that_somebody_adds_later_leave_alone_what_a_run_trains_on(
+    own: Recipe, tmp_path: Path
+) -> None:
+    def made() -> StageResult:
+        return make_dataset(PlainJob(home=tmp_path, root=tmp_path / "runs" / "mine", display=quiet), own)
+
+    quiet = Display(5, io.StringIO())
+    first = made()
+    picture = Path(own.data.path or "") / "1-fear.png"
+    before = picture.read_bytes()
+    draw(picture, 3, "fear")
+    second = made()
+    assert second.digest != first.digest
+    assert Dataset.open(second.folder).digest == second.digest
+    assert Dataset.open(first.folder).digest == first.digest, "the run before goes on with what it began with"
+    picture.write_bytes(before)
+    again = made()
+    assert again.reused
+    assert (again.folder, again.digest) == (first.folder, first.digest)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from registry.digest import digest_bytes
-from trainer.data import Dataset, cache_dataset, read_folder
+from trainer.data import Dataset, cache_dataset, folder_key, read_folder
 from trainer.data.listing import read_listing
 from trainer.errors import DataError
 from trainer.launch import train
@@ -107,6 +107,28 @@ def test_the_same_folder_is_read_once_and_a_changed_picture_again(folder: Path, 
     again = read_folder(recipe, out)
     assert not again.reused
     assert again.digest != first.digest
+
+
+def test_a_folder_that_is_no_longer_what_was_asked_for_is_not_read(folder: Path, tmp_path: Path) -> None:
+    recipe, out = recipe_of(folder), tmp_path / "dataset"
+    key = folder_key(recipe)
+    first = read_folder(recipe, out, wanted=key)
+    assert first.key == key
+    picture(0, "fear", (96, 60)).save(folder / "anna/fear.png")
+    with pytest.raises(DataError, match="was changed while it was read"):
+        read_folder(recipe, out, wanted=key)
+    assert Dataset.open(out).digest == first.digest, "what was made of it before is still there"
+
+
+def test_what_the_dataset_says_of_its_folder_and_expressions_decides_it_too(
+    folder: Path, tmp_path: Path
+) -> None:
+    recipe = recipe_of(folder)
+    words = recipe.conditioning.model_copy(update={"expressions": ("fear", "surprised")})
+    elsewhere = shutil.copytree(folder, tmp_path / "other")
+    others = (recipe.model_copy(update={"conditioning": words}), recipe_of(elsewhere))
+    results = [read_folder(one, tmp_path / "dataset") for one in (recipe, *others)]
+    assert len({one.digest for one in results}) == len({one.key for one in results}) == 3
 
 
 def test_what_a_line_repeats_is_left_out_with_the_reason(folder: Path, tmp_path: Path) -> None:

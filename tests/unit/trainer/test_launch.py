@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,7 @@ from flows.settings import FlowSettings
 from registry.digest import Digest
 from servers.postgres import free_port
 from trainer import parallel, stage
+from trainer.data import Dataset
 from trainer.errors import TrainerError
 from trainer.job import Job
 from trainer.launch import _agreed, _divided, train
@@ -97,6 +99,20 @@ def test_a_run_takes_what_another_makes_that_is_at_the_same_training(
     run.join(PATIENCE)
     assert [one.reused for one in made] == [True]
     assert not (out / "accelerate.json").exists(), "it has started nothing"
+
+
+def test_a_dataset_that_was_replaced_is_not_trained_on_under_the_name_of_the_one_before(
+    recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    written = Job.read(job_of(recipe, tiny_run, tiny_base, tmp_path / "train"))
+    asked = replace(written, version=Digest(f"sha256:{'0' * 64}"))
+    with disable_run_logger(), pytest.raises(TrainerError, match=r"holds the dataset .* by now, not .*0000"):
+        launch(asked, FlowSettings(processes=1), silent)
+    process = [sys.executable, "-m", "trainer.launch", str(asked.write())]
+    told = subprocess.run(process, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (told.returncode, "by now" in told.stderr) == (TrainerError.exit_code, True)
+    assert [path.name for path in (tmp_path / "train").iterdir()] == ["job.json"], "nothing was trained"
+    assert replace(asked, version=Dataset.open(written.dataset).digest).data().folder == written.dataset
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
