@@ -7,6 +7,7 @@ stream cancels it), and tests can hold it, fill it, drain it and promote another
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ class DrawingBackend:
         version: that ``prod`` means.
         asked: every request that was taken, with its key.
         cancelled: requests whose stream was closed before its end.
-        go: cleared, steps wait.
+        go: cleared, steps wait; any thread may set it.
         full: seconds that a full queue asks for; None has room.
         failure: raised at the first step.
         refusal: raised when a request comes.
@@ -66,7 +67,7 @@ class DrawingBackend:
         self.asked: list[tuple[SweepRequest, str]] = []
         self.cancelled = 0
         self.running = 0
-        self.go = asyncio.Event()
+        self.go = threading.Event()
         self.go.set()
         self.full: float | None = None
         self.draining = False
@@ -147,7 +148,8 @@ class DrawingBackend:
             rows = self._results(request, version, source, steps)
             shown = {round((index + 1) * steps / (previews + 1)) for index in range(previews)}
             for step in range(1, steps + 1):
-                await self.go.wait()
+                while not self.go.is_set():
+                    await asyncio.sleep(0.01)
                 await asyncio.sleep(self._step_seconds)
                 if self.failure is not None:
                     raise self.failure

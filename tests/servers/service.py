@@ -44,6 +44,10 @@ class RunningService:
             else:
                 return
 
+    def let_go(self) -> None:
+        """Let the steps be taken of a service that was started ``held``."""
+        self.process.send_signal(signal.SIGUSR1)
+
     def memory(self, what: str = "VmRSS") -> int:
         """Bytes of memory that it has now; ``VmHWM`` is the most that it had since `forget_peak`."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -60,8 +64,17 @@ class RunningService:
 
 
 @contextlib.contextmanager
-def running(home: Path, *, step_seconds: float = 0.0, **settings: object) -> Iterator[RunningService]:
-    """Starts the service on a free port, with settings of serving; a step takes so long."""
+def running(
+    home: Path, *, step_seconds: float = 0.0, held: bool = False, **settings: object
+) -> Iterator[RunningService]:
+    """Starts the service on a free port.
+
+    Args:
+        home: its data folder.
+        step_seconds: that a step takes.
+        held: no step is taken before `RunningService.let_go`.
+        settings: of serving.
+    """
     tests = Path(__file__).resolve().parents[1]
     variables = {f"ADAPTER_FOUNDRY_SERVING_{key.upper()}": str(value) for key, value in settings.items()}
     environment = {
@@ -72,7 +85,7 @@ def running(home: Path, *, step_seconds: float = 0.0, **settings: object) -> Ite
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)]),
     }
     process = subprocess.Popen(
-        [sys.executable, "-m", "servers.service", str(step_seconds)],
+        [sys.executable, "-m", "servers.service", str(step_seconds), *(["held"] if held else [])],
         env=environment,
         cwd=home,
         text=True,
@@ -104,6 +117,9 @@ def main() -> None:
 
     settings = load()
     backend = DrawingBackend(step_seconds=float(sys.argv[1]))
+    if "held" in sys.argv:
+        backend.go.clear()
+        signal.signal(signal.SIGUSR1, lambda *_: backend.go.set())
     app = service_app(backend, settings, home=home())
     server = HttpServer(app, settings, lambda: drain(app))
     print(server.bind(), flush=True)

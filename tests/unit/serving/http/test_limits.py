@@ -378,12 +378,11 @@ def test_the_service_says_that_it_is_going_down_and_finishes_what_it_took(tmp_pa
     from serving.images import png_bytes
 
     image = base64.b64encode(png_bytes(Image.new("RGB", (64, 64)), {})).decode()
-    asked = {"image": image, "expressions": {"happy": 0.5}, "steps": 40}
+    asked = {"image": image, "expressions": {"happy": 0.5}, "steps": 4}
     with (
-        service.running(tmp_path, step_seconds=0.1) as running,
+        service.running(tmp_path, held=True, grace_seconds=SECONDS) as running,
         httpx.Client(base_url=running.url, timeout=SECONDS) as client,
     ):
-        assert client.post("/v1/edits", json=asked | {"steps": 1}).status_code == 200
         answers: list[httpx.Response] = []
         edit = threading.Thread(
             target=lambda: answers.append(httpx.post(f"{running.url}/v1/edits", json=asked, timeout=SECONDS))
@@ -394,6 +393,8 @@ def test_the_service_says_that_it_is_going_down_and_finishes_what_it_took(tmp_pa
         _await(lambda: client.get("/v2/health/ready").status_code == 503)
         refused = client.post("/v1/edits", json=asked)
         assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+        assert not answers, "it still runs"
+        running.let_go()
         edit.join(SECONDS)
         assert answers[0].status_code == 200
         assert answers[0].headers["adapter-digest"] == str(digest_of(1))
