@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from serving.schema import EditResult
 
 _READABLE = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_STRENGTH = click.option(
+    "--strength", type=float, default=None,
+    help="Of the adapter; 0 is the base.  [default: 1, or the signed one nearest to it]",
+)  # fmt: skip
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -64,13 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 @click.option(
     "-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="PNG file."
 )
-@click.option("--strength", type=float, default=1.0, show_default=True, help="Of the adapter; 0 is the base.")
+@_STRENGTH
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the starting noise.")
 @click.option("--steps", type=int, default=8, show_default=True, help="Denoising steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def edit(
-    portrait: Path, adapter: str, expressions: tuple[str, ...], output: Path, strength: float, seed: int,
-    steps: int, as_json: bool,
+    portrait: Path, adapter: str, expressions: tuple[str, ...], output: Path, strength: float | None,
+    seed: int, steps: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Edit PORTRAIT with a pulled and verified adapter; the PNG names the digests that made it."""
     intensities = _intensities(expressions)
@@ -91,13 +95,13 @@ def edit(
 @click.option(
     "--count", type=click.IntRange(2, 16), default=7, show_default=True, help="Pictures in the strip."
 )
-@click.option("--strength", type=float, default=1.0, show_default=True, help="Of the adapter; 0 is the base.")
+@_STRENGTH
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the starting noise.")
 @click.option("--steps", type=int, default=8, show_default=True, help="Denoising steps.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def sweep(
     portrait: Path, adapter: str, expression: str, output: Path, low: float, high: float, count: int,
-    strength: float, seed: int, steps: int, as_json: bool,
+    strength: float | None, seed: int, steps: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Edit PORTRAIT at growing intensities and write them side by side, as one strip."""
     _protect(portrait, output)
@@ -184,7 +188,7 @@ def _run(
     reference: str,
     rows: Sequence[Mapping[str, float]],
     *,
-    strength: float,
+    strength: float | None,
     seed: int,
     steps: int,
 ) -> list[EditResult]:
@@ -214,7 +218,7 @@ def _pull(reference: Any) -> VerifiedAdapter:
 
 def _sweep(
     engine: EditEngine, data: bytes, adapter: VerifiedAdapter, rows: Sequence[Mapping[str, float]], *,
-    strength: float, seed: int, steps: int,
+    strength: float | None, seed: int, steps: int,
 ) -> list[EditResult]:  # fmt: skip
     with _progress() as show:
         on_step: OnStep = lambda index, latents: show("edit", index + 1, steps) or True  # noqa: E731

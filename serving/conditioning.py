@@ -205,6 +205,11 @@ def usual_strength(least: float, most: float) -> float:
     return min(max(1.0, least), most)
 
 
+def strength_of(spec: ConditioningSpec, asked: float | None = None) -> float:
+    """Return the strength that is asked for, or the usual one of an adapter where nobody names one."""
+    return usual_strength(spec.strength_min, spec.strength_max) if asked is None else asked
+
+
 def require_strength(spec: ConditioningSpec, value: float, what: str = "the strength") -> None:
     """Refuse a strength outside of the signed range.
 

@@ -18,7 +18,7 @@ from registry.errors import shown
 from registry.manifest import BaseModelRef
 from serving import bases, pipelines
 from serving.adapters import AdapterSlots, Stack
-from serving.conditioning import require_offered, require_strength
+from serving.conditioning import require_offered, require_strength, strength_of
 from serving.encodings import CacheInfo, Encoder
 from serving.errors import Cancelled, CandidateRefused, UsageError
 from serving.images import clean, open_portrait
@@ -345,7 +345,8 @@ class EditEngine:
                 image=request.image, rows=(request.expressions,), strength=request.strength,
                 seed=request.seed, steps=request.steps, size=request.size,
             )  # fmt: skip
-            return self._to_the_end(asked, ((adapter, request.strength),), on_step)[0]
+            strength = strength_of(adapter.card.conditioning, request.strength)
+            return self._to_the_end(asked, ((adapter, strength),), on_step)[0]
 
     def sweep(
         self,
@@ -353,7 +354,7 @@ class EditEngine:
         adapter: VerifiedAdapter,
         intensities: Sequence[Mapping[str, float]],
         *,
-        strength: float = 1.0,
+        strength: float | None = None,
         seed: int = 0,
         steps: int | None = None,
         on_step: OnStep | None = None,
@@ -366,7 +367,8 @@ class EditEngine:
             image: bytes of a picture, or a Pillow image.
             adapter: attached first if it is not yet; it stays attached.
             intensities: one mapping of expression -> intensity for each result; empty is the neutral face.
-            strength: of the adapter; 0 is the base alone, with the same prompts.
+            strength: of the adapter; 0 is the base alone, with the same prompts; None is 1, or the signed one
+                nearest to it.
             seed: of the starting noise.
             steps: denoising steps; None is what the adapter is scheduled for.
             on_step: called after each step; returning False stops the run.
@@ -385,9 +387,10 @@ class EditEngine:
             steps=steps,
         )
         self._admit(adapter)
+        chosen = strength_of(adapter.card.conditioning, strength)
         with self._lock:
-            results = self._to_the_end(request, ((adapter, strength),), on_step)
-            self.slots.use(adapter, strength)
+            results = self._to_the_end(request, ((adapter, chosen),), on_step)
+            self.slots.use(adapter, chosen)
         return results
 
     # Inside

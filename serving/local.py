@@ -21,7 +21,7 @@ from registry.digest import Digest
 from registry.errors import Explained
 from registry.reference import Reference
 from serving.backend import AdapterStatus, Health, Progress
-from serving.conditioning import usual_strength
+from serving.conditioning import strength_of
 from serving.errors import Draining, Overloaded, ServingError, UsageError
 from serving.following import Follower
 from serving.scheduler import Scheduler
@@ -212,14 +212,16 @@ class LocalBackend:
             )
 
     async def _stack(self, reference: str, request: SweepRequest) -> Stack:
-        """Decide which adapters answer a request."""
-        first = await self._resolve(reference)
-        stack = [(first, request.strength)]
+        """Decide which adapters answer a request, and how strong each is."""
+        asked = [(reference, request.strength)]
         if request.stacked is None:
-            under = [await self._resolve(one) for one in self._under.get(reference, ())]
-            stack += [(one, _usual(one)) for one in under]
+            asked += [(one, None) for one in self._under.get(reference, ())]
         else:
-            stack += [(await self._resolve(one.adapter), one.strength) for one in request.stacked]
+            asked += [(one.adapter, one.strength) for one in request.stacked]
+        stack = []
+        for name, strength in asked:
+            adapter = await self._resolve(name)
+            stack.append((adapter, strength_of(adapter.card.conditioning, strength)))
         names = [adapter.digest for adapter, _ in stack]
         if len(set(names)) < len(names):
             raise UsageError("an adapter is stacked on itself", "name each adapter once, with one strength")
@@ -302,8 +304,3 @@ class LocalBackend:
                 scheduler.start()
                 self._device = _Device(engine=engine, scheduler=scheduler)
             return self._device
-
-
-def _usual(adapter: VerifiedAdapter) -> float:
-    signed = adapter.card.conditioning
-    return usual_strength(signed.strength_min, signed.strength_max)

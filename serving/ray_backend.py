@@ -65,9 +65,6 @@ class Meaning(Protocol):
     @property
     def digest(self) -> Digest: ...
 
-    @property
-    def strength(self) -> float: ...
-
 
 class Resolver(Protocol):
     """Knows what references mean, without weights; see `serving.following`. What is no coroutine blocks."""
@@ -191,20 +188,19 @@ class RayBackend:
         """Return the request with each reference replaced by what it means now, and the model id.
 
         What the settings put under the reference is written into the request, for a replica knows the adapter
-        by its digest alone.
+        by its digest alone. A strength that nobody names is left to the replica, which has the signed card.
         """
         reference = request.adapter or next(iter(self._settings.adapters), None)
         if reference is None:
             raise NotServed("the request names no adapter, and none is served", "name one, as name@alias")
         exact = _exact(await self._resolver.meant(reference))
-        if request.stacked is None:
-            under = [await self._resolver.meant(one) for one in self._settings.stacked.get(reference, ())]
-            stacked = [StackedAdapter(adapter=_exact(one), strength=one.strength) for one in under]
-        else:
-            stacked = [
-                StackedAdapter(adapter=_exact(await self._resolver.meant(one.adapter)), strength=one.strength)
-                for one in request.stacked
-            ]
+        under = request.stacked
+        if under is None:
+            under = tuple(StackedAdapter(adapter=one) for one in self._settings.stacked.get(reference, ()))
+        stacked = [
+            StackedAdapter(adapter=_exact(await self._resolver.meant(one.adapter)), strength=one.strength)
+            for one in under
+        ]
         fields = {name: getattr(request, name) for name in type(request).model_fields}
         return SweepRequest.make(**fields | {"adapter": exact, "stacked": tuple(stacked)}), exact
 

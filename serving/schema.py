@@ -63,17 +63,17 @@ class StackedAdapter(_Asked):
 
     Attributes:
         adapter: reference or digest.
-        strength: 0 (nothing of it) to its signed maximum.
+        strength: in its signed range, 0 is nothing of it; None is 1, or the signed one nearest to it.
     """
 
     adapter: AdapterText
-    strength: Strength = 1.0
+    strength: Strength | None = None
 
 
 class _Edited(_Asked):
     image: bytes | Image.Image
     adapter: AdapterText | None = None
-    strength: Strength = 1.0
+    strength: Strength | None = None
     stacked: Annotated[tuple[StackedAdapter, ...], Field(max_length=MAX_STACKED)] | None = None
     seed: Seed = 0
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
@@ -88,7 +88,8 @@ class EditRequest(_Edited):
         image: the bytes of a PNG, JPEG or WebP file, or a Pillow image.
         expressions: expression -> intensity, in the adapter's signed range; empty asks for the neutral face.
         adapter: reference or digest of the adapter that has to answer; None takes the attached one.
-        strength: of the adapter, 0 (the base alone) to the signed maximum.
+        strength: of the adapter, in its signed range, 0 is the base alone; None is 1, or the signed one
+            nearest to it.
         stacked: the adapters beside it, each at its own strength, ``()`` for none; None is what the service
             puts there.
         seed: of the starting noise; the same request gives the same picture.

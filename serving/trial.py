@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from serving.conditioning import usual_strength
+from serving.conditioning import strength_of
 from serving.schema import SweepRequest
 
 if TYPE_CHECKING:
@@ -17,6 +17,5 @@ def trial(adapter: VerifiedAdapter) -> tuple[SweepRequest, Stack]:
     from PIL import Image
 
     grey = Image.new("RGB", (64, 64), (128, 128, 128))
-    signed = adapter.card.conditioning
-    strength = usual_strength(signed.strength_min, signed.strength_max)
-    return SweepRequest.make(image=grey, rows=({},), steps=1), ((adapter, strength),)
+    stack = ((adapter, strength_of(adapter.card.conditioning)),)
+    return SweepRequest.make(image=grey, rows=({},), steps=1), stack

@@ -13,7 +13,6 @@ from registry.manifest import WEIGHTS_NAME
 from registry.reference import Reference
 from serving import badges
 from serving.backend import AdapterStatus, State
-from serving.conditioning import usual_strength
 from serving.errors import NotServed
 from serving.trust import Watch, bare, revoked_error, said
 
@@ -80,11 +79,6 @@ class Version:
         if self.adapter is None:
             raise NotServed("this process holds no weights", "ask one that does")
         return self.adapter
-
-    @property
-    def strength(self) -> float:
-        """That it has under another adapter where nobody says which; signed."""
-        return usual_strength(self.facts["strength_min"], self.facts["strength_max"])
 
     @property
     def size(self) -> int:

@@ -58,7 +58,9 @@ class Stacked(_Strict):
     """An adapter that lies under the one that conditions the edit."""
 
     adapter: AdapterName = Field(description="Reference.", examples=["lightning:1"])
-    strength: Number = Field(default=1.0, description="0 to its signed maximum.")
+    strength: Number | None = Field(
+        default=None, description="In its signed range; without it 1, or the signed one nearest to it."
+    )
 
 
 class WebhookAsked(_Strict):
@@ -92,7 +94,11 @@ class EditBody(_Strict):
     adapter: AdapterName | None = Field(
         default=None, description="Reference; without it the service's first.", examples=["pixelsmile@prod"]
     )
-    strength: Number = Field(default=1.0, description="Of the adapter; 0 is the base alone.")
+    strength: Number | None = Field(
+        default=None,
+        description="Of the adapter, in its signed range; 0 is the base alone. Without it 1, or the signed "
+        "one nearest to it.",
+    )
     stacked: list[Stacked] | None = Field(
         default=None,
         max_length=MAX_STACKED,

@@ -2,7 +2,7 @@
 
 ``model`` is a reference to an adapter, and ``prompt`` names expressions:
 
-    happy                                    at intensity 1
+    happy                                    at intensity 1, or the signed one nearest to it
     happy=0.8, surprised=0.3                 several at their intensities
     a prompt of the adapter's own template, around either of these
 
@@ -28,7 +28,7 @@ from registry.errors import shown
 from serving.http import events, pictures, reading
 from serving.http.adapters import default_reference
 from serving.http.answers import EDIT_ERRORS, BadRequest, Invalid, invalid, responses
-from serving.http.bodies import EVENT
+from serving.http.bodies import EVENT, Number
 from serving.http.events import Running
 from serving.http.keys import Editor
 from serving.http.prompts import parse_prompt
@@ -92,7 +92,9 @@ class OpenAIBody(BaseModel):
     safety_identifier: str = Field(default="", max_length=200, description="Not kept.")
     seed: Whole = Field(default=0, ge=0, le=(1 << 53) - 1)
     steps: Steps | None = None
-    strength: float = Field(default=1.0, allow_inf_nan=False)
+    strength: Number | None = Field(
+        default=None, description="Of the adapter; without it 1, or the signed one nearest to it."
+    )
     exact: Flag = Field(default=False, description="Make each picture alone.")
 
     def height_width(self) -> tuple[int, int] | None:

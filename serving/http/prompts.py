@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from registry.errors import shown
+from serving.conditioning import usual_strength
 from serving.http.answers import Invalid
 from serving.schema import MAX_EXPRESSIONS
 
@@ -29,6 +30,7 @@ def parse_prompt(prompt: str, status: AdapterStatus) -> dict[str, float]:
     facts: Mapping[str, Any] = status.facts or {}
     known: Sequence[str] = facts.get("expressions") or ()
     neutral = facts.get("neutral")
+    usual = usual_strength(facts.get("strength_min", 1.0), facts.get("strength_max", 1.0))
     head, _, tail = str(facts.get("template") or "{}").partition("{}")
     text = prompt.strip()
     if len(text) > len(head) + len(tail) and text.startswith(head) and text.endswith(tail):
@@ -46,7 +48,7 @@ def parse_prompt(prompt: str, status: AdapterStatus) -> dict[str, float]:
             raise Invalid(
                 f"the prompt names {shown(name, 80)!r} twice", "name each expression once", "prompt"
             )
-        found[name] = float(number) if equals else 1.0
+        found[name] = float(number) if equals else usual
     if isinstance(neutral, str):
         found.pop(neutral, None)
     if len(found) > MAX_EXPRESSIONS:

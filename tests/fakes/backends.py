@@ -19,6 +19,7 @@ from registry.digest import Digest, digest_bytes
 from registry.manifest import BaseModelRef
 from registry.reference import Reference
 from serving.backend import AdapterStatus, Health, Progress
+from serving.conditioning import usual_strength
 from serving.errors import Draining, NotServed, Overloaded, UnknownExpression
 from serving.images import open_portrait
 from serving.schema import DEFAULT_STEPS, EditResult, SweepRequest, Used
@@ -181,9 +182,10 @@ class DrawingBackend:
     ) -> list[EditResult]:
         """Rows whose pixels depend on everything that was asked."""
         seeds = request.seeds or (request.seed,) * len(request.rows)
+        strength = _strength(request.strength)
         results = []
         for row, seed in zip(request.rows, seeds, strict=True):
-            tint = digest_bytes(repr((version, sorted(row.items()), seed, request.strength)).encode()).hex
+            tint = digest_bytes(repr((version, sorted(row.items()), seed, strength)).encode()).hex
             shift = np.frombuffer(bytes.fromhex(tint[:6]), np.uint8)
             pixels = (np.asarray(source).astype(np.uint16) + shift) % 256
             results.append(
@@ -193,14 +195,22 @@ class DrawingBackend:
                     adapter_digest=digest_of(version),
                     base=BASE,
                     expressions=dict(row),
-                    strength=request.strength,
+                    strength=strength,
                     seed=seed,
                     steps=steps,
                     size=(source.height, source.width),
                     stacked=tuple(
-                        Used(adapter=one.adapter, digest=digest_bytes(b"stacked"), strength=one.strength)
+                        Used(
+                            adapter=one.adapter,
+                            digest=digest_bytes(b"stacked"),
+                            strength=_strength(one.strength),
+                        )
                         for one in request.stacked or ()
                     ),
                 )
             )
         return results
+
+
+def _strength(asked: float | None) -> float:
+    return usual_strength(FACTS["strength_min"], FACTS["strength_max"]) if asked is None else asked

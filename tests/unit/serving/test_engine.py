@@ -91,6 +91,16 @@ def test_an_edit_says_what_made_it(engine: EditEngine, portrait: Image.Image) ->
     }
 
 
+def test_a_strength_that_nobody_names_is_one_that_is_signed(
+    engine: EditEngine, make_adapter: Make, portrait: Image.Image
+) -> None:
+    assert engine.edit(request(portrait)).strength == 1.0
+    for low, high, usual in ((0.0, 0.8, 0.8), (1.2, 2.0, 1.2), (-2.0, -0.5, -0.5)):
+        adapter = make_adapter(1, conditioning={"strength_min": low, "strength_max": high})
+        (swept,) = engine.sweep(portrait, adapter, [{}], steps=1)
+        assert (swept.strength, engine.edit(request(portrait, expressions={})).strength) == (usual, usual)
+
+
 def test_the_same_request_gives_the_same_picture(engine: EditEngine, portrait: Image.Image) -> None:
     first = engine.edit(request(portrait, seed=5))
     torch.manual_seed(99)

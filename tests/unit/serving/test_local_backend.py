@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
 import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +25,7 @@ from registry.errors import NotFound, Revoked
 from registry.families import KNOWN_BASES
 from registry.manifest import CARD_NAME, BaseModelRef
 from registry.reference import Reference
+from servers.served import local_client
 from serving import local
 from serving.backend import Progress
 from serving.bases import register
@@ -35,6 +38,8 @@ from serving.errors import (
     UsageError,
     WrongBase,
 )
+from serving.http.app import service_app
+from serving.images import TEXT_KEY, png_bytes
 from serving.local import LocalBackend
 from serving.metrics import Metrics
 from serving.schema import EditResult, StackedAdapter, SweepRequest
@@ -263,26 +268,63 @@ def test_adapters_are_stacked_by_the_settings_or_by_the_request(
     asyncio.run(run())
 
 
-def test_an_adapter_signed_for_less_than_its_whole_strength_serves(
-    registry: Registry, portrait: Image.Image, tmp_path: Path
-) -> None:
+@pytest.fixture
+def gentle(registry: Registry, tmp_path: Path) -> str:
+    """The reference of an adapter that is signed for less than its whole strength: 0 to 0.8."""
     files = clean_adapter(KNOWN_BASES[BASE_ID], seed=4)
     card = json.loads(files[CARD_NAME])
     card["conditioning"]["strength_max"] = 0.8
+    folder = tmp_path / "gentle"
+    folder.mkdir()
     for name, data in {**files, CARD_NAME: json.dumps(card).encode()}.items():
-        (tmp_path / name).write_bytes(data)
-    registry.push(tmp_path, "gentle", evaluation=PASSING)
+        (folder / name).write_bytes(data)
+    registry.push(folder, "gentle", evaluation=PASSING)
     registry.approve("gentle:1", "a person", "looks right")
+    return "gentle:1"
 
+
+def test_an_adapter_signed_for_less_than_its_whole_strength_serves(
+    registry: Registry, gentle: str, portrait: Image.Image
+) -> None:
     async def run() -> None:
-        async with serving(registry, adapters=("gentle:1", PROD), stacked={PROD: ("gentle:1",)}) as backend:
+        async with serving(registry, adapters=(gentle, PROD), stacked={PROD: (gentle,)}) as backend:
             result = await answer(backend, ask(portrait, strength=0.5))
-            assert (result.adapter, result.strength) == ("gentle:1", 0.5)
+            assert (result.adapter, result.strength) == (gentle, 0.5)
             # Where nobody names its strength it has the one that is nearest to 1.
-            over = await answer(backend, ask(portrait, adapter=PROD))
-            assert [(one.adapter, one.strength) for one in over.stacked] == [("gentle:1", 0.8)]
+            usual = await answer(backend, ask(portrait))
+            assert (usual.adapter, usual.strength) == (gentle, 0.8)
+            assert same(usual, await answer(backend, ask(portrait, strength=0.8)))
+            for stacked in (None, (StackedAdapter(adapter=gentle),)):
+                over = await answer(backend, ask(portrait, adapter=PROD, stacked=stacked))
+                assert over.strength == 1.0
+                assert [(one.adapter, one.strength) for one in over.stacked] == [(gentle, 0.8)]
 
     asyncio.run(run())
+
+
+def test_over_http_nobody_has_to_name_a_strength(
+    registry: Registry, gentle: str, portrait: Image.Image
+) -> None:
+    """OpenAI's clients have no word for it: the adapter has the nearest to 1 that it is signed for."""
+    settings = ServingSettings(adapters=(gentle,))
+    app = service_app(LocalBackend(settings, registry=registry), settings, home=registry.place.home)
+    picture = png_bytes(portrait, {})
+    with local_client(app) as client:
+        body = {"image": base64.b64encode(picture).decode(), "expressions": {"happy": 0.5}, "steps": 2}
+        native = client.post("/v1/edits", json=body)
+        assert native.status_code == 200, native.text
+        (result,) = native.json()["results"]
+        for prompt, intensity in (("happy=0.5", 0.5), ("happy", 0.8)):
+            asked = {"prompt": prompt, "steps": "2"}
+            openai = client.post("/v1/images/edits", data=asked, files={"image": picture})
+            assert openai.status_code == 200, openai.text
+            (made,) = openai.json()["data"]
+            text = Image.open(io.BytesIO(base64.b64decode(made["b64_json"]))).info[TEXT_KEY]
+            facts = json.loads(text)
+            assert (facts["strength"], facts["expressions"]) == (0.8, {"happy": intensity})
+        assert result["strength"] == 0.8
+        refused = client.post("/v1/edits", json={**body, "strength": 1.0})
+        assert refused.json()["error"]["code"] == "strength_out_of_range"
 
 
 @pytest.mark.parametrize(("rows", "size"), [(3, None), (1, (64, 128))])

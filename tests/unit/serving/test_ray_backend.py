@@ -24,10 +24,9 @@ SOON = 60.0
 Answer = Callable[[str], Awaitable[Any]]
 
 
-def version(name: str, most: float = 1.5) -> Version:
+def version(name: str) -> Version:
     digest = digest_bytes(name.encode())
-    facts = {"strength_min": 0.0, "strength_max": most}
-    return Version(name=name, number=1, digest=digest, digests=(digest,), facts=facts, adapter=None)
+    return Version(name=name, number=1, digest=digest, digests=(digest,), facts={}, adapter=None)
 
 
 class Resolver:
@@ -37,7 +36,7 @@ class Resolver:
 
     def __init__(self, admit: Callable[[Meaning], None]) -> None:
         self._admit = admit
-        self.known = {"smile@prod": version("smile"), "fast:1": version("fast", 0.8)}
+        self.known = {"smile@prod": version("smile"), "fast:1": version("fast")}
 
     def start(self) -> None:
         self._admit(self.known["smile@prod"])
@@ -161,9 +160,7 @@ def test_a_version_that_no_engine_or_not_every_one_admits_is_refused(
     asyncio.run(run())
 
 
-def test_what_the_settings_put_under_an_adapter_has_a_strength_that_it_is_signed_for(
-    portrait: Image.Image,
-) -> None:
+def test_a_strength_that_nobody_names_is_left_to_the_replica(portrait: Image.Image) -> None:
     async def run() -> None:
         engines = Engines(good)
         found = backend(engines, stacked={"smile@prod": ("fast:1",)})
@@ -173,9 +170,10 @@ def test_what_the_settings_put_under_an_adapter_has_a_strength_that_it_is_signed
             assert [one async for one in found.stream(request, key="me")] == [[]]
         fast = f"fast@{Digest(digest_bytes(b'fast'))}"
         assert [[(one.adapter, one.strength) for one in asked.stacked or ()] for asked in engines.asked] == [
-            [(fast, 0.8)],
+            [(fast, None)],
             [(fast, 0.3)],
             [],
         ]
+        assert [asked.strength for asked in engines.asked] == [None] * 3
 
     asyncio.run(run())

@@ -170,7 +170,7 @@ WRONG = [
     ({"image": "x", "expressions": {}, "seed": -1}, "seed"),
     ({"image": "x", "expressions": {}, "seed": 1.5}, "seed"),
     ({"image": "x", "expressions": {}, "steps": 101}, "steps"),
-    ({"image": "x", "expressions": {}, "strength": None}, "strength"),
+    ({"image": "x", "expressions": {}, "strength": "1"}, "strength"),
     ({"image": "x", "expressions": {}, "size": [64]}, "size"),
     ({"image": "x", "expressions": {}, "size": [64, 4096]}, "size"),
     ({"image": "x", "expressions": {str(index): 1.0 for index in range(13)}}, "expressions"),

@@ -6,6 +6,7 @@ import base64
 import io
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import openai
@@ -178,6 +179,11 @@ PROMPTS: list[tuple[str, dict[str, float]]] = [
 @pytest.mark.parametrize(("prompt", "expressions"), PROMPTS)
 def test_what_a_prompt_means(prompt: str, expressions: dict[str, float]) -> None:
     assert parse_prompt(prompt, STATUS) == expressions
+
+
+def test_an_expression_without_an_intensity_has_one_that_is_signed() -> None:
+    gentle = replace(STATUS, facts={**FACTS, "strength_max": 0.8})
+    assert parse_prompt("happy, sad=0.3", gentle) == {"happy": 0.8, "sad": 0.3}
 
 
 @pytest.mark.parametrize(
