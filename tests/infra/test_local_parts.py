@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -491,8 +492,17 @@ signal.signal(signal.SIGTERM, stop)
 run.wait()
 time.sleep(600)
 """
-#: Takes its time to stop.
-SLOW = "import signal, sys, time\nsignal.signal(15, lambda *_: (time.sleep(2), sys.exit()))\ntime.sleep(600)"
+#: Stops when it is asked to and may.
+SLOW = """
+import pathlib, signal, sys, time
+def stop(*_):
+    while not pathlib.Path(sys.argv[1], "may-stop").exists():
+        time.sleep(0.05)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+pathlib.Path(sys.argv[1], "listens").touch()
+time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -547,13 +557,15 @@ def test_whoever_stops_the_worker_lets_its_runs_save(
 def test_a_service_that_is_being_stopped_is_waited_for_and_started_again(
     where: Place, started: Callable[[Service], stack.Stack]
 ) -> None:
-    slow = Service(name="slow", command=[sys.executable, "-c", SLOW], folder=where.home)
+    command = [sys.executable, "-c", SLOW, str(where.home)]
+    slow = Service(name="slow", command=command, folder=where.home, stop_seconds=120)
     found, supervisor = started(slow), Supervisor(where)
-    time.sleep(1)  # it sets its handler
+    until((where.home / "listens").exists)
     before = supervisor.states()["slow"]["pid"]
     with pytest.raises(PlatformError, match="slow did not stop in 0 seconds"):
         supervisor.stop(["slow"], 0)
     assert supervisor.states()["slow"]["statename"] == "STOPPING"  # as a `down` leaves it that was killed
+    threading.Timer(1, (where.home / "may-stop").touch).start()
     bring_up(found)
     after = supervisor.states()["slow"]
     assert after["statename"] == "RUNNING"
