@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
 
 from flows import limits
+from flows.settings import FlowSettings
 from flows.stages import NOT_MAKING, Job, code_digest
 from registry.digest import Digest
 from trainer.parts import Mapper
@@ -113,12 +115,15 @@ def folder(recipe: Recipe, pictures: Digest, out: Path, progress: Progress) -> d
 
 @task(name="cache", description="latents of the pictures and embeddings of the prompts, once and for all")
 def cache(recipe: Recipe, dataset: Path, base: Path, out: Path, progress: Progress) -> dict[str, Any]:
-    """See `trainer.data.cache_dataset`; on GPUs that no other flow run has."""
+    """See `trainer.data.cache_dataset`; on GPUs that no other flow run has, if something is missing."""
     import torch
 
     from trainer.data import cache_dataset
-    from trainer.data.cache import processes
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with limits.gpus_of(device, get_run_logger().info, most=processes()):
-        return cache_dataset(recipe, dataset, base, out, progress).as_json()
+    allowed, log = FlowSettings.read().processes, get_run_logger().info
+
+    def room(processes: int) -> AbstractContextManager[int]:
+        return limits.gpus_of(device, log, most=min(processes, allowed or processes))
+
+    return cache_dataset(recipe, dataset, base, out, progress, room=room).as_json()

@@ -87,7 +87,7 @@ def ensure(url: str | None = None, settings: FlowSettings | None = None) -> dict
 
 
 @contextmanager
-def gpus_of(device: str, say: Callable[[str], None], *, most: int = 1) -> Iterator[None]:
+def gpus_of(device: str, say: Callable[[str], None], *, most: int = 1) -> Iterator[int]:
     """Hold GPU slots while this process itself works on a device; none where that is no GPU.
 
     The memory of the GPU is given back with them: this process may live on for days, waiting for people.
@@ -96,13 +96,16 @@ def gpus_of(device: str, say: Callable[[str], None], *, most: int = 1) -> Iterat
         device: as torch names it.
         say: is told when there is something to wait for.
         most: how many GPUs the work can use; it gets no slot for those beyond the limit.
+
+    Yields:
+        how many GPUs the work may use; ``most`` where there is none.
     """
     if not device.startswith("cuda"):
-        yield
+        yield most
         return
-    with gpus(most, say, fewer=True):
+    with gpus(most, say, fewer=True) as granted:
         try:
-            yield
+            yield granted
         finally:
             _leave_gpus()
 
@@ -118,7 +121,7 @@ def _leave_gpus() -> None:
 
 
 @contextmanager
-def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iterator[None]:
+def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iterator[int]:
     """Hold GPU slots of the Prefect server as long as the block lasts; waits until they are free.
 
     The lease is renewed while this process lives. When that fails for good, the slots may belong to another
@@ -129,11 +132,15 @@ def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iter
         say: is told when there is something to wait for.
         fewer: where there are not so many, all that there are will do.
 
+    Yields:
+        how many it holds.
+
     Raises:
         FlowError: there are fewer than that.
     """
     from prefect.client.orchestration import get_client
     from prefect.concurrency.sync import concurrency
+    from prefect.runtime import task_run
 
     ensure()
     with get_client(sync_client=True) as client:
@@ -141,10 +148,12 @@ def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iter
     if fewer and limit.active:
         count = max(1, min(count, limit.limit))
     if limit.active and limit.limit < count:
+        who = f"the stage {task_run.task_name}" if task_run.task_name else "this"
+        fewer_will_do = ", or set ADAPTER_FOUNDRY_FLOWS_PROCESSES to fewer" if count > 1 else ""
         raise FlowError(
-            f"the training takes {count} GPUs, and the concurrency limit `{GPU}` has {limit.limit} slots",
-            "raise the limit in Prefect's page (Concurrency) or with ADAPTER_FOUNDRY_FLOWS_GPU_SLOTS, or set "
-            "ADAPTER_FOUNDRY_FLOWS_PROCESSES to fewer",
+            f"{who} takes more GPUs ({count}) than the concurrency limit `{GPU}` has slots ({limit.limit})",
+            "raise the limit in Prefect's page (Concurrency) or with ADAPTER_FOUNDRY_FLOWS_GPU_SLOTS"
+            + fewer_will_do,
         )
     if not limit.active:
         say(f"the concurrency limit `{GPU}` is switched off in Prefect: nobody watches who takes which GPU")
@@ -154,7 +163,7 @@ def gpus(count: int, say: Callable[[str], None], *, fewer: bool = False) -> Iter
             f"free within {LEASE_SECONDS + 20} seconds"
         )
     with concurrency(GPU, occupy=count, strict=True, lease_duration=LEASE_SECONDS):
-        yield
+        yield count
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class FlowSettings(BaseModel):
             the run's own; None takes one a core, up to four.
         ray_address: a Ray cluster for flows with ``runner: ray``, whose machines share the data folder; None
             starts one on this machine for the time of a run.
-        processes: of a training; None takes one a GPU, or one.
+        processes: of a training, and at most so many that encode for one; None takes one a GPU, or one.
         accelerate_config: file of `accelerate config` for trainings; decides machines and processes then.
         stop_seconds: how long a training that is told to stop may take to save a checkpoint.
         gpu_slots: how many GPUs flow runs may hold at once, all together; None takes those of the

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from serving.pipelines.base import EditPipeline
 
 _IMAGE_BATCH, _PROMPT_BATCH, _PER_FILE = 64, 104, 1024
+_PER_PROCESS = 64  # one process more has to load the base: with less to do it is not worth that
 _FILE_BYTES = 64 << 20
 _PIXELS_AT_ONCE = {"cpu": 64 * 64 * 64, "cuda": 4 << 20}
 _PATIENCE = 1800.0  # seconds without news from the other processes
@@ -49,6 +51,7 @@ def cache_dataset(
     pipeline: EditPipeline | None = None,
     rank: int | None = None,
     world: int | None = None,
+    room: Callable[[int], AbstractContextManager[int]] = nullcontext,
 ) -> StageResult:
     """Encode a dataset's pictures and prompts, unless it was done before; several processes share the work.
 
@@ -62,7 +65,10 @@ def cache_dataset(
             missing.
         rank, world: number of this process and of all that call this for the same cache; each encodes its
             share and waits for the others. None takes RANK and WORLD_SIZE from the environment; without
-            these and with several GPUs, one process is started for each.
+            these and with several GPUs, one process is started for each, or fewer where there is little to
+            do.
+        room: is asked for as many processes as there is work for, a GPU each, and only if something is
+            missing; it gives how many there may be. It is left when nothing is on a GPU any more.
 
     Returns:
         the result; ``facts`` counts the pictures and prompts that this process encoded and those that were
@@ -80,29 +86,19 @@ def cache_dataset(
     share = needs.keys[rank::world]
     # Whoever removes a damaged file makes up for all of it: the others may have looked already.
     mine = {*share, *cache.drop_damaged([*share, *map(pooled_key, share)])}
-    missing = [key for key in needs.keys if key not in cache]
-    if pipeline is None and world == 1 and "RANK" not in os.environ and len(missing) > processes() > 1:
-        load.pipeline = None
-        encode_in_processes(recipe, dataset, base_path, out, progress, processes())
-        cache.refresh()
-    encoded = {key for key in missing if key in cache}
-    seen, since = len(cache), time.monotonic()
-    while True:
-        todo = [key for key in needs.keys if key in mine and key not in cache]
-        if todo:
-            encoded.update(_encode(data, load(), cache, needs, todo, view, progress))
-        if all(key in cache for key in needs.keys):
-            break
-        if not todo:
-            time.sleep(0.2)
-        cache.refresh()
-        if len(cache) != seen:
-            seen, since = len(cache), time.monotonic()
-        elif time.monotonic() - since > _PATIENCE:
-            raise CacheError(
-                "the other processes have not encoded anything for half an hour",
-                "look at their messages, then run the same command again; what is there is kept",
-            )
+    encoded = set[str]()
+    if missing := cache.missing(needs.keys):
+        alone = pipeline is None and world == 1 and "RANK" not in os.environ
+        with room(min(processes(), max(1, len(missing) // _PER_PROCESS)) if alone else 1) as granted:
+            cache.refresh()
+            missing = cache.missing(needs.keys)  # while this one waited for room, another may have encoded
+            if missing and alone and granted > 1:
+                load.pipeline = None
+                encode_in_processes(recipe, dataset, base_path, out, progress, granted)
+                cache.refresh()
+                encoded |= {*missing} - {*cache.missing(missing)}
+            encoded |= _encode_share(data, load, cache, needs, mine, view, progress)
+            load.pipeline = None
     total = len(needs.keys)
     progress("cache", total, total, f"{len(encoded)} encoded")
     facts = {
@@ -113,6 +109,35 @@ def cache_dataset(
     key = stage_key("cache", dataset=data.digest, encoder=view.encoder, keys=sorted(needs.keys))
     digest = stage_key("cached", keys=sorted(needs.keys))
     return StageResult(stage="cache", folder=out, key=key, digest=digest, facts=facts, reused=not encoded)
+
+
+def _encode_share(
+    data: Dataset,
+    load: _Loader,
+    cache: TensorCache,
+    needs: Needs,
+    mine: Collection[str],
+    view: View,
+    progress: Progress,
+) -> set[str]:
+    """Encode what is missing of ``mine`` and wait for the rest; return what was encoded here."""
+    encoded = set[str]()
+    seen, since = len(cache), time.monotonic()
+    while missing := cache.missing(needs.keys):
+        todo = [key for key in missing if key in mine]
+        if todo:
+            encoded |= _encode(data, load(), cache, needs, todo, view, progress)
+        else:
+            time.sleep(0.2)
+        cache.refresh()
+        if len(cache) != seen:
+            seen, since = len(cache), time.monotonic()
+        elif time.monotonic() - since > _PATIENCE:
+            raise CacheError(
+                "the other processes have not encoded anything for half an hour",
+                "look at their messages, then run the same command again; what is there is kept",
+            )
+    return encoded
 
 
 def processes() -> int:

@@ -62,6 +62,10 @@ class TensorCache:
         for name in sorted(names - self._files.keys()):
             self._learn(self._folder / name)
 
+    def missing(self, keys: Iterable[str]) -> list[str]:
+        """Return those of ``keys`` that are not there, in order."""
+        return [key for key in keys if key not in self._entries]
+
     def shape(self, key: str) -> tuple[int, ...]:
         """Return the shape of a tensor without reading it."""
         return self._entries[key].shape
@@ -101,11 +105,10 @@ class TensorCache:
         Raises:
             CacheError: one of them was never cached.
         """
-        if any(key not in self._entries for key in keys):
+        if self.missing(keys):
             self.refresh()
-        missing = sum(key not in self._entries for key in keys)
-        if missing:
-            raise self._lacking(missing, len(keys), "are not in")
+        if missing := self.missing(keys):
+            raise self._lacking(len(missing), len(keys), "are not in")
 
     def drop_damaged(self, keys: Iterable[str]) -> set[str]:
         """Read the tensors of those keys that are there; remove files with damaged ones.

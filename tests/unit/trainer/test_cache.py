@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,52 @@ def test_a_second_run_encodes_nothing_and_loads_no_base(
     assert again.reused
     assert again.facts == {"encoded_images": 0, "encoded_prompts": 0, "found": 56}
     assert again.key == first.key
+
+
+class Room:
+    """Has room for so many processes; notes how many were asked for, and looks around when they have left."""
+
+    def __init__(self, most: int, look: Callable[[], object] = lambda: None) -> None:
+        self.most, self.look = most, look
+        self.asked: list[int] = []
+        self.left: list[object] = []
+
+    @contextmanager
+    def __call__(self, processes: int) -> Iterator[int]:
+        self.asked.append(processes)
+        yield min(self.most, processes)
+        self.left.append(self.look())
+
+
+def test_room_is_asked_for_what_is_missing_and_left_without_the_base(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.data.cache.processes", lambda: 4)
+    places = (tiny_run / "dataset", tiny_base, tmp_path)
+    bases: list[weakref.ref[AveragingBase]] = []
+
+    def load(*_: object) -> AveragingBase:
+        base = AveragingBase()
+        bases.append(weakref.ref(base))
+        return base
+
+    def still_there() -> int:
+        gc.collect()
+        return sum(base() is not None for base in bases)
+
+    monkeypatch.setattr("trainer.data.cache.load_base", load)
+    room = Room(4, still_there)
+    first = cache_dataset(tiny_recipe, *places, room=room)
+    assert first.facts["encoded_images"] == 36
+    assert (len(bases), room.asked, room.left) == (1, [1], [0]), "too little for a second process"
+    assert cache_dataset(tiny_recipe, *places, room=room).reused
+    assert room.asked == [1], "nothing was missing"
+    for path in tmp_path.glob("tensors-*"):
+        path.unlink()
+    monkeypatch.setattr("trainer.data.cache._PER_PROCESS", 18)
+    room = Room(1)
+    assert cache_dataset(tiny_recipe, *places, room=room).facts["encoded_prompts"] == 20
+    assert room.asked == [3], "56 pictures and prompts, and room for one process"
 
 
 def test_a_prompt_that_sees_no_picture_is_encoded_once(
@@ -201,8 +251,9 @@ def test_ranks_share_the_work(tiny_recipe: Recipe, tiny_run: Path, tiny_base: Pa
 def test_several_gpus_are_given_a_process_each(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the real base; two processes on the CPU stand for two GPUs."""
-    monkeypatch.setattr("trainer.data.cache.processes", lambda: 2)
+    """With the real base; two processes on the CPU stand for two GPUs, and there is room for no third."""
+    monkeypatch.setattr("trainer.data.cache.processes", lambda: 3)
+    monkeypatch.setattr("trainer.data.cache._PER_PROCESS", 16)
     told: list[int] = []
     result = cache_dataset(
         tiny_recipe,
@@ -210,8 +261,10 @@ def test_several_gpus_are_given_a_process_each(
         tiny_base,
         tmp_path / "cache",
         lambda s, done, *_: told.append(done),
+        room=Room(2),
     )
     assert result.facts == {"encoded_images": 36, "encoded_prompts": 20, "found": 0}
+    assert 28 in told, "its half"
     assert told[0] <= 28
     assert told[-1] == 56
     monkeypatch.setattr("trainer.data.cache.load_base", lambda *_: pytest.fail("the base was loaded"))
