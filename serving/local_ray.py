@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+#: Ray gives its processes 15 s to start, which a busy machine does not always keep.
+_STARTS = 3
 
 _CLUSTER = """\
 cluster_name: here
@@ -54,3 +58,29 @@ def kept_here(folder: Path) -> Iterator[dict[str, str]]:
             del os.environ["HOME"]
         else:
             os.environ["HOME"] = before
+
+
+def connect(address: str | None, options: Mapping[str, Any]) -> None:
+    """Find the cluster, or start it.
+
+    Raises:
+        ServingError: it does not start or answer.
+    """
+    import ray
+
+    from registry.errors import shown
+    from serving.errors import ServingError
+
+    for left in range(_STARTS - 1 if address is None else 0, -1, -1):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as error:  # Ray raises plain ones
+            ray.shutdown()
+            if not left:
+                place = address or "of this machine"
+                raise ServingError(
+                    f"the Ray cluster {place} does not start or answer: {shown(error)}",
+                    "run the same command again when the machine has less to do, or set RAY_ADDRESS to a "
+                    "cluster that runs",
+                ) from error

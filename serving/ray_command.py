@@ -13,7 +13,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from serving.settings import ServingSettings
 
 APPLICATION = "adapter-foundry"
-_STARTS = 3
-"""Ray gives its processes 15 seconds to start, too few on a busy machine, so it is tried so often."""
 _SHARED = ("ADAPTER_FOUNDRY_", "AWS_", "HF_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "DO_NOT_TRACK")
 """Variables that the processes of the cluster get from the one that starts them."""
 
@@ -59,11 +57,11 @@ def ray_command(
 
 @contextmanager
 def _cluster(address: str | None, *, cpus: float, gpus: float) -> Iterator[None]:
-    """Connect this process to a cluster, or start one; raises as `_connect`."""
+    """Connect this process to a cluster, or start one; raises as `connect`."""
     from contextlib import ExitStack
 
     from registry.settings import home
-    from serving.local_ray import kept_here
+    from serving.local_ray import connect, kept_here
 
     shared = {name: value for name, value in os.environ.items() if name.startswith(_SHARED)}
     options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
@@ -77,39 +75,13 @@ def _cluster(address: str | None, *, cpus: float, gpus: float) -> Iterator[None]
             }
             # Ray makes its workers give way to whatever else runs, and edits would wait for it.
             os.environ.setdefault("RAY_worker_niceness", "0")
-        _connect(address, {"runtime_env": {"env_vars": shared}, **options})
+        connect(address, {"runtime_env": {"env_vars": shared}, **options})
     import ray
 
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _connect(address: str | None, options: Mapping[str, Any]) -> None:
-    """Find the cluster, or start it.
-
-    Raises:
-        ServingError: it does not start or answer.
-    """
-    import ray
-
-    from registry.errors import shown
-    from serving.errors import ServingError
-
-    for left in range(_STARTS - 1 if address is None else 0, -1, -1):
-        try:
-            ray.init(address, **options)
-            return
-        except Exception as error:  # Ray raises plain ones
-            ray.shutdown()
-            if not left:
-                place = address or "of this machine"
-                raise ServingError(
-                    f"the Ray cluster {place} does not start or answer: {shown(error)}",
-                    "run the same command again when the machine has less to do, or set RAY_ADDRESS to a "
-                    "cluster that runs",
-                ) from error
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import signal
 import sys
 from pathlib import Path
 
-from infra.local.leftovers import end, processes
+from infra.local.leftovers import end, forget, processes
 from infra.local.service import PLATFORM_MARK, fingerprint, python
 from trainer.parent import end_with_parent
 
@@ -23,6 +23,8 @@ def main(file: Path) -> None:
     service = json.loads(text)
     name, environment = service["name"], {**os.environ, **service["environment"]}
     end(processes(environment[PLATFORM_MARK], name), service["stop_seconds"])
+    if service["pid_file"] is not None:
+        forget(Path(service["pid_file"]))
     started = file.with_suffix(".started")
     started.unlink(missing_ok=True)
     started.touch(mode=0o600)

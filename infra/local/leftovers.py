@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -46,6 +47,18 @@ def end(found: list[psutil.Process], seconds: float) -> int:
             one.kill()
     psutil.wait_procs(alive, timeout=_KILL_SECONDS)
     return len(found)
+
+
+def forget(pid_file: Path) -> None:
+    """Remove a service's own note that it runs, unless the process lives and names the folder of the note.
+
+    A service that finds the number of somebody else's process there refuses to start until a person helps.
+    """
+    words: list[str] = []
+    with suppress(OSError, ValueError, IndexError, psutil.Error):
+        words = psutil.Process(int(pid_file.read_text("utf-8").split()[0])).cmdline()
+    if str(pid_file.parent) not in words:
+        pid_file.unlink(missing_ok=True)
 
 
 def end_all(where: Place, seconds: float = 10.0) -> int:

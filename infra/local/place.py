@@ -16,7 +16,7 @@ from infra.local.errors import WrongFolder
 
 FORMAT = 1
 #: The kernel takes no longer path of a socket; supervisord adds its process id for a moment.
-_LONGEST_SOCKET = 107 - len(".4194304")
+LONGEST_SOCKET = 107 - len(".4194304")
 _LEAST_FREE = 1 << 30
 
 
@@ -77,10 +77,10 @@ def claim(where: Place) -> None:
     Raises:
         WrongFolder: they are not, cannot be written, or the disk is full.
     """
-    if len(str(where.socket)) > _LONGEST_SOCKET:
+    if len(str(where.socket)) > LONGEST_SOCKET:
         raise WrongFolder(
             f"the path {where.home} is too long: a socket in it would have {len(str(where.socket))} "
-            f"characters, and the system takes {_LONGEST_SOCKET}",
+            f"characters, and the system takes {LONGEST_SOCKET}",
             "set ADAPTER_FOUNDRY_HOME to a shorter path",
         )
     kept = read(where)

@@ -192,6 +192,7 @@ def service(where: Place, with_engine: Engine, ports: Mapping[str, int], secrets
         user=with_engine.user,
         stop_signal="INT",  # the fast way to stop: clients are cut off
         stop_seconds=30,
+        pid_file=folder / "data" / "postmaster.pid",
     )
 
 

@@ -79,6 +79,8 @@ def worker(
         environment={
             **environment,
             "TMPDIR": str(temporary),
+            # Names of Ray's sockets would be too long for the kernel there; Ray's folder is for all users.
+            "RAY_TMPDIR": "/tmp",  # noqa: S108
             "PREFECT_WORKER_WEBSERVER_HOST": HOST,
             "PREFECT_WORKER_WEBSERVER_PORT": str(ports[WORKER]),
         },

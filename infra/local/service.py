@@ -39,6 +39,7 @@ class Service:
         stop_signal: asks it to stop.
         stop_seconds: it may take to do so.
         many: it has processes of its own, which a keeper ends with it (`flows.child`).
+        pid_file: by which it knows that it runs already; after a loss of power its number is anybody's.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Service:
     stop_signal: str = "TERM"
     stop_seconds: int = 20
     many: bool = False
+    pid_file: Path | None = None
 
 
 def launch_file(where: Place, name: str) -> Path:
@@ -74,6 +76,7 @@ def launch_text(service: Service, where: Place) -> str:
         "stop_signal": service.stop_signal,
         "stop_seconds": service.stop_seconds,
         "many": service.many,
+        "pid_file": None if service.pid_file is None else str(service.pid_file),
         "facts": dict(service.facts),
     }
     return json.dumps(value, indent=1, sort_keys=True) + "\n"

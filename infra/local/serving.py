@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.request
 from collections.abc import Mapping
 
@@ -10,8 +11,11 @@ from infra.local.passwords import Passwords
 from infra.local.place import Place
 from infra.local.ports import HOST
 from infra.local.service import Service, python
+from serving.settings import load
 
 NAME = "serving"
+#: What it does after the requests have ended: tell clients, give back jobs, close the device.
+_STOP_SECONDS = 10
 
 
 def url(ports: Mapping[str, int]) -> str:
@@ -32,7 +36,11 @@ def service(
         adapters: what it serves and follows.
         own: further settings of serving, as variables.
         on_postgres: where it keeps jobs.
+
+    Raises:
+        registry.errors.UsageError: one of these settings is wrong.
     """
+    grace = load(own, where.home).grace_seconds
     jobs = postgres.uri("serving", ports, password=secrets["postgres"]["serving"]) if on_postgres else None
     words = [word for adapter in adapters for word in ("--adapter", adapter)]
     return Service(
@@ -49,7 +57,7 @@ def service(
             **({} if jobs is None else {"ADAPTER_FOUNDRY_SERVING_JOBS": jobs}),
         },
         folder=where.services,
-        stop_seconds=40,
+        stop_seconds=math.ceil(grace) + _STOP_SECONDS,
     )
 
 
