@@ -12,6 +12,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import socket
 import struct
 import threading
@@ -659,16 +660,16 @@ def test_a_key_over_its_limit_is_told_when_to_come_back(
     )
     with caller(server, x_api_key=few) as guest:
         first = edit(guest, rows=[{"happy": 0.1}] * 2, expressions=None)
-        assert (first.status_code, first.headers["ratelimit"].partition(",")[0]) == (
-            200,
-            '"requests";r=2;t=20',
-        )
+        assert first.status_code == 200
+        told = re.match(r'"requests";r=2;t=(\d+),', first.headers["ratelimit"])
+        assert told is not None, first.headers["ratelimit"]
+        assert 1 <= int(told[1]) <= 20  # less what has passed while the edit was taken
         # 30 s a picture, less what has passed; refused before anybody looks at the file
         refused = edit(guest, image="AAAA")
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 30
-        guest.get("/v1/adapters")
-        assert guest.get("/v1/adapters").status_code == 429
+        # Every 20 s one more may be asked: on a machine that is busy one is back before the next is sent.
+        assert 429 in (guest.get("/v1/adapters").status_code for _ in range(5))
 
 
 def test_a_stream_counts_for_as_long_as_it_runs(token: tuple[Path, str]) -> None:
