@@ -251,14 +251,14 @@ class TrainingState:
         """Take up the main process's newest checkpoint, if there is one, on all processes.
 
         Raises:
-            CheckpointError: see `latest`; or other sources made it.
+            CheckpointError: see `latest`; or other sources made it, or nobody knows which.
         """
         found = _from_main(self.folder, self.key, self.processes)
         if found is None:
             return None
         from trainer import lora
 
-        self.made = continued(self.made, found.numbers["made"])
+        self.made = continued(self.made, found.numbers.get("made"), self.folder)
         self.steps = self._saved = found.step
         lora.put(self.parameters, found.group("weights"))
         self.ema.load(found.group("ema"), found.numbers["ema_updates"])

@@ -18,10 +18,22 @@ from trainer.recipe import Recipe
 if TYPE_CHECKING:
     import torch
 
-#: What makes no difference to how data and adapters come out: reports, commands, orders and who signs.
+#: What makes no difference to how data and adapters come out, by the beginnings of paths: reports, advice,
+#: services, upkeep, who signs and who is told. What reads or verifies an input is never here.
 NOT_MAKING = (
-    *("trainer/evaluation/", "trainer/zoo/", "trainer/reproduction.py"),
-    *("registry/signing/", "registry/storage/", "registry/scanning/"),
+    *("trainer/evaluation/", "trainer/zoo/", "trainer/reproduction.py", "trainer/data/inspection"),
+    *("trainer/doctor/", "trainer/plan/", "trainer/tracking.py", "trainer/outbox.py"),
+    *("registry/signing/", "registry/storage/", "registry/scanning/", "registry/commands/"),
+    *("registry/approving.py", "registry/attesting.py", "registry/backup.py", "registry/bom.py"),
+    *("registry/command.py", "registry/comparison.py", "registry/doctor.py", "registry/exporting.py"),
+    *("registry/index.py", "registry/mirror.py", "registry/modelcard.py", "registry/openssf.py"),
+    *("registry/promotion.py", "registry/publishing.py", "registry/reconcile.py", "registry/rescanning.py"),
+    *("registry/restore_plan.py", "registry/restoring.py", "registry/sweep.py", "registry/telling.py"),
+    *("registry/undoing.py", "registry/upkeep.py", "registry/views.py"),
+    *("serving/http/", "serving/plan/", "serving/ray_", "serving/local_ray.py", "serving/asgi.py"),
+    *("serving/badges.py", "serving/certificates.py", "serving/credentials_command.py"),
+    *("serving/keys_command.py", "serving/plan_command.py", "serving/serve_command.py"),
+    *("serving/logs.py", "serving/metrics.py", "serving/pulse.py", "serving/tracing.py"),
 )
 #: Libraries whose arithmetic, drawing or coding ends up in the weights.
 _COMPUTING = (
@@ -84,20 +96,25 @@ def kept(made: Provenance) -> dict[str, Any]:
     return made.model_dump(mode="json", exclude={"recipe"})
 
 
-def continued(made: Provenance, before: Mapping[str, Any]) -> Provenance:
+def continued(made: Provenance, before: Mapping[str, Any] | None, folder: Path) -> Provenance:
     """Return the provenance of a training that goes on here.
 
     Args:
         made: of the steps to come.
-        before: `kept` of the steps so far.
+        before: `kept` of the steps so far; None where older versions made them, which kept nothing.
+        folder: of the checkpoints.
 
     Raises:
         CheckpointError: other sources made those; an adapter has one digest of code, and it has to be true.
     """
+    mend = f"go on with the sources that began it, or remove {folder} to train from the start"
+    if before is None:
+        raise CheckpointError(
+            f"a version that did not record its sources made the checkpoints {folder}", mend
+        )
     if before["code"] != made.code:
         raise CheckpointError(
-            f"these sources ({made.code}) are not those that began the training ({before['code']})",
-            "go on with the sources that began it, or remove its checkpoints to train from the start",
+            f"these sources ({made.code}) are not those that began the training ({before['code']})", mend
         )
     earlier: list[Machine] = []
     for one in (*before.get("earlier_machines", ()), before["machine"]):
