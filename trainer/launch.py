@@ -83,6 +83,7 @@ def train(
         return _train_here(job, progress, parallel.Processes(device=parallel.device()), pipeline)
     key = _key(job, job.data(), fingerprint(base_path))
     if done := finished(out, key):
+        _send_rest(job)
         return done
     _divided(recipe, count)
     encoders.require(recipe.losses)
@@ -99,6 +100,14 @@ def found(job: Job) -> StageResult | None:
 
 def _key(job: Job, data: Dataset, base: Digest) -> Digest:
     return stage_key("train", recipe=job.recipe.digest, dataset=data.digest, base=base, code=code_version())
+
+
+def _send_rest(job: Job) -> None:
+    """Send what MLflow has not got of a training that is done."""
+    if job.track:
+        from trainer.outbox import send_waiting
+
+        send_waiting(job.out)
 
 
 def _divided(recipe: Recipe, count: int) -> None:
@@ -142,6 +151,8 @@ def _train_here(
     _agreed(processes, key, made.code)
     done = finished(out, key)
     if found := processes.tell(done.as_json() if done else None):
+        if main:
+            _send_rest(job)
         return done or StageResult.from_json(found)
     _divided(recipe, processes.count)
     encoders.require(recipe.losses)  # before anything large is loaded

@@ -2,8 +2,9 @@
 
 Figures and pictures are put into an `Outbox`, which a thread empties every half minute and whenever there is
 much. While MLflow is away everything waits, within bounds, and is tried again. What still waits when the
-training ends lies in ``mlflow-waiting.json`` of its folder: the next part of the training sends it, or its
-evaluation does. MLflow keeps a figure once that it gets twice, so nothing has to be known about what arrived.
+training ends lies in ``mlflow-waiting.json`` of its folder: the same command sends it, whether the training
+is done or goes on, and so does its evaluation in a flow. MLflow keeps a figure once that it gets twice, so
+nothing has to be known about what arrived.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ class Outbox:
             if not self.away:
                 _LOG.warning(
                     "MLflow does not take the figures of this training: %s. They wait and are sent when it "
-                    "does; loss.jsonl and validation/ in %s have them meanwhile.", _brief(error), self.out,
+                    "does; loss.jsonl and validation/ in %s have them meanwhile.", brief(error), self.out,
                 )  # fmt: skip
             self.away = True
         else:
@@ -143,7 +144,7 @@ class Outbox:
             _LOG.warning("%d figures for MLflow are lost: %s", len(figures), error)
             return
         _LOG.warning(
-            "%d figures wait for MLflow in %s: the evaluation of this training sends them, or its next part.",
+            "%d figures wait for MLflow in %s: the same command sends them, or the evaluation in a flow.",
             len(figures), self.out / WAITING_NAME,
         )  # fmt: skip
 
@@ -185,7 +186,7 @@ class MlflowRun:
             self.run_id = before or _begun(client, name, parameters, recipe, pictures)
         except Exception as error:
             raise NetworkError(
-                f"MLflow at {masked(place.tracking_uri)} takes no run of this training: {_brief(error)}",
+                f"MLflow at {masked(place.tracking_uri)} takes no run of this training: {brief(error)}",
                 mend="see whether it answers and takes this account (MLFLOW_TRACKING_URI, "
                 "MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD), and run the same command again",
             ) from error
@@ -270,5 +271,38 @@ def _begun(
     return run_id
 
 
-def _brief(error: Exception) -> str:
+def send_waiting(out: Path) -> None:
+    """Send what a training that is done could not tell, if there is something, and wait a while for that.
+
+    What MLflow does not take now waits for the next time.
+
+    Args:
+        out: folder of the training.
+    """
+    if not (out / WAITING_NAME).is_file():
+        return
+
+    def send() -> None:
+        from mlflow import MlflowClient
+
+        from registry.settings import layout
+
+        try:
+            run = (out / RUN_NAME).read_text("utf-8").strip()
+            Outbox(client=MlflowClient(layout().tracking_uri), run_id=run, out=out).send()
+        except Exception as error:  # of HTTP and databases: the training is done, whatever MLflow has of it
+            _LOG.warning(
+                "MLflow does not take what waits for it in %s: %s. The same command tries again.",
+                out / WAITING_NAME, brief(error),
+            )  # fmt: skip
+
+    thread = threading.Thread(target=send, name="mlflow", daemon=True)
+    thread.start()
+    thread.join(_LAST_SECONDS["FINISHED"])
+    if thread.is_alive():
+        _LOG.warning("MLflow has not taken all of %s yet; the same command tries again.", out / WAITING_NAME)
+
+
+def brief(error: Exception) -> str:
+    """Return what MLflow, or where it keeps pictures, says of a failure: for people, without passwords."""
     return masked(str(error))

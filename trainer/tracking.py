@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainer.errors import TrainerError
-from trainer.outbox import RUN_NAME, MlflowRun, Outbox
+from trainer.outbox import RUN_NAME, MlflowRun, Outbox, brief
 from trainer.stage import STAGE_NAME, StageResult
 
 if TYPE_CHECKING:
@@ -131,8 +131,9 @@ def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
         run = (training / RUN_NAME).read_text("utf-8").strip()
     except OSError:
         return "this training was not tracked"
-    client, now = MlflowClient(layout().tracking_uri), int(time.time() * 1000)
+    now = int(time.time() * 1000)
     try:
+        client = MlflowClient(layout().tracking_uri)  # looks for a database by then
         Outbox(client=client, run_id=run, out=training).send()
         if client.get_run(run).data.tags.get(_EVALUATION_TAG) == str(evaluated.digest):
             return None
@@ -148,7 +149,7 @@ def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
                 client.log_artifact(run, str(path), "evaluation")
         client.set_tag(run, _EVALUATION_TAG, str(evaluated.digest))
     except Exception as error:  # of HTTP, databases and object stores
-        return str(error)
+        return brief(error)
     return None
 
 

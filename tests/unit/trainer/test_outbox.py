@@ -45,6 +45,10 @@ def evaluation(folder: Path) -> StageResult:
     return StageResult(stage="evaluate", folder=folder, key=digest, digest=digest, facts={"gain": 1.0})
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name == "trainer.outbox"]
+
+
 def test_an_outage_in_the_middle_costs_no_figure(server: TrackingServer, tmp_path: Path) -> None:
     tracker = begin(tmp_path)
     for step in range(1, 401):
@@ -76,7 +80,7 @@ def test_what_never_arrived_is_sent_by_the_evaluation(
     tracker.close("FINISHED")
     run, evaluated = (out / RUN_NAME).read_text(), evaluation(tmp_path / "evaluation")
     assert len(json.loads((out / WAITING_NAME).read_text())["figures"]) == 1000
-    said = [record.message for record in caplog.records if record.name == "trainer.outbox"]
+    said = told(caplog)
     assert len(said) == 2, "that it is away, once, and what waits"
     assert str(out) in said[0]
     assert WAITING_NAME in said[1]
@@ -87,6 +91,20 @@ def test_what_never_arrived_is_sent_by_the_evaluation(
     assert server.steps(run, "loss-9") == list(range(1, 101))
     assert server.runs == {run: "FINISHED"}
     assert not (out / WAITING_NAME).exists()
+
+
+def test_why_mlflow_has_no_evaluation_is_told_without_its_password(
+    server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "train"
+    begin(out).close("FINISHED")
+    evaluated = evaluation(tmp_path / "evaluation")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("://", "://trainer:hidden@"))
+    server.away = True
+    problem = log_evaluation(out, evaluated)
+    assert problem is not None
+    assert "trainer:***@" in problem
+    assert "hidden" not in problem
 
 
 def test_a_server_that_stumbles_gets_no_second_run(server: TrackingServer, tmp_path: Path) -> None:
@@ -145,3 +163,41 @@ def test_a_training_is_stopped_and_goes_on_while_mlflow_is_away(
     assert result.facts["resumed_from"] == 6
     assert server.steps(run, "loss") == [line["step"] for line in curve(out)] == list(range(1, 13))
     assert server.runs == {run: "FINISHED"}
+
+
+def test_the_same_command_sends_what_a_training_that_is_done_still_owes(
+    server: TrackingServer,
+    tiny_recipe: Recipe,
+    tiny_run: Path,
+    tiny_base: Path,
+    tiny_pipeline: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    recipe, out = changed(tiny_recipe, "running", log_every=1), tmp_path / "train"
+    given = (recipe, tiny_run / "dataset", tiny_run / "cache", tiny_base, out)
+
+    def go_away(stage: str, done: int, total: int, note: str = "") -> None:
+        server.away = done >= 3
+
+    result = train(*given, go_away, pipeline=tiny_pipeline)
+    run, waiting = (out / RUN_NAME).read_text(), out / WAITING_NAME
+    assert server.runs == {run: "RUNNING"}
+    left = waiting.read_bytes()
+    assert "the same command" in told(caplog)[-1]
+
+    again = train(*given, pipeline=tiny_pipeline)  # and it is away still
+    assert again.reused
+    assert waiting.read_bytes() == left
+    assert str(waiting) in told(caplog)[-1]
+
+    server.away = False
+    train(*given, pipeline=tiny_pipeline, track=False)
+    assert waiting.exists(), "who does not track is not asked for MLflow"
+    for more in ({"pipeline": tiny_pipeline}, {"processes": 2}):
+        waiting.write_bytes(left)
+        server.runs[run] = "RUNNING"
+        assert train(*given, **more).digest == result.digest
+        assert server.runs == {run: "FINISHED"}
+        assert not waiting.exists()
+    assert server.steps(run, "loss") == [line["step"] for line in curve(out)]
