@@ -21,6 +21,10 @@ State = Literal["ready", "loading", "refused", "revoked"]
 """Of an adapter: it serves; it has never served yet; what the reference means is refused and nothing older
 can be served; it was withdrawn and serves no more."""
 
+Device = Literal["works", "broken", "dead"]
+"""How a device is: it works; its steps fail for everybody, and edits of our own find out when it works again;
+that has lasted for so long that only a new process may help."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterStatus:
@@ -60,6 +64,7 @@ class Health:
         waiting, running: requests.
         problem: why it is not ready.
         retry_after: seconds until there is room again; None where a request would be taken now.
+        device: see `Device`; of a backend without one of its own it works.
     """
 
     ready: bool
@@ -68,6 +73,7 @@ class Health:
     running: int
     problem: str | None = None
     retry_after: float | None = None
+    device: Device = "works"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -167,6 +167,7 @@ class LocalBackend:
             running=running,
             problem=problem,
             retry_after=None if scheduler is None else scheduler.retry_after(),
+            device="works" if scheduler is None else scheduler.device,
         )
 
     async def close(self, grace: float) -> None:

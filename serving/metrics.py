@@ -137,6 +137,9 @@ class Metrics:
         )
         self.step_seconds = self._histogram("step_seconds", "Time of one denoising step of a batch.", _STEP)
         self.batch_rows = self._histogram("batch_rows", "Rows that one denoising step worked on.", _ROWS)
+        self.device_broken = self._gauge(
+            "device_broken", "1 while steps on the device fail for everybody, 0 while it works."
+        )
         self.cancelled = self._counter("cancelled", "Requests that their caller gave up.")
         self.rejected = self._labelled_counter("rejected", "Requests that were not taken.", ("reason",))
 

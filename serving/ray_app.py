@@ -17,6 +17,7 @@ from ray import serve
 
 from registry.errors import Explained
 from serving.backend import AdapterStatus, Health, Progress
+from serving.errors import ServingError
 from serving.merging import OPEN_METRICS
 from serving.ray_backend import Meaning, RayBackend, Refused
 from serving.ray_scale import Scale, scale_of
@@ -92,6 +93,18 @@ class Engine:
     async def health(self) -> Health:
         """Return how it is."""
         return await self._backend.health()
+
+    async def check_health(self) -> None:
+        """Have this replica replaced where its device is dead; called by Ray Serve every ten seconds.
+
+        Raises:
+            ServingError: it is; Ray ends the replica when that has happened three times.
+        """
+        health = await self._backend.health()
+        if health.device == "dead":
+            raise ServingError(
+                health.problem or "the device is dead", "another process takes this one's place"
+            )
 
     async def metrics(self) -> tuple[str, str]:
         """Return this replica's name and its metrics, for an ingress to tell."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -27,7 +27,7 @@ from serving.blocked import Blocked
 from serving.errors import Cancelled, Draining, Overloaded, ServingError
 from serving.pulse import Pulse
 from serving.schema import DEFAULT_STEPS, EditResult, SweepRequest
-from serving.stepping import step
+from serving.stepping import Stepped, step
 from serving.tickets import Batch, Event, Listener, Part, Ticket
 from serving.trial import trial
 from serving.turns import Turns
@@ -35,6 +35,7 @@ from serving.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from serving.adapters import Stack
+    from serving.backend import Device
     from serving.engine import EditEngine
     from serving.metrics import Metrics
 
@@ -196,6 +197,11 @@ class Scheduler:
         """Why the device does not work; None where it does."""
         return self._pulse.problem
 
+    @property
+    def device(self) -> Device:
+        """How the device is."""
+        return self._pulse.device
+
     def load(self) -> tuple[int, int]:
         """Return how many requests wait and how many run."""
         with self._changed:
@@ -334,7 +340,9 @@ class Scheduler:
         with self._changed:
             if self._draining or any(ticket.ours for ticket in self._tickets):
                 return
-        for adapter in reversed(self._engine.slots.residents):
+        residents = reversed(self._engine.slots.residents)
+        # One that has worked tells about the device, and not about itself.
+        for adapter in sorted(residents, key=lambda one: not self._pulse.worked(one.digest)):
             request, stack = trial(adapter)
             with suppress(Explained):  # it may not be used any more; the next one tells as well
                 if self._check is not None:
@@ -437,6 +445,8 @@ class Scheduler:
             if waits:  # its adapters have room when others let theirs go
                 ticket.put_back(rows)
             else:
+                if not isinstance(error, Explained):  # a device that is gone fails here already
+                    self._beat([ticket], Stepped(errors=[error]))
                 self._end(ticket, _explained(error, "the edit could not begin"))
             return False
         encoded = time.monotonic()
@@ -460,7 +470,7 @@ class Scheduler:
         began = time.monotonic()
         stepped = step(self._engine.advance, [part.run for _, part in batch.parts])
         # Before anybody hears of an error: whoever does may ask what is wrong with the device.
-        self._pulse.beat(stepped, ours=all(ticket.ours for ticket, _ in batch.parts))
+        self._beat([ticket for ticket, _ in batch.parts], stepped)
         for (ticket, _), error in zip(batch.parts, stepped.errors, strict=True):
             if error is not None:
                 self._end(ticket, _explained(error, "the edit failed"))
@@ -471,6 +481,13 @@ class Scheduler:
         if self._metrics is not None:
             self._metrics.step_seconds.observe(self._step_seconds)
             self._metrics.batch_rows.observe(batch.rows)
+
+    def _beat(self, tickets: Sequence[Ticket], stepped: Stepped) -> None:
+        """Take note of what the device did for some requests."""
+        adapters = [[one.digest for one, strength in ticket.stack if strength] for ticket in tickets]
+        self._pulse.beat(stepped, adapters, ours=all(ticket.ours for ticket in tickets))
+        if self._metrics is not None:
+            self._metrics.device_broken.set(self._pulse.device != "works")
 
     def _deliver(self, batch: Batch) -> None:
         """Decode what is done, and tell each request how far it is."""

@@ -43,7 +43,7 @@ class ServerAnswer(BaseModel):
 
 
 class LiveAnswer(BaseModel):
-    """Whether the process answers."""
+    """Whether the process answers, and may answer edits again."""
 
     live: bool
 
@@ -92,10 +92,16 @@ async def server() -> ServerAnswer:
     return ServerAnswer(version=distribution_version("adapter-foundry"))
 
 
-@router.get("/v2/health/live", summary="Live", responses=responses(500))
-async def live() -> LiveAnswer:
-    """Answer as long as the process does."""
-    return LiveAnswer(live=True)
+@router.get(
+    "/v2/health/live",
+    summary="Live",
+    response_model=LiveAnswer,
+    responses={503: {"model": LiveAnswer, "description": "Only a new process may help."}, **responses(500)},
+)
+async def live(service: Here) -> Response:
+    """Answer as long as the process does: 200, or 503 where its device is dead and it has to start again."""
+    alive = (await service.backend.health()).device != "dead"
+    return JSONResponse(LiveAnswer(live=alive).model_dump(), status_code=200 if alive else 503)
 
 
 @router.get(

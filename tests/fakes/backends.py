@@ -18,7 +18,7 @@ from PIL import Image
 from registry.digest import Digest, digest_bytes
 from registry.manifest import BaseModelRef
 from registry.reference import Reference
-from serving.backend import AdapterStatus, Health, Progress
+from serving.backend import AdapterStatus, Device, Health, Progress
 from serving.conditioning import usual_strength
 from serving.errors import Draining, NotServed, Overloaded, UnknownExpression
 from serving.images import open_portrait
@@ -54,6 +54,7 @@ class DrawingBackend:
 
     Attributes:
         version: that ``prod`` means.
+        facts: of its signed card.
         asked: every request that was taken, with its key.
         cancelled: requests whose stream was closed before its end.
         go: cleared, steps wait; any thread may set it.
@@ -65,6 +66,7 @@ class DrawingBackend:
 
     def __init__(self, *, step_seconds: float = 0.0) -> None:
         self.version = 1
+        self.facts = FACTS
         self.asked: list[tuple[SweepRequest, str]] = []
         self.cancelled = 0
         self.running = 0
@@ -73,6 +75,7 @@ class DrawingBackend:
         self.full: float | None = None
         self.draining = False
         self.problem: str | None = None
+        self.device: Device = "works"
         self.failure: Exception | None = None
         self.refusal: Exception | None = None
         self.refused = 0
@@ -98,6 +101,7 @@ class DrawingBackend:
             running=self.running,
             problem="draining" if self.draining else self.problem,
             retry_after=self.full,
+            device=self.device,
         )
 
     async def adapters(self) -> Sequence[AdapterStatus]:
@@ -114,7 +118,7 @@ class DrawingBackend:
             name="pixelsmile",
             version=version,
             digest=digest_of(version),
-            facts=FACTS,
+            facts=self.facts,
             since=1_700_000_000.0,
             checked=1_700_000_001.0,
         )
@@ -182,7 +186,7 @@ class DrawingBackend:
     ) -> list[EditResult]:
         """Rows whose pixels depend on everything that was asked."""
         seeds = request.seeds or (request.seed,) * len(request.rows)
-        strength = _strength(request.strength)
+        strength = self._strength(request.strength)
         results = []
         for row, seed in zip(request.rows, seeds, strict=True):
             tint = digest_bytes(repr((version, sorted(row.items()), seed, strength)).encode()).hex
@@ -203,7 +207,7 @@ class DrawingBackend:
                         Used(
                             adapter=one.adapter,
                             digest=digest_bytes(b"stacked"),
-                            strength=_strength(one.strength),
+                            strength=self._strength(one.strength),
                         )
                         for one in request.stacked or ()
                     ),
@@ -211,6 +215,6 @@ class DrawingBackend:
             )
         return results
 
-
-def _strength(asked: float | None) -> float:
-    return usual_strength(FACTS["strength_min"], FACTS["strength_max"]) if asked is None else asked
+    def _strength(self, asked: float | None) -> float:
+        usual = usual_strength(self.facts["strength_min"], self.facts["strength_max"])
+        return usual if asked is None else asked

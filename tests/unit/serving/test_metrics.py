@@ -26,6 +26,7 @@ NAMES = {
     "e2e_request_latency_seconds": "histogram",
     "step_seconds": "histogram",
     "batch_rows": "histogram",
+    "device_broken": "gauge",
     "adapter_loads": "counter",
     "adapter_load_seconds": "histogram",
     "adapters_resident": "gauge",

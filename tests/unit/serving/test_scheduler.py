@@ -589,6 +589,44 @@ def test_a_device_to_which_nobody_is_sent_any_more_is_tried_by_ourselves(
     wait_until(lambda: scheduler.load() == (0, 0))
 
 
+def test_a_device_on_which_nothing_begins_any_more_is_broken(
+    watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
+) -> None:
+    stack = ((make_adapter(1), 1.0),)
+    metrics = Metrics()
+    scheduler = schedule(metrics=metrics)
+    assert send(scheduler, ask(portrait), stack).results()
+
+    def fails(*given: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    watched.begin = fails  # type: ignore[attr-defined]
+    for _ in range(3):
+        assert scheduler.device == "works"
+        with pytest.raises(ServingError, match="could not begin"):
+            send(scheduler, ask(portrait), stack).results()
+    assert scheduler.device == "broken"
+    assert metrics.registry.get_sample_value("foundry_serving_device_broken") == 1
+    del watched.begin  # type: ignore[attr-defined]
+    assert send(scheduler, ask(portrait), stack).results()
+    assert scheduler.device == "works"
+    assert metrics.registry.get_sample_value("foundry_serving_device_broken") == 0
+
+
+def test_an_adapter_that_never_worked_does_not_speak_for_the_device(
+    watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.pulse.TRY_SECONDS", 0.01)
+    good, bad = make_adapter(1), make_adapter(2)
+    scheduler = schedule()
+    assert send(scheduler, ask(portrait), ((good, 1.0),)).results()
+    watched.break_step = lambda runs: RuntimeError("no") if runs[0].stack[0][0] is bad else None
+    for _ in range(3):
+        with pytest.raises(ServingError):
+            send(scheduler, ask(portrait), ((bad, 1.0),)).results()
+    wait_until(lambda: scheduler.device == "works")
+
+
 def test_a_mistake_of_our_own_leaves_nobody_waiting(
     watched: Watched, schedule: Any, make_adapter: Any, portrait: Image.Image
 ) -> None:

@@ -90,6 +90,16 @@ def test_live_and_ready(client: TestClient, backend: DrawingBackend) -> None:
     assert client.get("/v2/health/live").status_code == 200
 
 
+def test_a_service_whose_device_is_dead_has_to_start_again(
+    client: TestClient, backend: DrawingBackend
+) -> None:
+    backend.problem, backend.device = "the last 3 steps on the device failed", "broken"
+    assert client.get("/v2/health/live").status_code == 200, "it may work again"
+    backend.device = "dead"
+    answer = client.get("/v2/health/live")
+    assert (answer.status_code, answer.json()) == (503, {"live": False})
+
+
 AWAY = (
     "pixelsmile@prod is loading: the registry does not answer: https://minio.corp:9000 failed: "
     "HTTPSConnectionPool(host='minio.corp', port=9000): Failed to resolve 'minio.corp'"
