@@ -1,4 +1,4 @@
-"""Short trainings for tests: one call, variants of a recipe, and two of them compared to the bit."""
+"""Short trainings for tests: one call, variants of a recipe, held at a step, and two compared to the bit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,45 @@ def job_of(recipe: Recipe, run: Path, base: Path, out: Path) -> Path:
         recipe=recipe, dataset=run / "dataset", cache=run / "cache", base_path=base, out=out, track=False
     )
     return job.write()
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Holds a training between two steps for as long as a test needs.
+
+    Its main process waits before it writes a line into its loss curve, which is to be written at every step,
+    and the others wait for its next sum: until a signal comes to the main process, or the test lets go.
+    """
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the training and whoever starts it have in their environment."""
+        paths = [str(Path(__file__).with_name("held")), os.environ.get("PYTHONPATH", "")]
+        return {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TRAINING_HOLD": str(self.folder)}
+
+    @property
+    def held(self) -> bool:
+        """Whether the training waits, or has waited."""
+        return (self.folder / "held").exists()
+
+    def at(self, lines: int) -> None:
+        """Hold whoever comes to so many lines."""
+        (self.folder / "held").unlink(missing_ok=True)
+        (self.folder / "at").write_text(str(lines))
+
+    def wait(self, process: subprocess.Popen[str], seconds: float) -> None:
+        """Wait until the training is held that a process has started, or is part of."""
+        end = time.monotonic() + seconds
+        while not self.held:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < end, f"not held within {seconds:.0f} s"
+            time.sleep(0.05)
+
+    def release(self) -> None:
+        """Let go, and hold nobody any more."""
+        (self.folder / "at").unlink()
 
 
 def start(job: Path, processes: int, **more: str) -> subprocess.Popen[str]:

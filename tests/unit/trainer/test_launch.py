@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch.multiprocessing as multiprocessing
 from prefect.logging import disable_run_logger
 
 from fakes.trainings import (
+    Hold,
     assert_same_tensors,
     assert_same_training,
     changed,
@@ -48,7 +50,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def recipe(tiny_recipe: Recipe) -> Recipe:
-    """Long enough that a signal arrives in the middle."""
+    """Long enough that there is much left to do when it is stopped."""
     return changed(
         changed(tiny_recipe, "optimiser", steps=STEPS), "running", log_every=1, checkpoint_every=1000
     )
@@ -115,12 +117,9 @@ def test_a_dataset_that_was_replaced_is_not_trained_on_under_the_name_of_the_one
     assert replace(asked, version=Dataset.open(written.dataset).digest).data().folder == written.dataset
 
 
-def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= step:
-            return
-    raise AssertionError(process.stderr.read() if process.stderr else "")
+@pytest.fixture
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Hold:
+    return Hold(tmp_path_factory.mktemp("hold"))
 
 
 def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -131,9 +130,10 @@ def trainers(process: subprocess.Popen[str]) -> list[psutil.Process]:
     """The processes that train, in the order of their ranks."""
     found = {}
     for one in family_of(process):
-        environment = one.environ()
-        if "RANK" in environment:
-            found[int(environment["RANK"])] = one
+        with suppress(psutil.NoSuchProcess):
+            environment = one.environ()
+            if "RANK" in environment:
+                found[int(environment["RANK"])] = one
     return [found[rank] for rank in sorted(found)]
 
 
@@ -159,12 +159,13 @@ def test_two_processes_train_what_one_does(alone: Path, together: Path) -> None:
 
 @pytest.mark.slow
 def test_sigterm_saves_ends_all_processes_and_accelerate_goes_on_to_the_bit(
-    recipe: Recipe, tiny_run: Path, tiny_base: Path, together: Path, tmp_path: Path
+    recipe: Recipe, tiny_run: Path, tiny_base: Path, together: Path, tmp_path: Path, hold: Hold
 ) -> None:
     """The launcher gets the signal; what `accelerate launch` makes of the rest equals the undisturbed two."""
     job = job_of(recipe, tiny_run, tiny_base, tmp_path)
-    with start(job, 2, **ONE_THREAD) as process:
-        wait_for_step(process, 3)
+    hold.at(3)
+    with start(job, 2, **ONE_THREAD, **hold.environment) as process:
+        hold.wait(process, PATIENCE)
         family = family_of(process)
         assert len(trainers(process)) == 2
         process.send_signal(signal.SIGTERM)
@@ -192,25 +193,29 @@ def test_sigterm_saves_ends_all_processes_and_accelerate_goes_on_to_the_bit(
 
 @pytest.mark.slow
 def test_a_killed_process_ends_all_and_one_process_goes_on_with_the_same_schedule(
-    recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline, alone: Path, tmp_path: Path
+    recipe: Recipe, tiny_run: Path, tiny_base: Path, tiny_pipeline, alone: Path, tmp_path: Path, hold: Hold
 ) -> None:
     """Before that the second of two is asked to stop, and both do; then the second of two is killed.
 
     The main process notices that it is alone and saves its last whole step.
     """
     job = job_of(recipe, tiny_run, tiny_base, tmp_path)
-    with start(job, 2, **ONE_THREAD) as process:
-        wait_for_step(process, 2)
+    hold.at(2)
+    with start(job, 2, **ONE_THREAD, **hold.environment) as process:
+        hold.wait(process, PATIENCE)
         trainers(process)[1].terminate()
+        hold.release()
         _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 143, said
     stopped = len(curve(tmp_path))
     assert (tmp_path / "checkpoints" / f"step-{stopped:06d}" / "state.json").exists()
 
-    with start(job, 2, **ONE_THREAD) as process:
-        wait_for_step(process, stopped + 2)
+    hold.at(stopped + 2)
+    with start(job, 2, **ONE_THREAD, **hold.environment) as process:
+        hold.wait(process, PATIENCE)
         family = family_of(process)
         trainers(process)[1].kill()
+        hold.release()
         _, said = process.communicate(timeout=PATIENCE)  # not the half hour that gloo would wait
     assert process.returncode == 1, said
     assert "ProcessLost another process of this training is gone" in said

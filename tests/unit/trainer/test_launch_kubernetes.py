@@ -19,7 +19,7 @@ import pytest
 
 from fakes import manifests as kube
 from fakes.manifests import Manifest
-from fakes.trainings import changed, curve, job_of
+from fakes.trainings import Hold, changed, curve, job_of
 from trainer.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "kubernetes"
@@ -57,7 +57,7 @@ def node_environment(manifests: tuple[Manifest, ...], rank: int, port: int) -> d
 
 
 @contextlib.contextmanager
-def nodes(manifests: tuple[Manifest, ...], job: Path) -> Iterator[list[subprocess.Popen[str]]]:
+def nodes(manifests: tuple[Manifest, ...], job: Path, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
     """Every pod of the Indexed Job as a process that runs the command of the manifest."""
     spec = kube.named(manifests, "Job", "training")["spec"]
     (container,) = spec["template"]["spec"]["containers"]
@@ -67,7 +67,7 @@ def nodes(manifests: tuple[Manifest, ...], job: Path) -> Iterator[list[subproces
     running = [
         subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, **node_environment(manifests, rank, port)},
+            env={**os.environ, **node_environment(manifests, rank, port), **more},
         )
         for rank in range(spec["completions"])
     ]  # fmt: skip
@@ -82,9 +82,20 @@ def nodes(manifests: tuple[Manifest, ...], job: Path) -> Iterator[list[subproces
             process.wait()
 
 
+def pending(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal has been sent to a process that has not taken it yet."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (line.split()[1] for line in lines if line.startswith("ShdPnd:"))
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 @pytest.mark.slow
 def test_a_drained_node_saves_and_all_go_on_from_there(
-    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
+    tiny_recipe: Recipe,
+    tiny_run: Path,
+    tiny_base: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """The command of the Indexed Job on two nodes; the second is drained, then both are started again."""
     manifests = kube.rendered(FOLDER / "training/indexed-job")
@@ -93,13 +104,19 @@ def test_a_drained_node_saves_and_all_go_on_from_there(
         changed(tiny_recipe, "optimiser", steps=steps), "running", log_every=1, checkpoint_every=1000
     )
     job = job_of(recipe, tiny_run, tiny_base, tmp_path)
-    with nodes(manifests, job) as (first, second):
-        end = time.monotonic() + PATIENCE
-        while not (tmp_path / "loss.jsonl").exists() or len(curve(tmp_path)) < 3:
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < end
-            time.sleep(0.1)
+    hold = Hold(tmp_path_factory.mktemp("hold"))
+    hold.at(3)
+    with nodes(manifests, job, **hold.environment) as (first, second):
+        hold.wait(first, PATIENCE)
+        (trainer,) = psutil.Process(second.pid).children()
+        trainer.suspend()  # so that one can see that torchrun has passed the signal on
         second.send_signal(signal.SIGTERM)  # what the kubelet sends
+        end = time.monotonic() + PATIENCE
+        while not pending(trainer.pid, signal.SIGTERM):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        trainer.resume()
+        hold.release()
         said = [one.communicate(timeout=PATIENCE)[0] for one in (first, second)]
         codes = [first.returncode, second.returncode]
     assert all(codes), said  # the Job starts both again
