@@ -35,6 +35,8 @@ from trainer.stage import StageResult, stage_key, write_atomically
 OUTCOME_NAME = "outcome.json"
 #: Lies beside the stages when nothing is left to do.
 COMPLETE_NAME = "complete"
+#: The same: digests of what a reproduction made itself in the folder of the first dataset.
+MADE_NAME = "made.json"
 
 
 @flow(
@@ -117,7 +119,6 @@ def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[St
     job.root = first if reuse else old
     try:
         data = make_dataset(job, recipe)
-        reused = reuse and any(done.result.reused for done in job.done.values())
     except BudgetSpent as error:
         raise NotReproducible(
             f"not all answers of the paid APIs that {known.reference} was made with are on this machine: "
@@ -126,8 +127,23 @@ def _rebuilt(job: Job, known: Recorded, recipe: Recipe, reuse: bool) -> tuple[St
         ) from None
     finally:
         job.root = old
+        taken = reuse and _taken(job)
     take_threads(known)
-    return data, make_adapter(job, recipe, base, data), reused
+    return data, make_adapter(job, recipe, base, data), taken
+
+
+def _taken(job: Job) -> bool:
+    """Return whether any stage so far is of the first dataset, and note those that are not.
+
+    A reproduction that goes on finds there what it made before it was killed: that is its own.
+    """
+    path = job.root / MADE_NAME
+    mine = set(json.loads(path.read_bytes())) if path.exists() else set()
+    results = [done.result for done in job.done.values()]
+    mine |= {str(result.digest) for result in results if not result.reused}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, canonical_json(sorted(mine)))
+    return any(str(result.digest) not in mine for result in results)
 
 
 @task(name="compare", description="dataset, weights and figures of both, bit by bit or within tolerances")

@@ -160,7 +160,11 @@ def test_the_pipeline_does_not_take_what_a_reproduction_made(
 def test_a_dataset_that_was_not_there_is_not_called_reused(data_folder: Path, again: dict[str, Any]) -> None:
     shutil.rmtree(data_folder / "runs" / "small")
     (data_folder / "runs" / "small").mkdir()
-    for reused in (False, True):
+    # The second goes on as one that was killed at the end; the third finds what somebody else has made there.
+    for forgotten, reused in ((), False), (("complete",), False), (("complete", "made.json"), True):
+        for name in forgotten:
+            for path in (data_folder / "reproductions").glob(f"pixelsmile-1-*/{name}"):
+                path.unlink()
         done = command(
             *(data_folder, "-m", "flows.reproduce", "pixelsmile:1"),
             *("--reuse-dataset", "--no-sign", "--json"),
@@ -168,6 +172,3 @@ def test_a_dataset_that_was_not_there_is_not_called_reused(data_folder: Path, ag
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)["reproduction"]
         assert (found["outcome"], found["dataset_reused"]) == ("identical", reused)
-        # As one that was killed at the end: the second one need not train again.
-        for complete in (data_folder / "reproductions").glob("pixelsmile-1-*/complete"):
-            complete.unlink()
