@@ -16,11 +16,12 @@ import { slider, Sliders } from "./sliders.js";
 const SETTLED = 700;
 const PREVIEWS = 3;
 
-// `steps` null is what suits the adapter, `stacked` null what the service puts under it.
-const state = { picture: null, coded: null, expressions: {}, strength: 1, seed: 0, steps: null, stacked: null };
+// `strength` and `steps` null are what suits the adapter, `stacked` null what the service puts under it.
+const state = { picture: null, coded: null, expressions: {}, strength: null, seed: 0, steps: null, stacked: null };
 let wanted = null; // the digest of the pixels that an opened link promises
 let settling = null;
 let drawn = null; // the expressions and the range that the controls show
+let strength = null; // its slider, once the range is known
 let made = null;
 
 const compare = new Compare($("#compare"));
@@ -54,7 +55,7 @@ async function request(rows) {
   const asked = rows.map((row) => Object.fromEntries(Object.entries(row).filter(([, value]) => value)));
   // A single face has a link that promises its pixels, so it shares no batch with strangers.
   const what = asked.length === 1 ? { expressions: asked[0], exact: true } : { rows: asked };
-  return { image: await state.coded, adapter: status.reference, ...what, strength, seed, ...(steps && { steps }), ...(stacked && { stacked }) };
+  return { image: await state.coded, adapter: status.reference, ...what, seed, ...(strength !== null && { strength }), ...(steps && { steps }), ...(stacked && { stacked }) };
 }
 
 function take(picture) {
@@ -87,13 +88,10 @@ function outdated() {
 function paint() {
   sliders.set(state.expressions);
   pad.set(state.expressions[$("#blend-x").value] ?? 0, state.expressions[$("#blend-y").value] ?? 0);
-  strength.set(state.strength);
+  strength?.set(state.strength);
   $("#seed").value = state.seed;
   $("#steps").value = state.steps ?? "";
 }
-
-const strength = slider({ id: "strength", name: "Adapter strength", min: 0, max: 1.5, value: 1, usual: 1, changed: (value) => { state.strength = value; outdated(); changed(); } });
-$("#strength-field").replaceWith(strength.row);
 
 /** Draws the controls that the signed card of the current adapter asks for. */
 function adopt() {
@@ -105,6 +103,9 @@ function adopt() {
   if (!expressions.length || wish === drawn) return;
   drawn = wish;
   state.expressions = Object.fromEntries(Object.entries(state.expressions).filter(([name]) => expressions.includes(name)).map(([name, value]) => [name, clamp(value, min, max)]));
+  if (state.strength !== null) state.strength = clamp(state.strength, min, max);
+  strength = slider({ id: "strength", name: "Adapter strength", min, max, usual: clamp(1, min, max), changed: (value) => { state.strength = value; outdated(); changed(); } });
+  $("#strength-field").replaceChildren(strength.row);
   sliders.draw(expressions, min, max, state.expressions);
   const other = expressions[1] ?? expressions[0];
   fill($("#blend-x"), expressions, $("#blend-x").value || (expressions.includes("happy") ? "happy" : expressions[0]));
@@ -136,7 +137,7 @@ async function answered(answer, body, milliseconds) {
   const version = answer.adapter_version ?? result.adapter?.split(":")[1];
   const by = version ? `${name} version ${version}` : name;
   const picture = state.picture.key;
-  const link = { picture, adapter: `${name}@${answer.adapter_digest ?? result.adapter_digest}`, expressions: body.expressions, strength: body.strength, seed: body.seed, steps: result.steps, stacked: result.stacked };
+  const link = { picture, adapter: `${name}@${answer.adapter_digest ?? result.adapter_digest}`, expressions: body.expressions, strength: body.strength ?? null, seed: body.seed, steps: result.steps, stacked: result.stacked };
   $("#steps").placeholder = result.steps;
   made = { blob, by, link, words: worded(body.expressions) };
   $("#made").textContent = made.words;
@@ -277,7 +278,7 @@ async function start() {
   else if (!(await open(location.hash)) && !read(location.hash)) {
     const { expressions = [] } = adapters.current.facts ?? {};
     const first = expressions.includes("happy") ? "happy" : expressions[0];
-    if (first) state.expressions = { [first]: clamp(0.8, 0, adapters.current.facts.strength_max ?? 1) };
+    if (first) state.expressions = { [first]: clamp(0.8, adapters.current.facts.strength_min ?? 0, adapters.current.facts.strength_max ?? 1) };
     paint();
     await portraits.sample(Portraits.first);
   }

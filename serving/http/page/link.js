@@ -2,11 +2,13 @@
 
 import { brief, clamp } from "./dom.js";
 
+const SIGNED = [-4, 4]; // no strength outside of this can be signed
+
 /** The fragment of an edit. */
 export function write({ picture, adapter, expressions, strength, seed, steps, stacked, pixels }) {
   const fields = new URLSearchParams({ picture, adapter });
   for (const [name, value] of Object.entries(expressions)) if (value) fields.append("e", `${name}:${brief(value)}`);
-  if (strength !== 1) fields.set("strength", brief(strength));
+  if (strength !== null) fields.set("strength", strength); // without one it is that which suits the adapter
   fields.set("seed", seed);
   fields.set("steps", steps);
   for (const under of stacked ?? []) {
@@ -21,7 +23,7 @@ export function write({ picture, adapter, expressions, strength, seed, steps, st
 function under(text) {
   const cut = text.lastIndexOf("*");
   const strength = Number.parseFloat(text.slice(cut + 1));
-  return cut > 0 && Number.isFinite(strength) ? { adapter: text.slice(0, cut).slice(0, 300), strength: clamp(strength, 0, 10) } : null;
+  return cut > 0 && Number.isFinite(strength) ? { adapter: text.slice(0, cut).slice(0, 300), strength: clamp(strength, ...SIGNED) } : null;
 }
 
 /** The edit that a fragment asks for; null where it asks for none. What is out of range is brought into it. */
@@ -44,7 +46,7 @@ export function read(fragment) {
     picture: picture.slice(0, 100),
     adapter,
     expressions,
-    strength: number("strength", 1, 0, 10),
+    strength: number("strength", null, ...SIGNED),
     seed: Math.trunc(number("seed", 0, 0, Number.MAX_SAFE_INTEGER)),
     steps: Math.trunc(number("steps", 8, 1, 100)),
     stacked: fields.getAll("under").slice(0, 4).map(under).filter(Boolean),

@@ -2,10 +2,10 @@
 
 import { brief, clamp, h } from "./dom.js";
 
-/** One slider; `changed(value)` runs while it moves. */
-export function slider({ id, name, min, max, value, usual = 0, changed }) {
+/** One slider; `changed(value)` runs while it moves. A value of null is the usual one. */
+export function slider({ id, name, min, max, value = null, usual = 0, changed }) {
   const output = h("output", { for: id, class: "value" });
-  const input = h("input", { type: "range", id, min, max, step: 0.01, value, oninput: () => { paint(); changed(Number(input.value)); } });
+  const input = h("input", { type: "range", id, min, max, step: 0.01, value: value ?? usual, oninput: () => { paint(); changed(Number(input.value)); } });
   const paint = () => {
     const now = Number(input.value);
     output.textContent = now.toFixed(2);
@@ -26,7 +26,10 @@ export function slider({ id, name, min, max, value, usual = 0, changed }) {
   paint();
   return {
     row,
-    set(to) { if (Number(input.value) !== to) { input.value = String(to); paint(); } },
+    set(to) {
+      const wanted = to ?? usual;
+      if (Number(input.value) !== wanted) { input.value = String(wanted); paint(); }
+    },
   };
 }
 
