@@ -26,13 +26,17 @@ from registry.errors import Explained, RegistryError
 from trainer.evaluation.evaluating import FOLDER as EVALUATIONS
 from trainer.stage import unused
 
-#: Folders of stages and what they leave while they work, below ``runs/<recipe>``.
-_STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}(\..+)?", re.ASCII)
+#: Folders of stages and what they leave while they work, below ``runs/<recipe>``; also those that earlier
+#: versions made, and what is left of a run folder that was being gathered. The run folder itself stays.
+_STAGE = re.compile(r"\.?[a-z]+-[0-9a-f]{16}([.-].+)?|\.?(scan|pulled|folder)(\..+)?|\.latest\..+", re.ASCII)
 
-#: Below ``evaluations``: in "measured" what an editor did, the judges' own error, and what is left of either;
-#: in "fetched" versions that somebody was compared with. The reports beside them stay.
+#: Below ``evaluations``: in "measured" what an editor did, the judges' own error, and what is left of either
+#: or of an adapter's probes (of earlier versions under the one name "safety"); in "fetched" versions that
+#: somebody was compared with. The reports beside them stay.
 _DISPOSABLE = {
-    "measured": re.compile(r"\.?(?P<owner>(truth-)?[0-9a-f]{32})([.-].+)?", re.ASCII),
+    "measured": re.compile(
+        r"\.?(?P<owner>((truth|probes)-)?[0-9a-f]{32}|safety(?=-[0-9a-f]{16}\.parts))([.-].+)?", re.ASCII
+    ),
     "fetched": re.compile(r"\.?(?P<owner>[0-9a-f]{64})(\.gone)?", re.ASCII),
 }
 _GONE = ".gone"  # how a folder ends that is being removed, or that a removal which was killed has left

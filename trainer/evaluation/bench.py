@@ -260,6 +260,10 @@ class Bench:
             shutil.rmtree(new / BLOBS_NAME)
             write_result(new, StageResult(stage="truth", folder=out, key=key, digest=_digest(new)))
 
+    def probes(self, weights: Digest) -> Path:
+        """Return the name of an adapter's probes: their parts lie beside it; who asks them has its lock."""
+        return self.place / f"probes-{weights.hex[:32]}"
+
     def alone(self, out: Path, what: str) -> AbstractContextManager[None]:
         """Let one at a time, thread or process, make a folder."""
         busy = f"another process is at {what} on the same suite; waiting for what it finds"

@@ -157,7 +157,7 @@ def evaluate(bench: Bench, wanted: Wanted, out: Path) -> EvaluationReport:
     measured, truth = measured_by(bench, editors, whole)
     asking = replace(bench, progress=whole.part("probes", 2 * PROBES))
     # Two evaluations of one adapter share the parts of its probes.
-    with bench.alone(bench.place / f"probes-{adapter.weights.hex[:32]}", "the probes of this adapter"):
+    with bench.alone(bench.probes(adapter.weights), "the probes of this adapter"):
         found = memorisation.probe(asking, measured["adapter"], wanted.training_data)
         probes = (found.probe, *safety.probes(asking, measured))
     report = build_report(bench, measured, truth, wanted, digests, probes)

@@ -91,7 +91,7 @@ def probes(bench: Bench, measured: Mapping[str, Measured]) -> tuple[Probe, ...]:
         "base": bench.base.model_dump(mode="json"),
         "base_path": str(bench.base_path.resolve()),
     }
-    out = bench.place / "safety"
+    out = bench.probes(editor.weights)
     _, (answer,) = in_parts("safety", out, key, safety_part, [told], bench.mapper, bench.progress)
     forget(out, key)
     return (

@@ -17,13 +17,14 @@ from fakes.registries import NAME, copy_registry, objects, resign
 from flows.errors import FlowError
 from flows.garbage import Collected, collect
 from registry.client import Registry
-from registry.digest import Digest
+from registry.digest import Digest, digest_bytes
 from registry.errors import DigestMismatch, NotFound, RegistryError
 from registry.reference import Reference
 from trainer.apis import Reply, Request, Usage
 from trainer.apis.answers import Answers
 from trainer.evaluation.targets import fetch
-from trainer.stage import used
+from trainer.parts import folder_of
+from trainer.stage import new_folder, used
 
 DAY = 86_400
 STAGE = "runs/pixelsmile/train-0123456789abcdef"
@@ -105,19 +106,43 @@ def test_what_somebody_uses_or_looks_at_stays(registry: Registry, home: Path) ->
 
 def test_what_evaluations_keep_goes_when_none_has_used_it_for_long(registry: Registry, home: Path) -> None:
     place = home / "evaluations" / "measured"
-    measured, truth = "evaluations/measured/" + "0" * 32, "evaluations/measured/truth-" + "1" * 32
-    left, fetched = f"evaluations/measured/.{'2' * 32}-{'3' * 16}.parts", f"evaluations/fetched/{'5' * 64}"
-    for name in (measured, truth, left, fetched):
-        old(home / name / "readings.parquet")
+    key = digest_bytes(b"parts")
+    parts = [folder_of(place / name, key) for name in ("2" * 32, f"probes-{'6' * 32}", "safety")]
+    gone = [place / ("0" * 32), place / f"truth-{'1' * 32}", *parts, home / f"evaluations/fetched/{'5' * 64}"]
+    for folder in gone:
+        old(folder / "readings.parquet")
     young, mine = place / ("4" * 32), old(place / "mine" / "a.txt")
     report = old(home / "evaluations" / "pixelsmile-3" / "evaluation.json")
     old(young / "readings.parquet")
     os.utime(young)
     assert clean() == []
-    assert sorted(clean(evaluations=30)) == sorted([measured, truth, left, fetched])
+    assert sorted(clean(evaluations=30)) == sorted(str(folder.relative_to(home)) for folder in gone)
     assert sorted(path.name for path in place.iterdir() if path.is_dir()) == ["4" * 32, "mine"]
     assert mine.exists()
     assert report.exists()
+
+
+def test_what_killed_stages_and_earlier_versions_have_left_goes(registry: Registry, home: Path) -> None:
+    root, key = home / "runs" / "pixelsmile", digest_bytes(b"parts")
+    gone = [folder_of(root / f"{name}-{'0' * 16}", key) for name in ("synthesise", "score", "triplets")]
+    gone += [root / name for name in ("scan", "pulled", "folder")]
+    with new_folder(root / "latest") as of_a_killed_run:
+        gone.append(of_a_killed_run)
+        for folder in gone:
+            old(folder / "blobs" / "a.png")
+            os.utime(folder, (time.time() - 40 * DAY,) * 2)
+        assert sorted(clean(run_folders=30)) == sorted(str(folder.relative_to(home)) for folder in gone)
+        of_a_killed_run.mkdir()
+    assert [path.name for path in root.iterdir() if path.is_dir()] == ["latest"]
+
+
+def test_probes_that_somebody_asks_are_left_to_them(registry: Registry, home: Path) -> None:
+    place = home / "evaluations" / "measured" / f"probes-{'6' * 32}"
+    part = old(folder_of(place, digest_bytes(b"parts")) / "part-00000.json")
+    with used(place):
+        assert clean(evaluations=30) == []
+    assert part.exists()
+    assert clean(evaluations=30) == [str(part.parent.relative_to(home))]
 
 
 class Busy(threading.Thread):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,10 @@ from trainer.evaluation.editing import editor
 from trainer.evaluation.judges import judges_of
 from trainer.evaluation.plan import NEUTRAL, mixed, plan_of, single
 from trainer.evaluation.safety import judge_neutral, judge_others, judge_zero, neutral_probe, unrelated
+from trainer.parts import Part, PartFunction, here
 from trainer.portraits.base import base_path
 from trainer.sections import SuiteSection
+from trainer.stage import lock_of
 
 BASE = BaseModelRef(
     id=TINY_BASE.id, revision=TINY_BASE.revision, family=TINY_BASE.family, license=TINY_BASE.license
@@ -227,10 +230,18 @@ def test_a_good_adapter_passes_on_its_base(tmp_path: Path) -> None:
         plan=plan_of(suite, who.card.conditioning), judges=judges_of(suite, tmp_path), base=who.card.base,
         base_path=base_path(), place=tmp_path / "place",
     )  # fmt: skip
-    base = replace(who, name="base", strength=0.0)
-    probes = safety.probes(bench, {"adapter": bench.measure(who), "base": bench.measure(base)})
+    base, asked = replace(who, name="base", strength=0.0), list[Path]()
+
+    def noted(stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
+        asked.extend(part["folder"] for part in parts)
+        return here(stage, function, parts)
+
+    measured = {"adapter": bench.measure(who), "base": bench.measure(base)}
+    probes = safety.probes(replace(bench, mapper=noted), measured)
     assert [probe.name for probe in probes] == ["strength_zero", "neutral_prompt", "unrelated_prompts"]
     assert {probe.outcome for probe in probes} == {"pass"}, [probe.found for probe in probes]
-    assert not list(bench.place.glob(".safety*")), "what parts leave is removed"
+    (parts,) = asked
+    assert parts.name.startswith(lock_of(bench.probes(who.weights)).stem), "who has the lock has the parts"
+    assert not list(bench.place.glob(".*.parts")), "what parts leave is removed"
     report = json.dumps([probe.model_dump(mode="json") for probe in probes], allow_nan=False)
     assert "strength 1 8 differ" in report
