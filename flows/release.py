@@ -7,13 +7,15 @@ taken from a cache. They are quick, and publishing the very same adapter again m
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
+from prefect.exceptions import Pause
 from prefect.runtime import flow_run
 
 from flows import limits
@@ -27,7 +29,7 @@ from flows.settings import FlowSettings, prefect_home
 from flows.stages import Job, code_digest
 from registry.client import Registry
 from registry.digest import Digest, digest_bytes
-from registry.errors import PolicyRefused
+from registry.errors import NeedsReview, PolicyRefused, ScanRefused
 from registry.manifest import CARD_NAME, AdapterCard
 from registry.publishing import read_folder
 from registry.reference import Reference
@@ -50,23 +52,45 @@ def publish(
 ) -> dict[str, Any]:
     """Scan, licences, signatures, approval, alias, verified pull, edits; then the run folder."""
     home, adapter = job.home, trained.folder / "adapter"
-    job.always(scan, adapter=adapter, out=of_this_run(job, "scan"))
-    job.always(licences, home=home, adapter=adapter)
-    pushed = job.always(
-        push, home=home, adapter=adapter, evaluated=evaluated.folder, name=recipe.release.adapter
-    )
-    reference = pushed.facts["reference"]
-    about = {"recipe": str(recipe.digest), "version": reference, "digest": str(pushed.digest)}
-    if not get_approved(job, pushed, recipe.release.alias, evaluated.folder, approval):
-        return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
-    alias = move_alias(job, pushed, recipe.release.alias)
-    use(job, recipe, alias, pushed)
-    return gathered(job, adapter=alias, **about)
+    with nothing_left(job):
+        job.always(scan, adapter=adapter, out=of_this_run(job, scan.name))
+        job.always(licences, home=home, adapter=adapter)
+        pushed = job.always(
+            push, home=home, adapter=adapter, evaluated=evaluated.folder, name=recipe.release.adapter
+        )
+        reference = pushed.facts["reference"]
+        about = {"recipe": str(recipe.digest), "version": reference, "digest": str(pushed.digest)}
+        if not get_approved(job, pushed, recipe.release.alias, evaluated.folder, approval):
+            return {**job.summary(adapter=reference, **about), "folder": str(job.root)}
+        alias = move_alias(job, pushed, recipe.release.alias)
+        use(job, recipe, alias, pushed)
+        return gathered(job, adapter=alias, **about)
 
 
 def of_this_run(job: Job, stage: str) -> Path:
     """Return the folder of what every run looks at again; other runs of the recipe have other ones."""
     return job.folder(stage, stage_key(stage, run=flow_run.id))
+
+
+@contextmanager
+def nothing_left(job: Job) -> Iterator[None]:
+    """Remove what no other run reads if this one fails: no later one would.
+
+    A run that waits for people keeps the page of its scan, and so does one that was refused for what the scan
+    found: the page shows it.
+    """
+    try:
+        yield
+    except Pause:
+        raise
+    except BaseException as error:
+        _forget(job, pull.name, *(() if isinstance(error, ScanRefused | NeedsReview) else (scan.name,)))
+        raise
+
+
+def _forget(job: Job, *stages: str) -> None:
+    for stage in stages:
+        shutil.rmtree(of_this_run(job, stage), ignore_errors=True)
 
 
 def gathered(job: Job, **about: str) -> dict[str, Any]:
@@ -77,8 +101,7 @@ def gathered(job: Job, **about: str) -> dict[str, Any]:
         job.done[name] = replace(job.done[name], result=replace(stages[name], folder=latest))
     summary = job.summary(**about)
     gather(job.home, job.root, stages, summary)
-    for name in (scan.name, pull.name):
-        shutil.rmtree(of_this_run(job, name), ignore_errors=True)
+    _forget(job, scan.name, pull.name)
     return {**summary, "folder": str(latest)}
 
 
