@@ -9,6 +9,7 @@ application is built; every machine of the cluster finds the registry by its own
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, cast
@@ -53,6 +54,7 @@ class Engine:
         logs.configure()
         quiet_libraries()
         self._grace = settings.grace_seconds
+        self._admitting: Counter[str] = Counter()
         self._metrics, self._tracing = Metrics(), Tracing(settings.otlp_endpoint)
         self._backend = LocalBackend(settings.model_copy(update={"on_demand": True}), metrics=self._metrics)
         await self._backend.start()
@@ -64,11 +66,20 @@ class Engine:
 
     async def admit(self, model: str) -> Refused | None:
         """Get ready to answer with an adapter; return why not."""
+        self._admitting[model] += 1
         try:
             await self.admitted(model)
         except Explained as error:
-            return Refused(error=error)
+            return Refused(error=error, broken=(await self._backend.health()).device != "works")
+        finally:
+            self._admitting[model] -= 1
+            if not self._admitting[model]:
+                del self._admitting[model]
         return None
+
+    async def admitting(self, model: str) -> bool:
+        """Return whether it is still getting ready to answer with an adapter."""
+        return model in self._admitting
 
     async def stream(
         self, request: SweepRequest, key: str, previews: int, trace: Mapping[str, str]

@@ -51,9 +51,15 @@ _ADMITTING = 600.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
-    """An explained error on its way from a replica; Ray would wrap what is raised."""
+    """An explained error on its way from a replica; Ray would wrap what is raised.
+
+    Attributes:
+        error: what it is.
+        broken: the replica's device does not work, whatever it was asked.
+    """
 
     error: Explained
+    broken: bool = False
 
 
 class Meaning(Protocol):
@@ -250,22 +256,24 @@ class RayBackend:
     async def _listen(self) -> None:
         """Ask the engines how they are, again and again."""
         while True:
-            answers, _ = await self._ask_all("health")
+            answers = await self._ask_all("health")
             self._heard = [one for one in answers if isinstance(one, Health)]
             await asyncio.sleep(_HEARD)
 
     async def _collect(self) -> None:
         """Ask the engines for their metrics, more often than anybody scrapes."""
         while True:
-            answers, _ = await self._ask_all("metrics")
+            answers = await self._ask_all("metrics")
             self.told = dict(answers)
             await asyncio.sleep(_COLLECTED)
 
     def _admit(self, version: Meaning) -> None:
         """Have every engine admit a version and get ready for it; called in threads of the resolver.
 
+        Engines whose device does not work have no say where others answer.
+
         Raises:
-            NetworkError: no engine answers.
+            NetworkError: no engine answers, or no device works.
             Explained: an engine refuses it.
         """
         assert self._loop is not None, "the resolver was started by start()"
@@ -273,28 +281,34 @@ class RayBackend:
         answers = asyncio.run_coroutine_threadsafe(asking, self._loop).result()
         if not answers:
             raise NetworkError("no engine answers yet", "wait until the engines have loaded their base")
-        for answer in answers:
-            if isinstance(answer, Refused):
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        for answer in refused:
+            if not answer.broken:
                 raise answer.error
+        if len(refused) == len(answers):
+            raise NetworkError(
+                f"the device of no engine works: {refused[0].error.message}",
+                "look for the device in the engines' logs; it is tried again",
+            )
 
     async def _admitted(self, model: str) -> Sequence[Any]:
-        """Have every engine admit a model; those that do not even say how they are are not waited for."""
+        """Have every engine admit a model; those that do not say that they are at it are not waited for."""
         calls = await self._call_all("admit", model)
         waiting, ends = set(calls), time.monotonic() + _ADMITTING
         while waiting and time.monotonic() < ends:
             _, waiting = await asyncio.wait(waiting, timeout=_PATIENCE)
-            # Ray does not tell which ones are silent, but they are among those that have not admitted.
-            if waiting and len(waiting) <= (await self._ask_all("health", patience=_LOST))[1]:
+            # Ray does not tell which ones are silent, but those that are at it say so.
+            if waiting and not any(await self._ask_all("admitting", model, patience=_LOST)):
+                await asyncio.wait(waiting, timeout=_PATIENCE)  # an answer may be on its way
                 break
         return _answers(calls)
 
-    async def _ask_all(
-        self, method: str, *values: Any, patience: float = _PATIENCE
-    ) -> tuple[Sequence[Any], int]:
-        """Call a method of every engine; return the answers, and how many engines are silent."""
+    async def _ask_all(self, method: str, *values: Any, patience: float = _PATIENCE) -> Sequence[Any]:
+        """Call a method of every engine; return what those answer that are not silent."""
         calls = await self._call_all(method, *values)
-        _, silent = await asyncio.wait(calls, timeout=patience) if calls else ((), ())
-        return _answers(calls), len(silent)
+        if calls:
+            await asyncio.wait(calls, timeout=patience)
+        return _answers(calls)
 
     async def _call_all(self, method: str, *values: Any) -> Sequence[asyncio.Task[Any]]:
         """Call a method of every engine, each call by itself; none where no engine runs."""

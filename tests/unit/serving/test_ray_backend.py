@@ -14,7 +14,7 @@ from registry.digest import Digest, digest_bytes
 from registry.errors import NetworkError
 from serving import ray_backend
 from serving.backend import AdapterStatus, Health
-from serving.errors import AdapterMismatch
+from serving.errors import AdapterMismatch, ServingError
 from serving.ray_backend import Meaning, RayBackend, Refused
 from serving.schema import StackedAdapter, SweepRequest
 from serving.settings import ServingSettings
@@ -89,6 +89,8 @@ class Engines:
 async def good(method: str) -> Any:
     if method == "health":
         return Health(ready=True, draining=False, waiting=0, running=0)
+    if method == "admitting":
+        return False
     return ("good", "text") if method == "metrics" else None
 
 
@@ -98,6 +100,48 @@ async def silent(method: str) -> Any:
 
 async def refuses(method: str) -> Any:
     return Refused(error=AdapterMismatch("it does not fit", "")) if method == "admit" else await good(method)
+
+
+async def broken(method: str) -> Any:
+    """Its device is gone, so nothing can be admitted there."""
+    if method == "admit":
+        return Refused(error=ServingError("the edit failed (AcceleratorError)", ""), broken=True)
+    return await good(method)
+
+
+class Slow:
+    """An engine that takes long to admit a version, and says so.
+
+    Attributes:
+        admitted: it is done.
+    """
+
+    def __init__(self, seconds: float = 3.0) -> None:
+        self._seconds = seconds
+        self._at_it = False
+        self.admitted = False
+
+    async def __call__(self, method: str) -> Any:
+        if method == "admitting":
+            return self._at_it
+        if method == "admit":
+            self._at_it = True
+            await asyncio.sleep(self._seconds)
+            self._at_it, self.admitted = False, True
+        return await good(method)
+
+
+class Hanging:
+    """An engine that hangs once it has admitted a version."""
+
+    def __init__(self) -> None:
+        self._hangs = False
+
+    async def __call__(self, method: str) -> Any:
+        if self._hangs:
+            return await silent(method)
+        self._hangs = method == "admit"
+        return await good(method)
 
 
 @pytest.fixture(autouse=True)
@@ -125,20 +169,24 @@ def test_a_silent_engine_silences_no_other_and_holds_up_no_promotion() -> None:
     asyncio.run(run())
 
 
-def test_an_engine_that_takes_long_but_lives_is_waited_for() -> None:
+@pytest.mark.parametrize("other", [lambda: good, lambda: silent, Hanging])
+def test_an_engine_that_takes_long_but_lives_is_waited_for(other: Callable[[], Answer]) -> None:
     async def run() -> None:
-        admitted = asyncio.Event()
-
-        async def slow(method: str) -> Any:
-            if method == "admit":
-                await asyncio.sleep(3)
-                admitted.set()
-            return await good(method)
-
-        found = backend(Engines(good, slow, silent))
+        slow = Slow()
+        found = backend(Engines(good, slow, other()))
         async with asyncio.timeout(SOON):
             await found.start()
-        assert admitted.is_set()
+        assert slow.admitted
+        await found.close(0)
+
+    asyncio.run(run())
+
+
+def test_an_engine_whose_device_is_broken_holds_up_no_promotion() -> None:
+    async def run() -> None:
+        found = backend(Engines(broken, good))
+        async with asyncio.timeout(SOON):
+            await found.start()
         await found.close(0)
 
     asyncio.run(run())
@@ -146,7 +194,13 @@ def test_an_engine_that_takes_long_but_lives_is_waited_for() -> None:
 
 @pytest.mark.parametrize(
     ("engines", "error"),
-    [((silent, silent), NetworkError), ((good, refuses, silent), AdapterMismatch), ((), NetworkError)],
+    [
+        ((silent, silent), NetworkError),
+        ((good, refuses, silent), AdapterMismatch),
+        ((broken, refuses), AdapterMismatch),
+        ((broken, broken, silent), NetworkError),
+        ((), NetworkError),
+    ],
 )
 def test_a_version_that_no_engine_or_not_every_one_admits_is_refused(
     engines: tuple[Answer, ...], error: type[Exception]

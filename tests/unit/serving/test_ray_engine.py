@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from fakes.followed import PROD, three_versions
+from fakes.registries import NAME
 from registry.families import KNOWN_BASES
 from registry.manifest import BaseModelRef
+from serving.backend import AdapterStatus
 from serving.bases import register
 from serving.errors import ServingError
 from serving.logs import LOGGER
@@ -39,7 +41,10 @@ def _logging() -> Iterator[None]:
 
 
 class Made(Engine):
-    """One that the test closes, where Ray Serve would await its end."""
+    """One without what Ray Serve gives: the test closes it, and no router hears of what it has admitted."""
+
+    async def admitted(self, model: str) -> AdapterStatus:
+        return await self._backend.adapter(model)
 
     def __del__(self) -> None: ...  # type: ignore[override]
 
@@ -68,6 +73,9 @@ def test_an_engine_whose_device_is_dead_fails_its_health_check(
         engine = await made(home)
         backend = engine._backend
         await engine.check_health()
+        assert await engine.admit(f"{NAME}:1") is None
+        refused = await engine.admit(f"{NAME}:9")
+        assert (refused is not None, refused and refused.broken) == (True, False)
         assert backend._device is not None
         backend._device.engine.advance = gone  # type: ignore[method-assign]
         request = SweepRequest.make(image=portrait, rows=({"happy": 0.8},), steps=2)
@@ -76,6 +84,10 @@ def test_an_engine_whose_device_is_dead_fails_its_health_check(
                 [one async for one in backend.stream(request, key="me")]
         health = await engine.health()
         assert (health.ready, health.device) == (False, "broken")
+        refused = await engine.admit(f"{NAME}:2")
+        assert refused is not None
+        assert refused.broken, "it has no say in a promotion"
+        assert not await engine.admitting(f"{NAME}:2")
         await engine.check_health()  # it may work again
         monkeypatch.setattr("serving.pulse.DEAD_SECONDS", 0.0)
         with pytest.raises(ServingError, match="started again"):
