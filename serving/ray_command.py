@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import re
 import signal
 import socket
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from serving.settings import ServingSettings
 
 APPLICATION = "adapter-foundry"
+_PORTS = range(22_500, 32_000)
+"""One of these is taken for port 0; one that the kernel gives may be a connection's before Serve listens."""
+_TRIES = 50
 _SHARED = ("ADAPTER_FOUNDRY_", "AWS_", "HF_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "DO_NOT_TRACK")
 """Variables that the processes of the cluster get from the one that starts them."""
 
@@ -123,5 +127,23 @@ def _explained(deployments: Iterable[Any]) -> tuple[str, str] | None:
 
 
 def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+    """Return a port that nobody listens on, for Serve, which listens on it much later.
+
+    Raises:
+        UsageError: the address is not one of this machine.
+    """
+    from registry.errors import shown
+    from serving.errors import UsageError
+
+    failed: OSError | None = None
+    for port in random.SystemRandom().sample(_PORTS, _TRIES):
+        try:
+            with socket.create_server((host, port)):
+                return port
+        except OSError as error:
+            failed = error
+    raise UsageError(
+        f"the service cannot listen on {shown(host)}: {shown(failed)}",
+        "set ADAPTER_FOUNDRY_SERVING_HOST to an address of this machine, or ADAPTER_FOUNDRY_SERVING_PORT to "
+        "a port that is free",
+    ) from failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.client import Registry
+from servers.postgres import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -51,10 +51,8 @@ ray.shutdown()
 def test_a_service_that_ray_shows_to_others_needs_keys(tmp_path: Path) -> None:
     """The setting ``host`` says 127.0.0.1, as it does by default, and Serve listens everywhere."""
     Registry.init(tmp_path / "home")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", INGRESS, str(port)],
+        [sys.executable, "-P", "-c", INGRESS, str(free_port())],
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),
