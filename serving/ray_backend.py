@@ -27,6 +27,7 @@ from registry.errors import Explained, NetworkError, shown
 from serving import tracing
 from serving.backend import AdapterStatus, Health, Progress
 from serving.errors import Draining, NotServed, Overloaded
+from serving.lasting import lasting
 from serving.schema import EditResult, StackedAdapter, SweepRequest
 from serving.settings import ServingSettings
 
@@ -122,7 +123,11 @@ class RayBackend:
         """Follow the registry, and hear how the engines are."""
         self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._resolver.start)
-        self._listening = [asyncio.create_task(one) for one in (self._listen(), self._collect())]
+        loops = (
+            lasting(self._listen, "engines", _HEARD),
+            lasting(self._collect, "engines' metrics", _COLLECTED),
+        )
+        self._listening = [asyncio.create_task(loop) for loop in loops]
 
     async def stream(
         self, request: SweepRequest, *, key: str, previews: int = 0
@@ -255,6 +260,7 @@ class RayBackend:
 
     async def _listen(self) -> None:
         """Ask the engines how they are, again and again."""
+        self._heard = ()  # where it died, what it heard before may hold no more
         while True:
             answers = await self._ask_all("health")
             self._heard = [one for one in answers if isinstance(one, Health)]
@@ -262,6 +268,7 @@ class RayBackend:
 
     async def _collect(self) -> None:
         """Ask the engines for their metrics, more often than anybody scrapes."""
+        self.told = {}
         while True:
             answers = await self._ask_all("metrics")
             self.told = dict(answers)
@@ -312,12 +319,12 @@ class RayBackend:
 
     async def _call_all(self, method: str, *values: Any) -> Sequence[asyncio.Task[Any]]:
         """Call a method of every engine, each call by itself; none where no engine runs."""
-        calls = self._engines.broadcast(method, *values)
         try:
+            calls = self._engines.broadcast(method, *values)
             async with asyncio.timeout(_PATIENCE):
                 # Ray's `results_async` gives all answers or none: one silent engine would silence the others.
                 engines = await calls._fetch_replica_results_async()
-        except (TimeoutError, RayError, RayServeException):
+        except (TimeoutError, RayError, RayServeException, RuntimeError):  # the last where Ray has no router
             return ()
         return [asyncio.create_task(engine.get_async()) for engine in engines]
 

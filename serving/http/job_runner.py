@@ -22,6 +22,7 @@ from serving.http.answers import error_facts
 from serving.http.job import MAX_ATTEMPTS
 from serving.http.job_table import LEASE_SECONDS
 from serving.http.webhooks import SECONDS, wait_after
+from serving.lasting import lasting
 
 if TYPE_CHECKING:
     from serving.backend import Backend
@@ -74,7 +75,7 @@ class JobRunner:
         """Begin; the event loop runs."""
         self._store.on_cancel = self._cancelled
         bodies: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (self._take, self._tell, self._upkeep)
-        self._loops = [asyncio.create_task(self._lasting(body)) for body in bodies]
+        self._loops = [asyncio.create_task(lasting(body, "jobs", POLL_SECONDS)) for body in bodies]
 
     async def close(self, grace: float = 0.0) -> None:
         """Take no more jobs; let those that run finish for so long, and the others wait for another process.
@@ -91,15 +92,6 @@ class JobRunner:
         for task in (*self._loops, *self._edits.values()):
             task.cancel()
         await asyncio.gather(*self._loops, *self._working, return_exceptions=True)
-
-    async def _lasting(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a loop, and start it again when it dies: nobody waits for it who would notice."""
-        while not self._closing:
-            try:
-                await body()
-            except Exception:
-                _log.exception("jobs: a loop died and is started again")
-                await asyncio.sleep(POLL_SECONDS)
 
     # -- jobs --
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -58,14 +59,22 @@ class Engines:
 
     Attributes:
         asked: the requests that were sent.
+        failure: what each broadcast raises; None is well.
+        failed: how many did, by what they were of.
     """
 
     def __init__(self, *replicas: Answer) -> None:
         self._replicas = replicas
+        self.failure: Exception | None = None
+        self.failed: Counter[str] = Counter()
         self.asked: list[SweepRequest] = []
         self.stream = self
 
     def broadcast(self, method: str, *values: str) -> Any:
+        if self.failure is not None:
+            self.failed[method] += 1
+            raise self.failure
+
         class Result:
             def __init__(self, replica: Answer) -> None:
                 self._replica = replica
