@@ -187,7 +187,11 @@ class Follower:
     # -- answers --
 
     def resolve(self, reference: str) -> VerifiedAdapter:
-        """Return the adapter that answers to a reference now; may wait while one is loaded on demand.
+        """Return the adapter that answers to a followed reference now; does not wait, raises as `meant`."""
+        return self._answer(self._ask(reference)[0]).in_memory()
+
+    async def meant(self, reference: str) -> Version:
+        """Return the version that answers to a reference now; waits while one is loaded on demand.
 
         Args:
             reference: name@alias, name:version, name@sha256:<hex>, or the bare digest of one in memory.
@@ -199,17 +203,6 @@ class Follower:
             registry.errors.Revoked: what it means was withdrawn.
             registry.errors.RegistryError: it is refused, or no reference.
         """
-        return self.meaning(reference).in_memory()
-
-    def meaning(self, reference: str) -> Version:
-        """Return the version that answers to a reference now; waits and raises as `resolve`."""
-        found, loading = self._ask(reference)
-        if loading is not None:
-            futures.wait([loading])
-        return self._answer(found)
-
-    async def meant(self, reference: str) -> Version:
-        """Return the same in an event loop; a load holds no thread while it is waited for."""
         found, loading = await asyncio.to_thread(self._ask, reference)
         if loading is not None:
             await _ended(loading)
@@ -263,10 +256,6 @@ class Follower:
             [(one, frozenset(path for path, digest in named if digest == one.digest)) for one in adapters],
         )
 
-    def is_revoked(self, digest: Digest) -> str | None:
-        """Return the signed reason why a manifest or a weights file is revoked, or None; without IO."""
-        return self._watch.revoked(digest)
-
     @property
     def missing(self) -> str | None:
         """Why requests should go elsewhere; None where they should not, see `serving.versions.missing`."""
@@ -279,7 +268,7 @@ class Follower:
             return [entry.status(self._watch) for entry in self._entries.values()]
 
     async def status(self, reference: str) -> AdapterStatus:
-        """Return how a reference is served; one on demand is loaded for it, and raises as `resolve`."""
+        """Return how a reference is served; one on demand is loaded for it, and raises as `meant`."""
         with self._lock:
             entry = self._entries.get(reference)
             if entry is not None and entry.followed:

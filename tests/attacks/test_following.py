@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakes.followed import PROD, follower, soon, three_versions, wait_until
+from fakes.followed import PROD, follower, meant, soon, three_versions, wait_until
 from fakes.registries import (
     NAME,
     PASSING,
@@ -102,7 +102,7 @@ def test_weights_replaced_in_the_store_do_not_go_live(make: Make, registry: Regi
     assert refusals is not None
     assert refusals >= 1
     overwrite(path, honest)
-    wait_until(lambda: [found.poll(), found.meaning(PROD).number][1] == 2)
+    wait_until(lambda: [found.poll(), meant(found, PROD).number][1] == 2)
 
 
 def test_swapped_statements_do_not_help_a_version_that_nobody_approved(
@@ -136,7 +136,7 @@ def test_an_alias_moved_in_mlflow_moves_nothing(make: Make, home: Path) -> None:
         moved = database.execute("UPDATE registered_model_aliases SET version = 2 WHERE alias = 'prod'")
         assert moved.rowcount == 1
     found.poll()
-    assert found.meaning(PROD).number == 1
+    assert meant(found, PROD).number == 1
     assert found.statuses()[0].problem is None
 
 
@@ -161,7 +161,7 @@ def test_what_was_admitted_for_one_alias_is_not_served_for_a_stricter_one(
     registry = Registry(layout(home))
     digest = registry.push(adapter_folder(tmp_path / "4", seed=4), NAME).digest
     found = make()
-    assert found.resolve(f"{NAME}:4").digest == digest
+    assert meant(found, f"{NAME}:4").digest == digest
     resign(home, {"targets": move(digest)})
     still(found, 1, "lacks signed statements: evaluation, approval")
 
@@ -174,7 +174,7 @@ def test_what_was_admitted_as_one_adapter_is_not_served_as_another(
     registry.approve("grumpy:1", "a person", "fine")
     registry.promote("grumpy:1", "prod")
     found = make(adapters=(PROD, "grumpy@prod"))
-    assert found.meaning("grumpy@prod").number == 1
+    assert meant(found, "grumpy@prod").number == 1
     resign(home, {"targets": move(digest)})
     still(found, 1, "asked for")
 
@@ -187,7 +187,7 @@ def test_another_name_for_what_is_followed_is_not_believed(
     resign(home, {"targets": move(found.resolve(PROD).digest, "grumpy@prod")})
     found.poll()
     with pytest.raises(Explained, match="asked for"):
-        found.resolve("grumpy@prod")
+        meant(found, "grumpy@prod")
 
 
 # -- time --
@@ -237,11 +237,11 @@ def test_a_revoked_version_in_memory_is_not_handed_out_by_its_digest(make: Make,
     digest = found.resolve(PROD).digest
     registry.promote(f"{NAME}:2", "prod")
     found.poll()
-    assert found.resolve(str(digest)).reference == f"{NAME}:1"
+    assert str(meant(found, str(digest))) == f"{NAME}:1"
     registry.revoke(f"{NAME}:1", "bad")
     found.poll()
     with pytest.raises(Revoked):
-        found.resolve(str(digest))
+        meant(found, str(digest))
 
 
 def test_a_frozen_store_is_found_out_when_its_time_is_over(
@@ -258,7 +258,7 @@ def test_a_frozen_store_is_found_out_when_its_time_is_over(
     wait_until(lambda: datetime.now(UTC) > ends)
     still(found, 1, "has expired")
     with pytest.raises(Explained, match="has expired"):
-        found.resolve(f"{NAME}:2")
+        meant(found, f"{NAME}:2")
 
 
 def test_names_invented_by_callers_never_reach_the_store(make: Make, home: Path) -> None:
@@ -266,7 +266,7 @@ def test_names_invented_by_callers_never_reach_the_store(make: Make, home: Path)
     objects(home).rename(home / "away")  # whatever asked for something now would fail otherwise
     for number in range(100):
         with pytest.raises(NotFound):
-            found.resolve(f"invented-{number}@prod")
+            meant(found, f"invented-{number}@prod")
         with pytest.raises(NotFound):
-            found.resolve(f"{NAME}:{number + 100}")
+            meant(found, f"{NAME}:{number + 100}")
     assert len(found.statuses()) == 1

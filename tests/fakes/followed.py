@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import functools
 import shutil
@@ -16,6 +17,7 @@ from fakes.registries import NAME, PASSING, adapter_folder, copy_registry
 from registry.client import Registry
 from serving.following import Follower
 from serving.settings import ServingSettings
+from serving.versions import Version
 
 PROD = f"{NAME}@prod"
 
@@ -42,6 +44,11 @@ def follower(registry: Registry, **options: Any) -> Follower:
     given = {name: options.pop(name) for name in list(options) if name in ServingSettings.model_fields}
     settings = ServingSettings(**{"adapters": (PROD,), "follow_seconds": 0.1, **given})
     return Follower(registry, settings, **options)
+
+
+def meant(found: Follower, reference: str) -> Version:
+    """What answers to a reference now, loaded on demand where nobody follows it."""
+    return asyncio.run(found.meant(reference))
 
 
 def soon(seconds: float) -> timedelta:
