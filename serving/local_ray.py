@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 #: Ray gives its processes 15 s to start, which a busy machine does not always keep.
-_STARTS = 3
+_STARTS = 5
 
 _CLUSTER = """\
 cluster_name: here

@@ -24,7 +24,7 @@ with kept_here(Path(os.environ["ADAPTER_FOUNDRY_HOME"]) / "ray") as variables:
     import ray
     from ray import serve
 
-    for left in (2, 1, 0):
+    for left in range(7, -1, -1):
         try:
             ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": variables})
             break
