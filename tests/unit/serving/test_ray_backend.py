@@ -240,3 +240,38 @@ def test_a_strength_that_nobody_names_is_left_to_the_replica(portrait: Image.Ima
         assert [asked.strength for asked in engines.asked] == [None] * 3
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Router is not initialized"), KeyError("engine")])
+def test_whatever_a_question_to_the_engines_raises_they_are_asked_again(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_backend, "_COLLECTED", 0.1)
+
+    async def run() -> None:
+        engines = Engines(good)
+        found = backend(engines)
+        async with asyncio.timeout(SOON):
+            await found.start()
+            while not (await found.health()).ready or not found.told:
+                await asyncio.sleep(0.02)
+            engines.failure = error
+            while (await found.health()).ready or found.told:  # what they said before holds no more
+                await asyncio.sleep(0.02)
+            assert {"health", "metrics"} <= set(engines.failed)
+            engines.failure = None
+            while not (await found.health()).ready or not found.told:
+                await asyncio.sleep(0.02)
+        await found.close(0)
+
+    asyncio.run(run())
+
+
+def test_a_version_is_not_refused_because_ray_knows_no_engine_yet() -> None:
+    async def run() -> None:
+        engines = Engines(good)
+        engines.failure = RuntimeError("Router is not initialized")
+        with pytest.raises(NetworkError, match="no engine answers yet"):
+            await backend(engines).start()
+
+    asyncio.run(run())
