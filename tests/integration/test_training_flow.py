@@ -23,6 +23,7 @@ import psutil
 import pytest
 import yaml
 
+from fakes.trainings import Hold
 from flows import heartbeat, limits
 from flows.errors import FlowError
 from flows.local import deploy, set_up
@@ -33,8 +34,8 @@ from servers import prefect
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 STEPS = 60
-#: Seconds without a heartbeat; the product's own window is `heartbeat.SILENCE`.
-SILENCE = int(os.environ.get("FLOWS_SILENCE", "45"))
+#: Seconds without a heartbeat, of which a run sends one in 30; the product takes `heartbeat.SILENCE`.
+SILENCE = int(os.environ.get("FLOWS_SILENCE", "90"))
 PATIENCE = 600.0
 
 
@@ -45,6 +46,7 @@ class Site:
     home: Path
     server: Server
     recipe: Path
+    hold: Hold
     workers: list[psutil.Process] = field(default_factory=list)
 
     def work(self) -> None:
@@ -55,6 +57,7 @@ class Site:
             "PREFECT_API_URL": self.server.url,
             "ADAPTER_FOUNDRY_HOME": str(self.home),
             "OMP_NUM_THREADS": "1",
+            **self.hold.environment,
         }
         words = ["worker", "start", "--pool", "local", "--type", "process", "--install-policy", "never"]
         with (self.home / "worker.log").open("ab") as log:
@@ -88,10 +91,10 @@ class Site:
         limits = self.ask("v2/concurrency_limits/filter", {"limit": 50})
         return next(row["active_slots"] for row in limits if row["name"] == "gpu")
 
-    def steps(self, run: str) -> int:
-        """How many steps the training has on record; the run is still at it."""
+    def held(self, run: str) -> bool:
+        """Whether the training waits where it is to be held; the run is still at it."""
         assert self.state(run)["type"] in ("SCHEDULED", "PENDING", "RUNNING"), self.logs(run)[-5:]
-        return self.lines()
+        return self.hold.held
 
     def lines(self) -> int:
         """How many lines the loss curve has."""
@@ -146,7 +149,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
         set_up(server, home, settings)
         deploy(server, home)
         heartbeat.ensure(server.url, SILENCE)
-        found = Site(home=home, server=server, recipe=file)
+        hold = Hold(tmp_path_factory.mktemp("hold"))
+        found = Site(home=home, server=server, recipe=file, hold=hold)
         try:
             yield found
         finally:
@@ -161,8 +165,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Iterator
 def cancelled(site: Site) -> dict[str, Any]:
     """The first run, cancelled in the middle of the training, and what was seen of it."""
     site.work()
+    site.hold.at(3)
     run = site.start()
-    wait(lambda: site.steps(run) >= 3, "the third step")
+    wait(lambda: site.held(run), "the third step")
     family = site.family()
     held = site.slots()
     begun = time.monotonic()
@@ -207,8 +212,9 @@ def test_its_log_is_in_the_run_and_says_what_happened(cancelled: dict[str, Any],
 @pytest.fixture(scope="module")
 def killed(site: Site, cancelled: dict[str, Any]) -> dict[str, Any]:
     """The second run, killed together with its worker, and what was seen of it."""
+    site.hold.at(cancelled["steps"] + 3)
     run = site.start()
-    wait(lambda: site.steps(run) >= cancelled["steps"] + 3, "three steps more")
+    wait(lambda: site.held(run), "three steps more")
     family = site.family()
     flow = [one for one in family if role(one) in ("prefect.engine", "flow-run execute")]
     assert flow
@@ -242,6 +248,7 @@ def test_the_server_notices_by_the_missing_heartbeat_and_takes_the_slot_back(kil
 def resumed(site: Site, killed: dict[str, Any]) -> dict[str, Any]:
     """The crashed run, started again as Prefect's page does it, and what the training says of itself."""
     said = site.state(killed["run"])["message"]
+    site.hold.release()
     site.work()
     site.set_state(killed["run"], type="SCHEDULED", name="AwaitingRetry")
     wait(lambda: site.state(killed["run"])["type"] in ("COMPLETED", "FAILED", "CRASHED"), "the end")
