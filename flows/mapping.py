@@ -35,6 +35,7 @@ from flows.server import FINAL_STATES, only_logged, task_runs, wait_until_record
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import Explained, shown
 from serving.local_ray import kept_here
+from trainer.apis.parallel import Stop, Stopped
 from trainer.parent import end_with_parent
 from trainer.parts import Mapper, Part, PartFunction, here
 
@@ -55,12 +56,22 @@ _SHARED = ("ADAPTER_FOUNDRY_", "PREFECT_", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
 
 
 @task(name="part", cache_policy=NO_CACHE, persist_result=False)
-def part(work: Callable[[], object], number: int) -> None:
-    """Do a part; paid APIs are asked no faster than Prefect's limits let all workers together."""
+def part(work: Callable[[], object], number: int) -> State[None] | None:
+    """Do a part; paid APIs are asked no faster than Prefect's limits let all workers together.
+
+    Returns:
+        the task run's state, if the run was stopped before all of the part was asked for; else None.
+    """
+    from prefect.states import Cancelled
+
     from flows.limits import api_rates
 
     with api_rates():
-        work()
+        try:
+            work()
+        except Stopped:
+            return Cancelled(message="the run was stopped; what was answered until then is kept")
+    return None
 
 
 @task(name="part", cache_policy=NO_CACHE, persist_result=False)
@@ -120,6 +131,9 @@ class PartMapper:
             name=f"{stage}-part", task_run_name=f"{stage} {{number}}"
         )
         more = {"pool": self._processes(workers)} if on_processes else {}
+        # A thread cannot be cancelled, so its part is told. (Ray's workers are other processes: `_drop`.)
+        stop, flow = Stop(), self._flow.copy()
+        flow.run(stop.obeyed)
         waiting = deque(parts)
         under_way: deque[PrefectFuture[None]] = deque()
         try:
@@ -130,17 +144,20 @@ class PartMapper:
                     given = {"work": partial(function, **one), "number": one.get("number", 0), **more}
                     # In the context of the flow, not of the stage's task: that one knows things that are
                     # of no use elsewhere and cannot be sent, such as the display.
-                    under_way.append(self._flow.run(_submit, runner, named, given, gpus))
+                    under_way.append(flow.run(_submit, runner, named, given, gpus))
                     self.runs.append(str(under_way[-1].task_run_id))
-                self._ended(stage, under_way.popleft())
+                self._ended(stage, under_way[0])
+                under_way.popleft()  # one that is interrupted while it is waited for is still to be dropped
                 yield
         except Exception:
+            stop.set()
             for future in under_way:
                 with suppress(Exception):
                     self._ended(stage, future)
             raise
         except BaseException:
             # Cancelled, or nobody asks any more: what has not begun never will, and is never on record.
+            stop.set()
             silent = _drop(under_way)
             self.runs[:] = [run for run in self.runs if run not in silent]
             raise

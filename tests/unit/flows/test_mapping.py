@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from flows.server import Server, attached, managed_server, task_runs, wait_until
 from flows.settings import FlowSettings
 from flows.stages import Job
 from registry.digest import digest_bytes
+from trainer.apis.parallel import Stopped, in_threads, pause
 from trainer.errors import DataError
 from trainer.parts import in_parts
 
@@ -188,6 +190,51 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
     begun = jobs[0].runs
     assert 1 <= len(begun) <= 3
     wait_until_recorded(server.url, begun, 180)
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, DataError])
+def test_once_a_run_ends_early_its_parts_ask_nothing_new_and_keep_what_is_under_way(
+    server: Server, data_folder: Path, tmp_path: Path, problem: type[BaseException]
+) -> None:
+    runs: list[str] = []
+    begun: list[int] = []
+    ended: list[int] = []
+
+    @flow(name="asking")
+    def asking_flow() -> None:
+        with part_mapper(data_folder, "threads", SETTINGS, runs) as mapper:
+            given = {"begun": begun, "ended": ended, "problem": problem}
+            for _ in mapper("asks", ask, [{"number": number, **given} for number in range(2)]):
+                raise KeyboardInterrupt
+
+    with pytest.raises(problem):
+        asking_flow()
+    assert sorted(begun) == sorted(ended) == list(range(PARALLEL)), "no request but those under way"
+    wait_until_recorded(server.url, runs, 180)
+    assert task_runs(server.url, runs) == {
+        runs[0]: "FAILED" if problem is DataError else "COMPLETED",
+        runs[1]: "CANCELLED",
+    }
+
+
+PARALLEL = 3
+
+
+def ask(number: int, begun: list[int], ended: list[int], problem: type[BaseException]) -> None:
+    """The first part ends once the other one asks; a request takes a minute, or until it is told to stop."""
+    if number == 0:
+        wait_until(lambda: len(begun) >= PARALLEL)
+        if problem is DataError:
+            raise DataError("this one is bad", "leave it out")
+        return
+
+    def request(number: int) -> None:
+        begun.append(number)
+        with suppress(Stopped):
+            pause(60)
+        ended.append(number)
+
+    in_threads(request, range(2 * PARALLEL), PARALLEL)
 
 
 def until_some_are_dropped(number: int, runs: list[str], submitted: int, full: threading.Event) -> None:

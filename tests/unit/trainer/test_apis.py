@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ from trainer.apis.answers import Answers
 from trainer.apis.command import apis
 from trainer.apis.ledger import Ledger, Line, Total, totals
 from trainer.apis.paid import Clock
-from trainer.apis.parallel import in_threads
+from trainer.apis.parallel import Stop, Stopped, in_threads
 from trainer.apis.prices import Prices, listed, usd_of
 from trainer.apis.rate import Pace
 from trainer.apis.request import count_of
@@ -563,14 +564,37 @@ def test_threads_return_results_in_order_and_stop_at_the_first_error() -> None:
     assert len(begun) < 100
 
 
+def test_who_stops_a_context_stops_its_threads_and_gets_no_half_of_the_results(tmp_path: Path) -> None:
+    stop, script = Stop(), Script(PICTURE, PICTURE, PICTURE, PICTURE)
+
+    def work(number: int) -> None:
+        paid(tmp_path).ask(asking(number), script)
+        stop.set()
+
+    context = copy_context()
+    context.run(stop.obeyed)
+    with pytest.raises(Stopped):
+        context.run(in_threads, lambda _: in_threads(work, range(4), 1), [0], 1)
+    with pytest.raises(Stopped):
+        context.run(in_threads, work, range(4), 1)
+    assert script.asked == 1
+    in_threads(work, range(4), 1)
+    assert script.asked == 4, "others go on, and what was answered is kept"
+
+
 INTERRUPTED = """
-import signal, sys, time
+import signal, sys, threading, time
 from pathlib import Path
 from trainer.apis.parallel import Stopped, in_threads, pause
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit that it is ignored
-folder = Path(sys.argv[1])
+folder, submitted = Path(sys.argv[1]), threading.Event()
+class Items(list):
+    def __iter__(self):
+        yield from super().__iter__()
+        submitted.set()
 def work(number):
+    submitted.wait()  # what an interrupt does to a pool's own locks is up to Python
     (folder / f"begun-{number}").touch()
     try:
         pause(600)
@@ -580,27 +604,28 @@ def work(number):
         time.sleep(0.01)
     (folder / f"ended-{number}").touch()
 try:
-    in_threads(work, range(60), 4)
+    in_threads(work, Items(range(60)), int(sys.argv[2]))
 except BaseException as error:
     (folder / type(error).__name__).touch()
     raise
 """
 
 
-def test_after_ctrl_c_nothing_new_begins_and_what_is_under_way_ends(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_after_ctrl_c_nothing_new_begins_and_what_is_under_way_ends(tmp_path: Path, threads: int) -> None:
     def count(what: str) -> int:
         return len(list(tmp_path.glob(f"{what}-*")))
 
-    child = start(INTERRUPTED, tmp_path)
+    child = start(INTERRUPTED, tmp_path, threads)
     try:
-        wait_until(lambda: count("begun") == 4)
+        wait_until(lambda: count("begun") == threads)
         os.kill(child.pid, signal.SIGINT)
-        wait_until(lambda: count("stopped") == 4)
+        wait_until(lambda: count("stopped") == threads)
     finally:
         (tmp_path / "go").touch()
     assert child.wait(300) != 0
     assert (tmp_path / "KeyboardInterrupt").exists()
-    assert (count("begun"), count("ended")) == (4, 4)
+    assert (count("begun"), count("ended")) == (threads, threads)
 
 
 def test_who_waits_to_ask_again_stops_with_the_others(tmp_path: Path) -> None:
