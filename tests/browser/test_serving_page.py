@@ -476,7 +476,7 @@ def test_a_link_with_a_picture_of_another_browser_asks_for_it(tab: Open) -> None
         two.page.locator("#sliders input").first.wait_for()
         if refused:
             two.page.locator("#alert").wait_for()
-            assert two.forgive("400")
+            assert two.forgive("400", "404")
 
 
 def test_promotion_revocation_and_rollback_show_at_once_and_hostile_cards_stay_text(
