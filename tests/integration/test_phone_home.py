@@ -154,7 +154,7 @@ from serving.local_ray import kept_here
 with kept_here(prefect_home(Path(os.environ["ADAPTER_FOUNDRY_HOME"])) / "ray") as variables:
     import ray
 
-    for left in (2, 1, 0):
+    for left in range(7, -1, -1):
         try:
             ray.init(num_cpus=1, include_dashboard=False, runtime_env={"env_vars": variables})
             break
@@ -288,10 +288,36 @@ PAGES = {
 @pytest.mark.parametrize("case", PAGES)
 def test_the_browser_tells(case: str, tmp_path: Path, browser: str) -> None:
     content, target = PAGES[case]
+    outside: set[str] = set()
     with _site(f"<html><body>{content}</body></html>".encode()) as url:
-        seen = visit(browser, url, tmp_path, seconds=3)
-    assert seen.requests[0] == url
-    assert target in {attempt.target for attempt in seen.outside}
+        for number in range(3):  # whether it comes to a look-up before the page is over is a matter of luck
+            (tmp_path / str(number)).mkdir()
+            seen = visit(browser, url, tmp_path / str(number), seconds=3)
+            assert seen.requests[0] == url
+            outside |= {attempt.target for attempt in seen.outside}
+            if target in outside:
+                break
+    assert target in outside
+
+
+HASTY = """#!/bin/sh
+for word; do case "$word" in --log-net-log=*) log="${word#*=}" ;; esac; done
+if mkdir TRIED; then
+    printf '{"constants": {"logEventTypes": {"REQUEST_ALI' > "$log"
+else
+    printf '{"constants": {"logEventTypes": {}}, "events": []}' > "$log"
+fi
+echo a page
+"""
+
+
+def test_a_browser_that_ends_before_its_log_is_written_is_started_again(tmp_path: Path) -> None:
+    program = tmp_path / "browser"
+    program.write_text(HASTY.replace("TRIED", str(tmp_path / "tried")))
+    program.chmod(0o755)
+    (tmp_path / "files").mkdir()
+    seen = visit(str(program), "http://127.0.0.1:9/", tmp_path / "files")
+    assert (seen.document, seen.requests, seen.outside) == ("a page\n", (), ())
 
 
 @contextmanager
