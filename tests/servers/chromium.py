@@ -22,13 +22,19 @@ from websockets.sync.client import ClientConnection, connect
 
 SECONDS = 180.0
 _START_SECONDS = 180.0
-#: The smallest painted element with a text; inputs are found by their label.
+_STEADY_SECONDS = 0.2
+_FILLS = 3
+#: ``byText``: the smallest painted element with a text; inputs are found by their label. ``target``: the
+#: middle of an element, if whoever clicks there hits it. ``content``: what stands in an input or an editor.
 _FINDERS = """
 window.byText = (text, kinds) => [...document.querySelectorAll(kinds || '*')]
   .filter(e => e.innerText?.trim() === text && e.getClientRects().length)
   .sort((a, b) => a.querySelectorAll('*').length - b.querySelectorAll('*').length)[0];
 window.middle = (e) => { if (!e) return null; e.scrollIntoView({block: 'center'});
   const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; };
+window.target = (e) => { const at = middle(e), hit = at && document.elementFromPoint(...at);
+  return hit && (e.contains(hit) || hit.contains(e)) ? at : null; };
+window.content = (e) => (e?.value ?? e?.innerText ?? '').trim();
 """
 
 
@@ -58,7 +64,7 @@ class Page:
                 return answer["result"]
 
     def value(self, expression: str) -> Any:
-        """Evaluates JavaScript in the page; the finders ``byText`` and ``middle`` are there."""
+        """Evaluates JavaScript in the page; the finders, such as ``byText``, are there."""
         result = self.send("Runtime.evaluate", expression=_FINDERS + expression, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
@@ -85,22 +91,41 @@ class Page:
         return self.value("document.body?.innerText ?? ''")
 
     def click(self, element: str, seconds: float = SECONDS) -> None:
-        """Clicks into the middle of an element, an expression such as ``byText('Submit')``."""
-        x, y = self.wait(f"middle({element})", seconds)
-        time.sleep(0.2)  # pages move while they are painted
-        x, y = self.wait(f"middle({element})")
-        at = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        """Clicks into the middle of an element, an expression such as ``byText('Submit')``.
+
+        Pages move while they are painted and cover what they load, so it waits until the element stays where
+        it is and nothing else is there.
+        """
+        end = time.monotonic() + seconds
+        place, before = self.wait(f"target({element})", seconds), None
+        while place != before:
+            if time.monotonic() > end:
+                raise NotThere(f"{element} does not stay where it is; the page says:\n{self.text()}")
+            time.sleep(_STEADY_SECONDS)
+            place, before = self.wait(f"target({element})", seconds), place
+        at = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, **at)
 
     def fill(self, element: str, text: str) -> None:
-        """Replaces what stands in an input."""
-        self.click(element)
-        for kind in ("keyDown", "keyUp"):
-            self.send(
-                "Input.dispatchKeyEvent", type=kind, key="a", code="KeyA", modifiers=2, commands=["selectAll"]
-            )
-        self.send("Input.insertText", text=text)
+        """Replaces what stands in an input or an editor.
+
+        A page that draws its form anew meanwhile may swallow what is typed, as it does for people, who type
+        it again.
+        """
+        for _ in range(_FILLS):
+            self.click(element)
+            for kind in ("keyDown", "keyUp"):
+                self.send(
+                    "Input.dispatchKeyEvent", type=kind, key="a", code="KeyA", modifiers=2,
+                    commands=["selectAll"],
+                )  # fmt: skip
+            self.send("Input.insertText", text=text)
+            time.sleep(_STEADY_SECONDS)
+            found = self.value(f"content({element})")
+            if found == text.strip():
+                return
+        raise NotThere(f"{element} says {found!r}, not {text!r}; the page says:\n{self.text()}")
 
     def choose(self, element: str, value: str) -> None:
         """Chooses an option of a ``select``, whose list the system draws outside of the page."""
