@@ -22,7 +22,7 @@ setTimeout(() => {
 }, 2000);
 for (const id of ['go', 'cover']) document.getElementById(id).onclick = () => { window.hit = id; };
 document.querySelector('#name').oninput = (event) => {
-  if (!swallowed) setTimeout(() => { event.target.value = ''; }, 50);
+  if (!swallowed) event.target.value = '';
   swallowed = true;
 };
 </script>"""
