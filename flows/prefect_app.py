@@ -12,7 +12,10 @@ only, and the list is the one that Prefect ships.
 from __future__ import annotations
 
 import json
+import socket
+import sys
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -63,8 +66,8 @@ def policy(api_url: str | None) -> str:
     if not api_url:
         return _POLICY
     where = urlsplit(api_url)
-    socket = "wss" if where.scheme == "https" else "ws"
-    return f"{_POLICY} {where.scheme}://{where.netloc} {socket}://{where.netloc}"
+    events = "wss" if where.scheme == "https" else "ws"
+    return f"{_POLICY} {where.scheme}://{where.netloc} {events}://{where.netloc}"
 
 
 def with_policy(app: App, value: str) -> App:
@@ -100,13 +103,18 @@ def keep_collections_here() -> None:
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(1, 65535), default=4200, show_default=True)
-def main(host: str, port: int) -> None:
+@click.option("--socket", "inherited", type=int, hidden=True, help="File descriptor that has the port.")
+def main(host: str, port: int, inherited: int | None) -> None:
     """Run Prefect's server, whose pages and processes speak to nobody else."""
     import uvicorn
 
     # The application first: making it sets up Prefect's logging, which would swallow the server's errors.
     app = create_app()
-    uvicorn.run(app, host=host, port=port, log_level="warning")
+    server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level="warning"))
+    with suppress(KeyboardInterrupt):
+        server.run(None if inherited is None else [socket.socket(fileno=inherited)])
+    if not server.started:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -92,9 +92,7 @@ def managed_server(
     with (folder / "server.users").open("w") as users:
         with _locked(folder / "server.lock"):
             fcntl.flock(users, fcntl.LOCK_SH)
-            server = _running(folder, settings.server_timeout) or _start(
-                data_folder, settings, port or _free_port()
-            )
+            server = _running(folder, settings.server_timeout) or _start(data_folder, settings, port)
         try:
             yield server
         finally:
@@ -316,26 +314,31 @@ def _is_ours(pid: int, port: int) -> bool:
     return MODULE in words and str(port) in words
 
 
-def _start(data_folder: Path, settings: FlowSettings, port: int) -> Server:
-    """Start a server and wait until it answers; the first start creates and migrates its database."""
+def _start(data_folder: Path, settings: FlowSettings, port: int | None) -> Server:
+    """Start a server and wait until it answers; the first start creates and migrates its database.
+
+    It gets its port with it, for it takes seconds to come to it, and until then another could have taken it.
+    """
     folder = prefect_home(data_folder)
-    url = f"http://{HOST}:{port}/api"
-    _require_free(port)
-    environment = {**os.environ, **server_environment(data_folder, settings, port)}
-    environment.pop("PREFECT_API_URL", None)
     log = folder / "server.log"
-    # A session of its own: Ctrl-C is for the run, and the server stays to record how it ended.
-    with log.open("w") as stream:
-        process = subprocess.Popen(
-            server_command(port),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd=folder,
-        )
+    with _claimed(port) as place:
+        port = int(place.getsockname()[1])
+        environment = {**os.environ, **server_environment(data_folder, settings, port)}
+        environment.pop("PREFECT_API_URL", None)
+        # A session of its own: Ctrl-C is for the run, and the server stays to record how it ended.
+        with log.open("w") as stream:
+            process = subprocess.Popen(
+                [*server_command(port), "--socket", str(place.fileno())],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,
+                pass_fds=[place.fileno()],
+            )
     (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
+    url = f"http://{HOST}:{port}/api"
     try:
         _wait(process, url, log, settings.server_timeout)
     except BaseException:  # also Ctrl-C: nobody else knows of it yet
@@ -375,23 +378,21 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path, timeout: float)
         time.sleep(0.1)
 
 
-def _require_free(port: int) -> None:
-    with socket.socket() as probe:
-        # As the server does it: what the kernel still remembers of a server that ended is no hindrance.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise ServerError(
-                f"Prefect's server cannot listen on port {port}: {error.strerror}",
-                "choose another port, or stop what listens there",
-            ) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+def _claimed(port: int | None) -> socket.socket:
+    """Return a socket that has a port of this machine and does not listen yet; None takes a free one."""
+    found = socket.socket()
+    if port:
+        # As servers do it: what the kernel still remembers of one that ended is no hindrance.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((HOST, port or 0))
+    except OSError as error:
+        found.close()
+        raise ServerError(
+            f"Prefect's server cannot listen on port {port}: {error.strerror}",
+            "choose another port, or stop what listens there",
+        ) from None
+    return found
 
 
 def _stop(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from typing import ClassVar
 import pytest
 
 from fakes.certificates import self_signed
+from flows import server as module
 from flows.errors import ServerError
-from flows.server import ask, healthy, managed_server, task_runs, wait_until_recorded
+from flows.server import HOST, ask, healthy, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import UsageError
 
@@ -90,6 +92,26 @@ def test_a_stale_state_file_is_not_believed(data_folder: Path) -> None:
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_nobody_can_take_the_port_of_a_server_that_has_not_come_to_it(
+    data_folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, refused = module.server_command, list[int]()
+
+    def others(port: int) -> list[str]:
+        with socket.socket() as one:
+            try:
+                one.bind((HOST, port))
+            except OSError:
+                refused.append(port)
+        return command(port)
+
+    monkeypatch.setattr(module, "server_command", others)
+    with managed_server(data_folder) as server:
+        assert server.url == f"http://{HOST}:{refused[0]}/api"
+        with pytest.raises(ServerError, match="in use"), managed_server(home, port=refused[0]):
+            pass
 
 
 def test_an_unknown_task_run_is_missed(data_folder: Path) -> None:
