@@ -33,8 +33,9 @@ from flows.errors import ServerError, StageFailed
 from flows.parameters import Runner
 from flows.server import FINAL_STATES, only_logged, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
-from registry.errors import Explained, shown
-from serving.local_ray import kept_here
+from registry.errors import Explained
+from serving.errors import ServingError
+from serving.local_ray import connect, kept_here
 from trainer.apis.parallel import Stop, Stopped
 from trainer.parent import end_with_parent
 from trainer.parts import Mapper, Part, PartFunction, here
@@ -244,18 +245,13 @@ class PartMapper:
             import ray
             from prefect_ray import RayTaskRunner
 
-            options["runtime_env"] = {"env_vars": shared}
-            cluster = RayTaskRunner(address=self.settings.ray_address, init_kwargs=options)
             try:
-                self._open.enter_context(cluster)
-            except Exception as error:  # Ray raises plain ones
-                ray.shutdown()
-                place = self.settings.ray_address or "of this machine"
-                raise StageFailed(
-                    f"the Ray cluster {place} does not start or answer: {shown(error)}",
-                    "Ray gives its processes 15 seconds, too few on a busy machine: run the same command "
-                    "again, or set RAY_ADDRESS to a cluster that runs",
-                ) from error
+                connect(self.settings.ray_address, {"runtime_env": {"env_vars": shared}, **options})
+            except ServingError as error:
+                raise StageFailed(error.message, error.mend) from error
+            self._open.callback(ray.shutdown)
+            # It takes the connection that there is, and leaves it.
+            cluster = self._open.enter_context(RayTaskRunner())
         return cluster, max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
