@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -218,7 +219,10 @@ def test_a_killed_process_ends_all_and_one_process_goes_on_with_the_same_schedul
         hold.release()
         _, said = process.communicate(timeout=PATIENCE)  # not the half hour that gloo would wait
     assert process.returncode == 1, said
-    assert "ProcessLost another process of this training is gone" in said
+    # Who is alone says why, unless torch's launcher comes first, which ends all when one is gone.
+    assert re.search(
+        r"^ProcessLost (another process of this training is gone|.* ended with status 1$)", said, re.M
+    )
     psutil.wait_procs(family, timeout=120)
     assert [one for one in family if one.is_running()] == []
     steps = len(curve(tmp_path))
