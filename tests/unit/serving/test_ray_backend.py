@@ -193,9 +193,11 @@ def test_an_engine_that_takes_long_but_lives_is_waited_for(other: Callable[[], A
 
 def test_an_engine_whose_device_is_broken_holds_up_no_promotion() -> None:
     async def run() -> None:
-        found = backend(Engines(broken, good))
+        other = Slow(0.0)
+        found = backend(Engines(broken, other))
         async with asyncio.timeout(SOON):
-            await found.start()
+            await found.start()  # raises where the version is refused
+        assert other.admitted
         await found.close(0)
 
     asyncio.run(run())
