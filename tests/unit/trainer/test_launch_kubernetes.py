@@ -82,6 +82,12 @@ def nodes(manifests: tuple[Manifest, ...], job: Path, **more: str) -> Iterator[l
             process.wait()
 
 
+def stopped_whole(pid: int) -> bool:
+    """Whether every thread of a process stands still."""
+    threads = Path(f"/proc/{pid}/task").glob("*/status")
+    return all("\nState:\tT" in one.read_text() for one in threads)
+
+
 def pending(pid: int, number: signal.Signals) -> bool:
     """Whether a signal has been sent to a process that has not taken it yet."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -110,6 +116,8 @@ def test_a_drained_node_saves_and_all_go_on_from_there(
         hold.wait(first, PATIENCE)
         (trainer,) = psutil.Process(second.pid).children()
         trainer.suspend()  # so that one can see that torchrun has passed the signal on
+        while not stopped_whole(trainer.pid):
+            time.sleep(0.05)  # of two signals under way it would take SIGTERM first, unseen
         second.send_signal(signal.SIGTERM)  # what the kubelet sends
         end = time.monotonic() + PATIENCE
         while not pending(trainer.pid, signal.SIGTERM):
