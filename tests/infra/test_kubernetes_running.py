@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -29,12 +28,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 def pod_of(name: str, owner: str) -> Pod:
     (found,) = (pod for pod in kube.pods(kube.rendered(FOLDER / name)) if pod.owner == owner)
     return found
@@ -49,22 +42,25 @@ def test_each_role_gets_a_database_that_others_cannot_open(postgres: Postgres, t
     settings = kube.named(kube.rendered(FOLDER / "overlays/dev"), "ConfigMap", "databases")["data"]
     names = ("registry", "mlflow", "prefect", "serving")
     script = settings["databases.sh"].replace("/etc/databases", str(tmp_path))
-    for number in (1, 2):
-        for name in names:
-            (tmp_path / name).mkdir(exist_ok=True)
-            (tmp_path / name / "password").write_text(f"it's {name} \\ {number}")
-        done = subprocess.run(
-            ["sh", "-c", script], env={**os.environ, **admin(postgres)}, capture_output=True, text=True
+    try:
+        for number in (1, 2):
+            for name in names:
+                (tmp_path / name).mkdir(exist_ok=True)
+                (tmp_path / name / "password").write_text(f"it's {name} \\ {number}")
+            done = subprocess.run(
+                ["sh", "-c", script], env={**os.environ, **admin(postgres)}, capture_output=True, text=True
+            )
+            assert done.returncode == 0, done.stderr
+            for name in names:
+                own = {"user": name, "password": f"it's {name} \\ {number}"}
+                assert asked(postgres, name, own) == name
+                for other in set(names) - {name}:
+                    assert "permission denied" in asked(postgres, other, own)
+        assert "password authentication failed" in asked(
+            postgres, "mlflow", {"user": "mlflow", "password": "it's mlflow \\ 1"}
         )
-        assert done.returncode == 0, done.stderr
-        for name in names:
-            own = {"user": name, "password": f"it's {name} \\ {number}"}
-            assert asked(postgres, name, own) == name
-            for other in set(names) - {name}:
-                assert "permission denied" in asked(postgres, other, own)
-    assert "password authentication failed" in asked(
-        postgres, "mlflow", {"user": "mlflow", "password": "it's mlflow \\ 1"}
-    )
+    finally:  # the server is also that of other tests, which make databases of these names
+        postgres.drop(*names)
 
 
 def admin(server: Postgres) -> dict[str, str]:
@@ -97,7 +93,7 @@ def test_the_s3_of_a_laptop_starts_with_both_buckets_and_an_identity_for_each_ca
     made = {str(one["metadata"]["name"]): one["stringData"] for one in secrets.manifests(values)}
     (tmp_path / "s3.json").write_text(made["s3"]["s3.json"])
     (container,) = pod_of("overlays/dev", "StatefulSet/s3").spec["containers"]
-    port = free_port()
+    port = weed.port()
     line = [
         word.replace("/data", str(tmp_path / "data"))
         .replace("/etc/s3", str(tmp_path))
@@ -105,9 +101,7 @@ def test_the_s3_of_a_laptop_starts_with_both_buckets_and_an_identity_for_each_ca
         for word in container["command"]
     ]
     (tmp_path / "data").mkdir()
-    others = [
-        f"-{part}={free_port()}" for part in ("master.port", "volume.port", "filer.port", "s3.port.grpc")
-    ]
+    others = [f"-{part}.port={weed.port()}" for part in ("master", "volume", "filer")]
     process = subprocess.Popen(
         [str(weed.binary()), *line[1:], *others, "-s3.port.iceberg=0", "-s3.port.lance=0"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path,
@@ -128,8 +122,8 @@ def test_the_s3_of_a_laptop_starts_with_both_buckets_and_an_identity_for_each_ca
             for bucket in ("adapters", "mlflow")
         }
     finally:
-        process.terminate()
-        process.wait(60)
+        process.kill()  # a graceful stop takes long, and nothing is kept
+        process.wait()
     assert [pair for pair, done in may.items() if done] == own
 
 

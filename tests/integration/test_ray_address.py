@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from registry.client import Registry
-from servers.postgres import free_port
+from servers.ports import kept_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 
@@ -52,7 +52,7 @@ def test_a_service_that_ray_shows_to_others_needs_keys(tmp_path: Path) -> None:
     """The setting ``host`` says 127.0.0.1, as it does by default, and Serve listens everywhere."""
     Registry.init(tmp_path / "home")
     done = subprocess.run(
-        [sys.executable, "-P", "-c", INGRESS, str(free_port())],
+        [sys.executable, "-P", "-c", INGRESS, str(kept_port())],
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),

@@ -20,7 +20,7 @@ from registry.errors import DigestMismatch
 from registry.reconcile import reconcile as compare
 from servers import mlflow as mlflow_servers
 from servers.mlflow import MlflowServer
-from servers.postgres import free_port
+from servers.ports import kept_port
 from servers.weed import Weed
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -54,7 +54,7 @@ def listening(url: str, deployment: str) -> Iterator[int]:
     from flows.webhook import Gate, create_app, start_reconcile
 
     app = create_app(Gate(secret=SECRET.encode()), start_reconcile(url, deployment, repair=True))
-    port = free_port()
+    port = kept_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from servers.postgres import free_port
+from servers.ports import kept_port
 
 _START_SECONDS = 300.0
 PUBLISHER = "publisher"
@@ -80,7 +80,7 @@ def running(
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
             "auth_cache_ttl_seconds = 60\n"
         )
-        port = free_port()
+        port = kept_port()
         with (root / "log").open("wb") as log:
             process = subprocess.Popen(
                 [

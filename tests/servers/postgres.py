@@ -10,17 +10,17 @@ import contextlib
 import itertools
 import os
 import pwd
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from servers.ports import kept_port
 
 _FOLDERS = ("/usr/local/bin", *(f"/usr/lib/postgresql/{number}/bin" for number in range(18, 12, -1)))
 _FAST = (
@@ -51,6 +51,13 @@ class Postgres:
         name = f"test_{os.getpid()}_{next(self._numbers)}"
         self.execute("postgres", f'CREATE DATABASE "{name}"')
         return self.uri(name)
+
+    def drop(self, *names: str) -> None:
+        """Takes databases away, and the roles of the same names; those that are not there are no matter."""
+        for name in names:
+            # Without FORCE it waits a few seconds for connections that were closed just now, and gives up.
+            self.execute("postgres", f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            self.execute("postgres", f'DROP ROLE IF EXISTS "{name}"')
 
     def execute(self, database: str, *statements: str) -> None:
         """Runs SQL, each statement by itself."""
@@ -115,7 +122,7 @@ def running() -> Iterator[Postgres]:
             env=environment,
             **user,
         )
-        port = free_port()
+        port = kept_port()
         options = [part for setting in _FAST for part in ("-c", setting)]
         with (root / "log").open("wb") as log:
             server = subprocess.Popen(
@@ -142,19 +149,6 @@ def running() -> Iterator[Postgres]:
                 server.wait()
     finally:
         shutil.rmtree(root, ignore_errors=True)
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody listens on right now.
-
-    It is none of those that the kernel gives to connections (32,768 and up), which would take it before a
-    server that starts slowly does.
-    """
-    while True:
-        port = random.SystemRandom().randrange(22_500, 32_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:

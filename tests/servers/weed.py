@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from servers.ports import kept_port
 
 _START_SECONDS = 300
 ELSEWHERE = "elsewhere"
@@ -104,6 +104,11 @@ def binary() -> Path | None:
     return Path(found) if found else None
 
 
+def port() -> int:
+    """A port for one of the server's parts, which puts its gRPC side 10,000 above."""
+    return kept_port(10_000)
+
+
 @contextmanager
 def running(folder: Path) -> Iterator[Weed]:
     """Runs a server that keeps everything in a folder.
@@ -122,7 +127,7 @@ def running(folder: Path) -> Iterator[Weed]:
     config = folder / "s3.json"
     config.write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
-    ports = dict(zip(("s3", "master", "volume", "filer"), _free_ports(4), strict=True))
+    ports = {name: port() for name in ("s3", "master", "volume", "filer")}
     log = folder / "weed.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -179,29 +184,6 @@ def _environment(folder: Path) -> dict[str, str]:
     # Every bucket takes volumes of its own, seven at once if nobody says otherwise.
     few = {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
     return {"PATH": os.environ["PATH"], "HOME": str(folder), "TMPDIR": str(folder), **keys, **few}
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that are free, and free 10,000 above, where the server puts the gRPC side of each.
-
-    All are below those that the kernel gives to connections, which would take them before the server does.
-    """
-    found: list[int] = []
-    while len(found) < count:
-        port = random.SystemRandom().randrange(12_000, 22_500)
-        if all(abs(port - other) not in (0, 10_000) for other in found) and _free(port, port + 10_000):
-            found.append(port)
-    return found
-
-
-def _free(*ports: int) -> bool:
-    for port in ports:
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                return False
-    return True
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

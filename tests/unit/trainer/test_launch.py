@@ -34,7 +34,7 @@ from fakes.trainings import (
 from flows.launching import launch
 from flows.settings import FlowSettings
 from registry.digest import Digest
-from servers.postgres import free_port
+from servers.ports import kept_port
 from trainer import parallel, stage
 from trainer.data import Dataset
 from trainer.errors import TrainerError
@@ -182,7 +182,7 @@ def test_sigterm_saves_ends_all_processes_and_accelerate_goes_on_to_the_bit(
 
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "fp16", "--gradient_accumulation_steps", "4"]
-    command += ["--dynamo_backend", "no", "--main_process_port", str(free_port())]
+    command += ["--dynamo_backend", "no", "--main_process_port", str(kept_port())]
     done = subprocess.run(
         [*command, "-m", "trainer.launch", str(job)],
         capture_output=True, text=True, env={**os.environ, **ONE_THREAD}, timeout=PATIENCE,
@@ -248,7 +248,7 @@ def test_machines_without_a_common_disk_go_on_from_the_main_ones_checkpoint(
     shutil.copy(alone / "loss.jsonl", outs[0] / "loss.jsonl")
     place = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(kept_port()),
         "WORLD_SIZE": "2",
         "LOCAL_RANK": "0",
     }
@@ -273,7 +273,7 @@ def test_machines_without_a_common_disk_go_on_from_the_main_ones_checkpoint(
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """What each of two real processes found when they talked to each other."""
     out = tmp_path_factory.mktemp("two")
-    multiprocessing.start_processes(_talk, (str(out), free_port()), nprocs=2, start_method="spawn")
+    multiprocessing.start_processes(_talk, (str(out), kept_port()), nprocs=2, start_method="spawn")
     return [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
 
 

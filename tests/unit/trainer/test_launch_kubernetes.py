@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import pytest
 from fakes import manifests as kube
 from fakes.manifests import Manifest
 from fakes.trainings import Hold, changed, curve, job_of
+from servers.ports import kept_port
 from trainer.recipe import Recipe
 
 FOLDER = Path(__file__).resolve().parents[3] / "infra" / "kubernetes"
@@ -28,12 +28,6 @@ PATIENCE = 600.0  # seconds, for machines that do much else
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl, which renders the manifests, is not installed"
 )
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def node_environment(manifests: tuple[Manifest, ...], rank: int, port: int) -> dict[str, str]:
@@ -63,7 +57,7 @@ def nodes(manifests: tuple[Manifest, ...], job: Path, **more: str) -> Iterator[l
     (container,) = spec["template"]["spec"]["containers"]
     program, *rest = container["args"]
     line = [str(Path(sys.executable).parent / program), *rest[:-1], str(job)]
-    port = free_port()
+    port = kept_port()
     running = [
         subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -1,0 +1,39 @@
+"""Ports for servers of tests that have to be told where to listen, and listen only later."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+HOST = "127.0.0.1"
+#: Where ports with others beside them begin: below those that the kernel gives to connections, and, as those
+#: 10,000 above, none of those that our own services choose from.
+_LOW = range(1_100, 2_000)
+
+
+def kept_port(*beside: int) -> int:
+    """A port of the loopback that is nobody else's until this process ends.
+
+    A socket that never listens is bound to it, so that neither the kernel nor another test process gives it
+    away, however late the server comes. The server itself may listen there: it sets SO_REUSEADDR as servers
+    do, and so does this socket once it has the port.
+
+    Args:
+        beside: how far from it lie further ports that the server takes, too.
+    """
+    while True:
+        port = random.SystemRandom().choice(_LOW) if beside else 0
+        held: list[socket.socket] = []
+        try:
+            for far in (0, *beside):
+                held.append(socket.socket())
+                held[-1].bind((HOST, port + far))
+        except OSError:
+            for one in held:
+                one.close()
+            continue
+        port = held[0].getsockname()[1]
+        for one in held:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.detach()  # the file stays open
+        return port
