@@ -151,7 +151,7 @@ class Busy(threading.Thread):
     def __init__(self, folder: Path) -> None:
         super().__init__(daemon=True)
         self._folder = folder
-        self.stop = threading.Event()
+        self.begun, self.stop = threading.Event(), threading.Event()
 
     def run(self) -> None:
         number = 0
@@ -159,6 +159,7 @@ class Busy(threading.Thread):
             number += 1
             inside = self._folder / f"step-{number % 7}"
             inside.mkdir(exist_ok=True)
+            self.begun.set()
             for name in ("a", "b", "c", "d"):
                 (inside / f"{name}.tmp").write_bytes(b"x")
                 (inside / f"{name}.tmp").rename(inside / name)
@@ -172,6 +173,7 @@ def test_a_folder_that_somebody_writes_into_is_young(registry: Registry, home: P
     old(place / "checkpoint")
     busy.start()
     try:
+        assert busy.begun.wait(120), "until then the folder is old"
         for _ in range(200):
             assert clean(run_folders=30, paid_answers=30, dry_run=True) == ["apis/answers/aa/answer.json"]
     finally:
