@@ -319,7 +319,19 @@ def test_readings_that_somebody_changed_are_not_believed(bench: Bench, adapters:
 
 def test_two_at_once_measure_one_editor_once(bench: Bench, adapters: Path) -> None:
     counting, said, found = Counting(), list[str](), list[object]()
-    bench = replace(bench, mapper=counting, say=said.append)
+    waits = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "waiting" in text:
+            waits.set()
+
+    def mapper(stage: str, function: PartFunction, parts: Sequence[Part]) -> Iterator[None]:
+        """Whoever comes first does not end before the other one is there."""
+        waits.wait(120)
+        yield from counting(stage, function, parts)
+
+    bench = replace(bench, mapper=mapper, say=say)
 
     def measure() -> None:
         found.append(bench.measure(editor("adapter", adapters / "ema")).edited)
