@@ -32,7 +32,7 @@ class FailingProxy(ThreadingHTTPServer):
         self.headers: list[dict[str, str]] = []
         self._refused: re.Pattern[str] | None = None
         self._hook: tuple[re.Pattern[str], int, Hook] | None = None
-        self._lock = threading.Lock()
+        self._lock, self._under_way = threading.Condition(), 0
 
     @property
     def url(self) -> str:
@@ -59,6 +59,17 @@ class FailingProxy(ThreadingHTTPServer):
                     hook()
             return self._refused is not None and self._refused.search(line) is not None
 
+    def settle(self) -> None:
+        """Wait until all that has come has gone through, also what clients that are dead by now have sent."""
+        with self._lock:
+            assert self._lock.wait_for(lambda: self._under_way == 0, 300)
+
+    def count(self, more: int) -> None:
+        """Note that a request has come, or gone."""
+        with self._lock:
+            self._under_way += more
+            self._lock.notify_all()
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Clients that are killed hang up; that is no news."""
 
@@ -68,13 +79,20 @@ class _Handler(BaseHTTPRequestHandler):
     server: FailingProxy
 
     def _answer(self) -> None:
+        self.server.count(1)
+        try:
+            self._pass_on()
+        finally:
+            self.server.count(-1)
+
+    def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.server.refuses(f"{self.command} {self.path}", dict(self.headers.items())):
             self._send(
                 403, [("Content-Type", "application/xml")], b"<Error><Code>AccessDenied</Code></Error>"
             )
             return
-        connection = http.client.HTTPConnection(self.server.target, timeout=60)
+        connection = http.client.HTTPConnection(self.server.target, timeout=300)
         try:
             connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():

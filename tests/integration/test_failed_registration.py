@@ -164,14 +164,17 @@ def test_a_store_that_is_away_altogether_leaves_what_a_clean_up_finds(place: Pla
 def test_a_run_that_is_killed_is_completed_by_the_next(place: Place, pattern: str) -> None:
     program = (
         "import json, sys; from pathlib import Path; from flows.release import push\n"
+        "sys.stdin.read()\n"
         "given = {name: Path(value) for name, value in json.loads(sys.argv[1]).items()}\n"
         f"push.fn(**given, name={NAME!r}, progress=lambda *_: None)"
     )
     given = {"home": place.home, "adapter": place.adapter, "evaluated": place.evaluated}
     words = [sys.executable, "-c", program, json.dumps({name: str(path) for name, path in given.items()})]
-    running = subprocess.Popen(words, env=os.environ, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(words, env=os.environ, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     place.s3.before(pattern, 1, running.kill)
-    assert running.wait() == -9
+    running.communicate()  # the end of its input is what it waits for
+    assert running.returncode == -9
+    place.s3.settle()  # its last request goes through without it
     assert len(place.registry.list()) <= 1
     assert place.push()["facts"]["reference"] == f"{NAME}:1"
     assert [row.reference for row in place.registry.list()] == [f"{NAME}:1"]
