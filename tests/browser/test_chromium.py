@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from websockets.sync.client import connect
 
 from servers import chromium
 
@@ -62,3 +66,34 @@ def test_what_stays_covered_is_not_clicked(page: chromium.Page, restless: str) -
     with pytest.raises(chromium.NotThere):
         page.click("byText('Go', 'button')", seconds=4)
     assert page.value("window.hit ?? null") is None
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Iterator[str]:
+    """Address of a page of another site, for which a browser begins another process."""
+    (tmp_path / "there.html").write_text("<!doctype html><title>there</title>")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/there.html"
+        server.shutdown()
+
+
+def test_what_is_waited_for_may_come_with_another_document(
+    page: chromium.Page, restless: str, there: str
+) -> None:
+    page.open(restless)
+    page.wait("byText('Go', 'button') && true")
+    host, port = page.socket.remote_address
+    assert page.socket.request is not None
+    with connect(f"ws://{host}:{port}{page.socket.request.path}", max_size=None) as other:
+        leaving = threading.Timer(1, chromium.Page(socket=other).open, [there])
+        leaving.start()
+        # The document is left while this is evaluated.
+        spin = "const end = Date.now() + 4000; while (Date.now() < end);"
+        page.wait(f"document.title === 'there' || (() => {{ {spin} }})()")
+        leaving.join()

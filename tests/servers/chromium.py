@@ -24,6 +24,12 @@ SECONDS = 180.0
 _START_SECONDS = 180.0
 _STEADY_SECONDS = 0.2
 _FILLS = 3
+#: What the browser says of an expression whose document is left, or not there yet.
+_NAVIGATED = (
+    "Inspected target navigated",
+    "Execution context was destroyed",
+    "Cannot find default execution context",
+)
 #: ``byText``: the smallest painted element with a text; inputs are found by their label. ``target``: the
 #: middle of an element, if whoever clicks there hits it. ``content``: what stands in an input or an editor.
 _FINDERS = """
@@ -36,6 +42,10 @@ window.target = (e) => { const at = middle(e), hit = at && document.elementFromP
   return hit && (e.contains(hit) || hit.contains(e)) ? at : null; };
 window.content = (e) => (e?.value ?? e?.innerText ?? '').trim();
 """
+
+
+class Navigated(Exception):
+    """The document in which an expression was to be evaluated has made way for another."""
 
 
 class NotThere(AssertionError):
@@ -60,6 +70,8 @@ class Page:
         while True:
             answer = json.loads(self.socket.recv(timeout=SECONDS))
             if answer.get("id") == number:
+                if any(words in answer.get("error", {}).get("message", "") for words in _NAVIGATED):
+                    raise Navigated(method)
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
@@ -74,13 +86,15 @@ class Page:
         self.send("Page.navigate", url=url)
 
     def wait(self, expression: str, seconds: float = SECONDS) -> Any:
-        """Waits until an expression is true and returns its value."""
+        """Waits until an expression is true and returns its value, whichever documents come and go."""
         end = time.monotonic() + seconds
-        while not (value := self.value(expression)):
+        while True:
+            with contextlib.suppress(Navigated):
+                if value := self.value(expression):
+                    return value
             if time.monotonic() > end:
                 raise NotThere(f"{expression} never came true; the page says:\n{self.text()}")
             time.sleep(0.1)
-        return value
 
     def read(self, text: str, seconds: float = SECONDS) -> None:
         """Waits until a text can be read on the page."""

@@ -1,4 +1,4 @@
-"""A port that a test gives to a server is nobody else's before the server comes, between its starts, and after."""
+"""A port that a test gives to a server is nobody else's: before it comes, between its starts, and after."""
 
 from __future__ import annotations
 
