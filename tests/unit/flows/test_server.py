@@ -19,6 +19,7 @@ from typing import ClassVar
 import pytest
 
 from fakes.certificates import self_signed
+from fakes.processes import stand_still
 from flows import server as module
 from flows.errors import ServerError
 from flows.server import HOST, ask, healthy, managed_server, task_runs, wait_until_recorded
@@ -61,7 +62,7 @@ def test_a_server_that_a_killed_run_left_behind_is_used_again(data_folder: Path)
 def test_a_server_that_is_slow_to_answer_is_waited_for_and_not_started_twice(data_folder: Path) -> None:
     with managed_server(data_folder) as server:
         assert server.pid is not None
-        os.kill(server.pid, signal.SIGSTOP)
+        stand_still(server.pid)
         try:
             with (
                 pytest.raises(ServerError, match="lives but did not answer"),
@@ -71,7 +72,7 @@ def test_a_server_that_is_slow_to_answer_is_waited_for_and_not_started_twice(dat
             threading.Timer(2.0, os.kill, (server.pid, signal.SIGCONT)).start()
             with managed_server(data_folder) as same:
                 assert same.pid == server.pid
-            os.kill(server.pid, signal.SIGSTOP)
+            stand_still(server.pid)
             threading.Timer(6.0, os.kill, (server.pid, signal.SIGCONT)).start()
             with managed_server(data_folder, FlowSettings(prefect_api_url=server.url)) as named:
                 assert named.reused

@@ -18,6 +18,7 @@ import pytest
 
 from fakes import manifests as kube
 from fakes.manifests import Manifest
+from fakes.processes import stand_still
 from fakes.trainings import Hold, changed, curve, job_of
 from servers.ports import kept_port
 from trainer.recipe import Recipe
@@ -76,12 +77,6 @@ def nodes(manifests: tuple[Manifest, ...], job: Path, **more: str) -> Iterator[l
             process.wait()
 
 
-def stopped_whole(pid: int) -> bool:
-    """Whether every thread of a process stands still."""
-    threads = Path(f"/proc/{pid}/task").glob("*/status")
-    return all("\nState:\tT" in one.read_text() for one in threads)
-
-
 def pending(pid: int, number: signal.Signals) -> bool:
     """Whether a signal has been sent to a process that has not taken it yet."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
@@ -109,9 +104,7 @@ def test_a_drained_node_saves_and_all_go_on_from_there(
     with nodes(manifests, job, **hold.environment) as (first, second):
         hold.wait(first, PATIENCE)
         (trainer,) = psutil.Process(second.pid).children()
-        trainer.suspend()  # so that one can see that torchrun has passed the signal on
-        while not stopped_whole(trainer.pid):
-            time.sleep(0.05)  # of two signals under way it would take SIGTERM first, unseen
+        stand_still(trainer.pid)  # so that one can see that torchrun has passed the signal on
         second.send_signal(signal.SIGTERM)  # what the kubelet sends
         end = time.monotonic() + PATIENCE
         while not pending(trainer.pid, signal.SIGTERM):
