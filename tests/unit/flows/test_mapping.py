@@ -29,6 +29,8 @@ from trainer.parts import in_parts
 
 SETTINGS = FlowSettings(workers=2)
 KEY = digest_bytes(b"parts")
+LONG = 600.0
+"""Seconds that a run waits for a record that never comes, much longer than all else takes."""
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,7 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
 ) -> None:
     monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(data_folder))
     monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_WORKERS", "2")
+    monkeypatch.setenv("ADAPTER_FOUNDRY_FLOWS_SERVER_TIMEOUT", str(LONG))
     recipe = RecipeChoice(recipe="pixelsmile-portraits").load()
     jobs: list[Job] = []
 
@@ -186,7 +189,7 @@ def test_a_run_that_is_stopped_ends_so_and_waits_for_no_part_that_never_began(
     for lost in (None, "00000000-0000-4000-8000-000000000000"):
         with pytest.raises(KeyboardInterrupt):
             stopped(lost)
-    assert time.monotonic() - started < SETTINGS.server_timeout / 2, "nobody waits for a record now"
+    assert time.monotonic() - started < LONG, "nobody waits for a record now"
     begun = jobs[0].runs
     assert 1 <= len(begun) <= 3
     wait_until_recorded(server.url, begun, 180)
@@ -240,10 +243,10 @@ def ask(number: int, begun: list[int], ended: list[int], problem: type[BaseExcep
 def until_some_are_dropped(number: int, runs: list[str], submitted: int, full: threading.Event) -> None:
     """The first part ends once all are submitted; the others keep a worker busy until some are dropped."""
     if number == 0:
-        wait_until(lambda: len(runs) >= submitted)
+        wait_until(lambda: len(runs) >= submitted, 300)
         full.set()
     else:
-        assert full.wait(60)
+        assert full.wait(300)
         wait_until(lambda: len(runs) < submitted)
 
 
