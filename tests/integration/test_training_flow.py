@@ -121,7 +121,10 @@ def wait(until: Callable[[], object], what: str, seconds: float = PATIENCE) -> f
 
 
 def role(process: psutil.Process) -> str:
-    words = " ".join(process.cmdline())
+    try:
+        words = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return "a helper that has ended"
     known = (
         "prefect.engine",
         "flow-run execute",
