@@ -629,7 +629,7 @@ def test_after_ctrl_c_nothing_new_begins_and_what_is_under_way_ends(tmp_path: Pa
 
 
 def test_who_waits_to_ask_again_stops_with_the_others(tmp_path: Path) -> None:
-    script, failed = Script(dataclasses.replace(BUSY, after=15.0), PICTURE), threading.Event()
+    script, failed = Script(dataclasses.replace(BUSY, after=300.0), PICTURE), threading.Event()
     asker = Paid(ApiSection(per_minute=1e6), tmp_path, run="r")  # with the clock that everybody has
 
     def busy() -> Reply:
