@@ -174,6 +174,7 @@ class LocalBackend:
         """Take no more requests, finish those that were taken for at most ``grace`` seconds, and stop."""
         self._closed = True
         if self._device is not None:
+            self._device.scheduler.refuse()  # at once, as `health` says, and not when a thread comes to it
             await asyncio.to_thread(self._device.scheduler.drain, grace)
         await asyncio.to_thread(self._follower.stop)
 

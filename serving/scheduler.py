@@ -167,14 +167,19 @@ class Scheduler:
         """Give a request up: at once where it waits, before the next step where it runs."""
         self._stop(ticket, Cancelled("the request was given up", "send it again"))
 
+    def refuse(self) -> None:
+        """Take no more requests."""
+        with self._changed:
+            self._draining = True
+
     def drain(self, grace: float) -> None:
         """Take no more requests, give those that were taken some time, and stop the device's thread.
 
         Args:
             grace: seconds; what is not done then hears `Draining`: another server can do it.
         """
+        self.refuse()
         with self._changed:
-            self._draining = True
             self._changed.wait_for(lambda: not self._tickets, grace)
             left = list(self._tickets)
         for ticket in left:

@@ -7,7 +7,8 @@ import base64
 import io
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from servers.served import local_client
 from serving import local
 from serving.backend import Progress
 from serving.bases import register
+from serving.engine import EditEngine
 from serving.errors import (
     BaseNotFound,
     Draining,
@@ -47,7 +49,47 @@ from serving.settings import ServingSettings
 from trainer.portraits.base import base_path
 
 BASE_ID = "adapter-foundry/portraits-base"
-SOON = 60.0
+SOON = 300.0
+"""Whatever has to happen happens in these, also on a machine that is busy."""
+
+
+class Steps:
+    """The steps of the device: it takes them as they come, and one by one while it is held.
+
+    Attributes:
+        held: it waits for `let` before each.
+    """
+
+    def __init__(self) -> None:
+        self.held = False
+        self._let = threading.Semaphore(0)
+
+    def let(self, number: int) -> None:
+        """Let it take so many."""
+        self._let.release(number)
+
+    def free(self) -> None:
+        """Let it take all that come."""
+        self.held = False
+        self.let(1000)  # one of them is waited for already
+
+    def wait(self) -> None:
+        """Wait for the next one."""
+        assert not self.held or self._let.acquire(timeout=2 * SOON)
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[Steps]:
+    """Holds the device, so that what a test does meanwhile may take as long as it likes."""
+    found, advance = Steps(), EditEngine.advance
+
+    def held(engine: EditEngine, runs: Sequence[Any]) -> None:
+        found.wait()
+        advance(engine, runs)
+
+    monkeypatch.setattr(EditEngine, "advance", held)
+    yield found
+    found.free()
 
 
 @pytest.fixture
@@ -123,14 +165,16 @@ def test_an_edit_says_at_once_what_answers_and_then_how_far_it_is(
 
 
 def test_a_device_that_makes_no_picture_in_time_is_tried_again(
-    registry: Registry, portrait: Image.Image, monkeypatch: pytest.MonkeyPatch
+    registry: Registry, portrait: Image.Image, steps: Steps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> None:
         monkeypatch.setattr(local, "WARM_SECONDS", 0.0)
+        steps.held = True
         async with serving(registry) as backend:
             health = await backend.health()
             assert (health.ready, "made no picture within" in (health.problem or "")) == (False, True)
             monkeypatch.setattr(local, "WARM_SECONDS", SOON)
+            steps.free()
             await wait_until(lambda: _serves(backend, 1))
             assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
             assert (await backend.health()).ready
@@ -166,6 +210,8 @@ def test_promotions_beneath_many_requests_mix_nothing_and_fail_nobody(
             for number in (2, 3, 1, 2):
                 await asyncio.to_thread(registry.promote, f"{NAME}:{number}", "prod")
                 await wait_until(lambda number=number: _serves(backend, number))
+                before = len(seen)
+                await wait_until(lambda number=number, before=before: _answers(seen[before:], number))
             stop.set()
             await asyncio.gather(*callers)
             assert set(seen) == {f"{NAME}:{number}" for number in (1, 2, 3)}
@@ -178,17 +224,24 @@ async def _serves(backend: LocalBackend, number: int) -> bool:
     return (status.state, status.version) == ("ready", number)
 
 
+async def _answers(seen: Sequence[str], number: int) -> bool:
+    return f"{NAME}:{number}" in seen
+
+
 def test_a_revocation_stops_requests_that_run_and_that_wait(
-    registry: Registry, portrait: Image.Image
+    registry: Registry, portrait: Image.Image, steps: Steps
 ) -> None:
     async def run() -> None:
         async with serving(registry, max_rows=1) as backend:
+            steps.held = True
             long = [
                 asyncio.create_task(heard(backend, ask(portrait, steps=100, seed=n), key=str(n)))
                 for n in range(3)
             ]
-            await wait_until(lambda: _busy(backend))
+            await wait_until(lambda: _has(backend, running=1, waiting=2))
             await asyncio.to_thread(registry.revoke, f"{NAME}:1", "it was found to be bad")
+            await wait_until(lambda: _is_revoked(backend))
+            steps.free()
             ended = await asyncio.wait_for(asyncio.gather(*long, return_exceptions=True), SOON)
             assert [type(one) for one in ended] == [Revoked] * 3
             with pytest.raises(Revoked, match="bad"):
@@ -236,9 +289,17 @@ async def _busy(backend: LocalBackend) -> bool:
     return (await backend.health()).running > 0
 
 
-async def _idle(backend: LocalBackend) -> bool:
+async def _has(backend: LocalBackend, *, running: int, waiting: int) -> bool:
     health = await backend.health()
-    return (health.running, health.waiting) == (0, 0)
+    return (health.running, health.waiting) == (running, waiting)
+
+
+async def _idle(backend: LocalBackend) -> bool:
+    return await _has(backend, running=0, waiting=0)
+
+
+async def _is_revoked(backend: LocalBackend) -> bool:
+    return (await backend.adapter(PROD)).state == "revoked"
 
 
 def test_adapters_are_stacked_by_the_settings_or_by_the_request(
@@ -341,19 +402,27 @@ def test_an_answer_is_bounded_before_anything_is_made(
     asyncio.run(run())
 
 
-def test_a_caller_that_goes_away_frees_the_device(registry: Registry, portrait: Image.Image) -> None:
+def test_a_caller_that_goes_away_frees_the_device(
+    registry: Registry, portrait: Image.Image, steps: Steps
+) -> None:
     async def run() -> None:
         metrics = Metrics()
         async with serving(registry, metrics) as backend:
+            steps.held = True
+            steps.let(2)
             async with aclosing(backend.stream(ask(portrait, steps=100), key="me")) as events:
                 async for event in events:
                     assert isinstance(event, Progress)
                     if event.step == 2:
                         break
+            steps.let(1)
             await wait_until(lambda: _idle(backend))
             task = asyncio.create_task(heard(backend, ask(portrait, steps=100)))
             await wait_until(lambda: _busy(backend))
             task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            steps.let(1)
             await wait_until(lambda: _idle(backend))
             assert b"foundry_serving_cancelled_total 2.0" in metrics.exposition()[0]
 
@@ -431,14 +500,14 @@ def test_callers_that_wait_for_an_adapter_on_demand_hold_up_nobody(
     asyncio.run(run())
 
 
-def test_a_full_or_closing_backend_says_so(registry: Registry, portrait: Image.Image) -> None:
+def test_a_full_or_closing_backend_says_so(registry: Registry, portrait: Image.Image, steps: Steps) -> None:
     async def run() -> None:
         async with serving(registry, max_rows=1, max_waiting=1) as backend:
-            # The first has to last until the others were refused, on a machine that is busy as well.
-            tasks = [asyncio.create_task(heard(backend, ask(portrait, steps=100)))]
+            steps.held = True  # until the others were refused
+            tasks = [asyncio.create_task(heard(backend, ask(portrait)))]
             await wait_until(lambda: _busy(backend))
             tasks.append(asyncio.create_task(heard(backend, ask(portrait))))
-            await asyncio.sleep(0)
+            await wait_until(lambda: _has(backend, running=1, waiting=1))
             with pytest.raises(Overloaded) as full:
                 await answer(backend, SweepRequest.make(image=b"no picture", rows=({},)))
             assert full.value.retry_after >= 1
@@ -446,8 +515,34 @@ def test_a_full_or_closing_backend_says_so(registry: Registry, portrait: Image.I
             await wait_until(lambda: _draining(backend))
             with pytest.raises(Draining):
                 await answer(backend, ask(portrait))
+            steps.free()
             assert [len(events[-1]) for events in await asyncio.gather(*tasks)] == [1, 1]
             await closing
+
+    asyncio.run(run())
+
+
+def test_nothing_is_taken_from_the_moment_on_at_which_a_backend_says_that_it_drains(
+    registry: Registry, portrait: Image.Image
+) -> None:
+    """However long the thread that drains it takes to begin: all that blocks waits for one thread here."""
+    go = threading.Event()
+
+    async def run() -> None:
+        async with serving(registry) as backend:
+            loop = asyncio.get_running_loop()
+            loop.set_default_executor(ThreadPoolExecutor(1))
+            busy = loop.run_in_executor(None, go.wait, 60)
+            closing = asyncio.create_task(backend.close(0))
+            try:
+                await asyncio.sleep(0)
+                assert (await backend.health()).draining
+                with pytest.raises(Draining):
+                    await answer(backend, ask(portrait))
+                assert not busy.done(), "it was taken, and refused when the thread came to it"
+            finally:
+                go.set()
+            await asyncio.gather(busy, closing)
 
     asyncio.run(run())
 
