@@ -163,8 +163,8 @@ class DrawingBackend:
             done = True
             yield rows
         finally:
-            self.running -= 1
             self.cancelled += not done
+            self.running -= 1  # the last: tests in other threads wait for it
 
     def _resolve(self, reference: str) -> int:
         wanted = Reference.parse(reference)

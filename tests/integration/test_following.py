@@ -95,6 +95,7 @@ class Callers:
     answers: int = 0
     failures: list[Exception] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
+    _noting: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self) -> None:
         while not self._stop.wait(0.01):
@@ -104,9 +105,10 @@ class Callers:
             except Exception as error:
                 self.failures.append(error)
                 return
-            self.answers += 1
-            if adapter.reference not in self.seen:
-                self.seen.append(adapter.reference)
+            with self._noting:
+                self.answers += 1
+                if adapter.reference not in self.seen:
+                    self.seen.append(adapter.reference)
 
     def __enter__(self) -> Callers:
         self._pool = ThreadPoolExecutor(4)

@@ -363,11 +363,15 @@ def test_a_process_that_stops_properly_gives_its_jobs_back_at_once(store: JobSto
     asyncio.run(body())
 
 
-def test_two_runners_do_each_job_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'jobs.db'}"
+def two_stores(folder: Path, clock: Clock) -> list[JobStore]:
+    """Of two processes; no lease runs out where the machine is busy, for the clock stands."""
+    uri = f"sqlite:///{folder / 'jobs.db'}"
+    return [JobStore(JobTable(uri, clock), Sender(Keys.open(folder)), clock=clock) for _ in range(2)]
 
+
+def test_two_runners_do_each_job_once(tmp_path: Path, clock: Clock) -> None:
     async def body() -> None:
-        stores = [JobStore(JobTable(uri), Sender(Keys.open(tmp_path))) for _ in range(2)]
+        stores = two_stores(tmp_path, clock)
         backends = [DrawingBackend() for _ in stores]
         for backend in backends:
             backend.go.clear()  # so that each gets some
@@ -387,11 +391,9 @@ def test_two_runners_do_each_job_once(tmp_path: Path) -> None:
     asyncio.run(body())
 
 
-def test_a_process_that_is_not_ready_leaves_the_jobs_to_the_others(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'jobs.db'}"
-
+def test_a_process_that_is_not_ready_leaves_the_jobs_to_the_others(tmp_path: Path, clock: Clock) -> None:
     async def body() -> None:
-        stores = [JobStore(JobTable(uri), Sender(Keys.open(tmp_path))) for _ in range(2)]
+        stores = two_stores(tmp_path, clock)
         broken, good = DrawingBackend(), DrawingBackend()
         broken.problem = "the last 3 steps on the device failed"
         broken.refusal = ServingError("the edit failed (AcceleratorError)", "try again")
