@@ -43,7 +43,7 @@ def screenshot(browser: str, tmp_path: Path) -> Screenshot:
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             f"--window-size={width},{height}", f"--screenshot={target}", page.as_uri(),
         ]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, check=True, capture_output=True, timeout=600)
         return np.asarray(Image.open(target).convert("RGB"))
 
     return take

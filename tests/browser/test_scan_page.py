@@ -164,7 +164,7 @@ def test_a_hostile_file_is_text_in_a_browser(tmp_path: Path, browser: str) -> No
             "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
             "--virtual-time-budget=2000", "--dump-dom", written(tmp_path, text).as_uri(),
         ],
-        check=True, capture_output=True, timeout=120, text=True,
+        check=True, capture_output=True, timeout=600, text=True,
     ).stdout  # fmt: skip
     assert "<title>Scan of &lt;/code&gt;" in dumped
     assert "owned</title>" not in dumped
@@ -180,7 +180,7 @@ def test_scripts_are_forbidden_even_if_one_got_in(tmp_path: Path, browser: str) 
             "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
             "--virtual-time-budget=2000", "--dump-dom", written(tmp_path, text).as_uri(),
         ],
-        check=True, capture_output=True, timeout=120, text=True,
+        check=True, capture_output=True, timeout=600, text=True,
     ).stdout  # fmt: skip
     assert "<script>" in dumped
     assert "<title>owned" not in dumped
