@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -203,7 +203,8 @@ def _wait_for_writes(server: Weed, log: Path) -> None:
     client = server.client("admin", retries={"max_attempts": 1, "mode": "standard"})
     while True:
         try:
-            client.create_bucket(Bucket=ELSEWHERE)
+            with suppress(client.exceptions.BucketAlreadyOwnedByYou):  # made, and the object was refused
+                client.create_bucket(Bucket=ELSEWHERE)
             client.put_object(Bucket=ELSEWHERE, Key="ready", Body=b"ready")
             return
         except Exception as error:
