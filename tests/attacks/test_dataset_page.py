@@ -86,7 +86,7 @@ def test_a_browser_runs_nothing_of_it(report: str, tmp_path: Path) -> None:
             "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}",
             "--virtual-time-budget=2000", "--dump-dom", file.as_uri(),
         ],
-        check=True, capture_output=True, timeout=120, text=True,
+        check=True, capture_output=True, timeout=540, text=True,
     ).stdout  # fmt: skip
     assert "<title>Dataset &lt;/td&gt;" in dumped
     assert "<title>owned" not in dumped

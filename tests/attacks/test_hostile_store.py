@@ -206,7 +206,7 @@ def test_a_list_of_ever_new_keys_is_refused(
     assert next(numbers) <= 1_100
     monkeypatch.setattr(s3, "MAX_LIST_CHARACTERS", 1 << 40)
     monkeypatch.setattr(s3, "MAX_LIST_SECONDS", 0.3)
-    with bounded(), pytest.raises(DigestMismatch, match="does not end"):
+    with bounded(megabytes=100), pytest.raises(DigestMismatch, match="does not end"):
         list(store.keys(""))
 
 

@@ -372,15 +372,15 @@ def talk(server: RunningService, *parts: bytes, seconds: float = PATIENCE) -> by
     answer = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as wire:
         end = time.monotonic() + seconds
-        try:
+        with contextlib.suppress(ConnectionError, TimeoutError):
             for part in parts:
                 wire.sendall(part)
                 if time.monotonic() > end:
                     break
+        # Whoever is refused while he still sends reads why, also where the connection is closed by then.
+        with contextlib.suppress(ConnectionError, TimeoutError):
             while time.monotonic() < end and (piece := wire.recv(65536)):
                 answer += piece
-        except (ConnectionError, TimeoutError):
-            pass
     return answer
 
 
