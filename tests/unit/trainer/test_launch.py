@@ -128,13 +128,13 @@ def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def trainers(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes that train, in the order of their ranks."""
-    found = {}
+    """The processes that train, in the order of their ranks; helpers have the variables of theirs, too."""
+    found: dict[int, psutil.Process] = {}
     for one in family_of(process):
         with suppress(psutil.NoSuchProcess):
             environment = one.environ()
             if "RANK" in environment:
-                found[int(environment["RANK"])] = one
+                found.setdefault(int(environment["RANK"]), one)  # psutil names parents first
     return [found[rank] for rank in sorted(found)]
 
 
