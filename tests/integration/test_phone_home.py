@@ -291,7 +291,7 @@ def test_the_browser_tells(case: str, tmp_path: Path, browser: str) -> None:
     content, target = PAGES[case]
     outside: set[str] = set()
     with _site(f"<html><body>{content}</body></html>".encode()) as url:
-        for number in range(3):  # whether it comes to a look-up before the page is over is a matter of luck
+        for number in range(10):  # whether it comes to a look-up before the page is over is a matter of luck
             (tmp_path / str(number)).mkdir()
             seen = visit(browser, url, tmp_path / str(number), seconds=3)
             assert seen.requests[0] == url

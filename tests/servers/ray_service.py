@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def running(
             if process.poll() is None:
                 process.kill()
             for one in leftovers:
-                if one.is_running():
+                with suppress(psutil.NoSuchProcess):  # it ends by itself
                     one.kill()
 
 
