@@ -24,7 +24,8 @@ from serving.schema import SweepRequest
 from serving.settings import ServingSettings
 from trainer.portraits.base import base_path
 
-SOON = 60.0
+SOON = 300.0
+"""Whatever has to happen happens in these seconds, also on a machine that is busy."""
 STUDIO = Caller(name="studio", scopes=("edit", "read"))
 
 

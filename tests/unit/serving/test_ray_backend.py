@@ -21,7 +21,8 @@ from serving.schema import StackedAdapter, SweepRequest
 from serving.settings import ServingSettings
 from serving.versions import Version
 
-SOON = 60.0
+SOON = 300.0
+"""Whatever has to happen happens in these seconds, also on a machine that is busy."""
 Answer = Callable[[str], Awaitable[Any]]
 
 
