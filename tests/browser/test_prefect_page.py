@@ -58,6 +58,8 @@ def fill_form(page: chromium.Page, stack: prefect.Stack, name: str, changes: obj
     page.click("byText('pipeline', 'a')")
     page.click("byText('Run', 'button')")
     page.click("byText('Custom run')")
+    # The form is drawn anew once it knows the parameters, and forgets what stands in it.
+    page.wait(f"{field('Recipe')} && {field('Changes')} && true")
     page.fill(field("Run Name"), name)
     page.fill(field("Changes"), json.dumps(changes))
 

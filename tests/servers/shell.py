@@ -50,7 +50,7 @@ class Shell:
         self._folder, self._telling, self._servers = folder, telling, 0
         self._say("set -m -o pipefail\n")
 
-    def run(self, command: str, seconds: float = 300.0) -> Ended:
+    def run(self, command: str, seconds: float = 900.0) -> Ended:
         """Run a command to its end.
 
         Raises:
@@ -60,7 +60,7 @@ class Shell:
         code = self._hear(command, seconds)
         return Ended(code=int(code), out=_read(self._out), err=_read(self._err))
 
-    def start(self, command: str, ready: str, seconds: float = 300.0) -> Server:
+    def start(self, command: str, ready: str, seconds: float = 900.0) -> Server:
         """Start a command that does not end, and wait until it prints what a pattern matches."""
         self._servers += 1
         log = self._folder / f".server{self._servers}"
@@ -110,7 +110,7 @@ class Server:
             return False
         return True
 
-    def stop(self, seconds: float = 120.0) -> Ended:
+    def stop(self, seconds: float = 300.0) -> Ended:
         """Press Ctrl-C, and wait until it has ended."""
         os.killpg(self.pid, signal.SIGINT)
         ended = self.shell.run(f"wait {self.pid}", seconds)

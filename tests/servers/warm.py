@@ -34,6 +34,8 @@ _LONGEST = 1 << 20
 
 SHIM = """#!{python} -IS
 import json, os, signal, socket, sys
+stops = signal.SIGINT, signal.SIGTERM
+signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # until they can be passed on
 line = socket.socket(socket.AF_UNIX)
 line.connect({socket!r})
 told = json.dumps({{"argv": [os.path.basename(sys.argv[0]), *sys.argv[1:]], "cwd": os.getcwd(),
@@ -42,8 +44,9 @@ socket.send_fds(line, [len(told).to_bytes(4, "big")], [0, 1, 2])
 line.sendall(told)
 answer = line.makefile()
 child = int(answer.readline())
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in stops:
     signal.signal(number, lambda given, _: os.kill(child, given))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, stops)
 sys.exit(int(answer.readline() or 70))
 """
 
