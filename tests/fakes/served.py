@@ -21,7 +21,9 @@ from fakes.registries import NAME, PASSING
 from registry.client import Registry
 from registry.manifest import CARD_NAME, AdapterCard
 from serving.bases import register
+from serving.conditioning import strength_of
 from serving.engine import EditEngine
+from serving.schema import SweepRequest
 from trainer.portraits.base import base_path
 
 REF = AdapterCard.model_validate_json((reference_adapters.GOOD / CARD_NAME).read_bytes()).base
@@ -71,7 +73,7 @@ class Ask:
 
     Attributes:
         happy: intensity.
-        seed, steps: as in the request.
+        seed, steps, size: as in the request.
         picture: number of the `portrait`.
     """
 
@@ -79,6 +81,7 @@ class Ask:
     seed: int = 0
     steps: int = 2
     picture: int = 0
+    size: tuple[int, int] | None = None
 
     def body(self, adapter: str, **more: Any) -> dict[str, Any]:
         """The body of ``POST /v1/edits``."""
@@ -88,6 +91,7 @@ class Ask:
             "adapter": adapter,
             "seed": self.seed,
             "steps": self.steps,
+            "size": self.size,
             **more,
         }
 
@@ -111,10 +115,15 @@ class Truth:
     def pixels(self, version: int, ask: Ask) -> np.ndarray:
         """The pixels that a version has to answer with."""
         if (version, ask) not in self._known:
-            (result,) = self._engine.sweep(
-                portrait(ask.picture), self._adapters[version], [{"happy": ask.happy}],
-                seed=ask.seed, steps=ask.steps,
+            adapter = self._adapters[version]
+            request = SweepRequest.make(
+                image=portrait(ask.picture), rows=({"happy": ask.happy},),
+                seed=ask.seed, steps=ask.steps, size=ask.size,
             )  # fmt: skip
+            run = self._engine.begin(request, ((adapter, strength_of(adapter.card.conditioning, None)),))
+            while not run.done:
+                self._engine.advance([run])
+            (result,) = self._engine.finish(run)
             self._known[version, ask] = np.asarray(result.image).astype(np.int16)
         return self._known[version, ask]
 

@@ -16,6 +16,10 @@ from pathlib import Path
 import psutil
 
 START_SECONDS = 300
+_RUNS = 3
+"""How often it is run until a cluster starts, which it tries a few times itself: a machine that is busy may
+need more."""
+_NO_CLUSTER = "does not start or answer"
 _PROGRAM = "from serving.cli import main; main()"
 
 
@@ -73,19 +77,25 @@ def running(
     environment = {**os.environ, "ADAPTER_FOUNDRY_HOME": str(home), "OMP_NUM_THREADS": "1"}
     environment |= {f"ADAPTER_FOUNDRY_SERVING_{key}": value for key, value in settings.items()}
     words = ["ray", "--engines", str(engines), "--ingresses", str(ingresses), "--cpus", "0.1", "--json"]
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _PROGRAM, *words],
-            env=environment, cwd=home, stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+    for left in range(_RUNS - 1, -1, -1):
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, *words],
+                env=environment, cwd=home, stdout=subprocess.PIPE, stderr=errors, text=True,
+                start_new_session=True,
+            )  # fmt: skip
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert "url" in line, line + process.stdout.read() + log.read_text()
+            if "url" not in line:
+                line += process.stdout.read()
+                assert left, line + log.read_text()
+                assert _NO_CLUSTER in line, line + log.read_text()
+                continue
             yield RayService(url=json.loads(line)["url"], process=process)
             process.send_signal(signal.SIGTERM)
             assert process.wait(START_SECONDS) == 0, log.read_text()
+            return
         finally:
             leftovers = _tree(process)
             if process.poll() is None:
