@@ -24,6 +24,8 @@ from infra.local import leftovers, place, prefect, probes, s3
 from infra.local.passwords import Passwords, passwords
 from infra.local.place import Place
 from infra.local.service import SERVICE_MARK
+from servers import weed
+from servers.ports import kept_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PATIENCE = 600.0
@@ -74,7 +76,7 @@ class Platform:
 
     def problems(self) -> dict[str, str | None]:
         """Why services do not do what they are there for, asked now."""
-        return probes.problems(probes.probes(self.where), 10.0)
+        return probes.problems(probes.probes(self.where), 60.0)
 
     def wait(self, until: Callable[[], bool], seconds: float = PATIENCE) -> float:
         """Wait until something is so, and return how many seconds that took."""
@@ -112,15 +114,18 @@ class Platform:
 
     def innermost(self, name: str) -> psutil.Process:
         """The process of a service that does the work: its listener, or the youngest."""
-        found = self.processes(name)
-        return max(found, key=lambda one: len(one.parents()))
+        depths = {}
+        for one in self.processes(name):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                depths[one] = len(one.parents())
+        return max(depths, key=depths.__getitem__)
 
     def ask_serving(self, path: str) -> Any:
         """The answer of the service."""
         port = place.read(self.where)["ports"]["serving"]
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(f"http://127.0.0.1:{port}{path}", timeout=30) as answer:
+            with opener.open(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             return json.loads(error.read())
@@ -209,7 +214,10 @@ def folder(settings: Mapping[str, str] = EAGER, **variables: str) -> Iterator[Pl
     """
     # A short path: a socket lies in it.
     home = Path(tempfile.mkdtemp(prefix="platform-"))
-    own = {f"ADAPTER_FOUNDRY_PLATFORM_{name}": value for name, value in settings.items()}
+    # The usual ports would be anybody's for as long as a service is down.
+    ports = {f"{name}_PORT": str(kept_port()) for name in ("POSTGRES", "MLFLOW", "PREFECT", "SERVING")}
+    ports["S3_PORT"] = str(weed.port())
+    own = {f"ADAPTER_FOUNDRY_PLATFORM_{name}": value for name, value in {**ports, **settings}.items()}
     found = Platform(home=home, variables={**own, **variables})
     try:
         yield found

@@ -6,8 +6,8 @@ import random
 import socket
 
 HOST = "127.0.0.1"
-#: Where ports with others beside them begin: below those that the kernel gives to connections, and, as those
-#: 10,000 above, none of those that our own services choose from.
+#: Below those that the kernel gives to connections, and, as those 10,000 above, none of those that our own
+#: services choose from.
 _LOW = range(1_100, 2_000)
 
 
@@ -22,7 +22,7 @@ def kept_port(*beside: int) -> int:
         beside: how far from it lie further ports that the server takes, too.
     """
     while True:
-        port = random.SystemRandom().choice(_LOW) if beside else 0
+        port = random.SystemRandom().choice(_LOW)
         held: list[socket.socket] = []
         try:
             for far in (0, *beside):
@@ -32,7 +32,6 @@ def kept_port(*beside: int) -> int:
             for one in held:
                 one.close()
             continue
-        port = held[0].getsockname()[1]
         for one in held:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.detach()  # the file stays open
