@@ -101,7 +101,8 @@ class JobRunner:
             self._store.news.clear()
             job = None
             if len(self._working) < self._at_once and (await self._backend.health()).problem is None:
-                job = await self._tried(asyncio.to_thread(self._store.table.claim, self._owner))
+                own = tuple(self._edits)  # goes on, though its lease may be over after a stall
+                job = await self._tried(asyncio.to_thread(self._store.table.claim, self._owner, but=own))
             if job is None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._store.news.wait(), POLL_SECONDS)

@@ -122,11 +122,12 @@ class JobTable:
         """Return the picture that is edited; None once the job has ended."""
         return self._picture(id, _REQUEST)
 
-    def claim(self, owner: str) -> Job | None:
+    def claim(self, owner: str, *, but: Collection[str] = ()) -> Job | None:
         """Take the next job that waits, or whose holder is gone; of the caller who has least running.
 
         Args:
             owner: who works on it from now on.
+            but: IDs of jobs not to take.
         """
         from sqlalchemy import and_, func, or_, select, update
 
@@ -141,7 +142,12 @@ class JobTable:
         )
         waits = and_(jobs.c.state == "queued", jobs.c.not_before <= now)
         lost = and_(jobs.c.state == "running", jobs.c.lease < now)
-        query = select(jobs).where(or_(waits, lost)).order_by(busy, jobs.c.created, jobs.c.id).limit(1)
+        query = (
+            select(jobs)
+            .where(or_(waits, lost), jobs.c.id.not_in(but))
+            .order_by(busy, jobs.c.created, jobs.c.id)
+            .limit(1)
+        )
         with self._reading() as connection:  # whoever only looks takes no lock
             if connection.execute(query).first() is None:
                 return None

@@ -470,6 +470,27 @@ def test_a_job_cancelled_by_another_process_is_given_up_at_the_next_beat(
     asyncio.run(body())
 
 
+def test_a_runner_that_stalled_does_not_take_its_own_job_again(store: JobStore, clock: Clock) -> None:
+    async def body() -> None:
+        backend = DrawingBackend()
+        backend.go.clear()
+        runner = JobRunner(backend, store, encode=encode)
+        runner.start()
+        first = await accepted(store)
+        await until(lambda: backend.running == 1)
+        clock.now += LEASE_SECONDS + 1
+        second = await accepted(store)
+        await until(lambda: backend.running == 2)
+        backend.go.set()
+        for job in (first, second):
+            done = await ended(store, job)
+            assert (done.state, done.attempts) == ("succeeded", 1)
+        assert len(backend.asked) == 2
+        await runner.close()
+
+    asyncio.run(body())
+
+
 def test_a_key_has_so_many_open_jobs_and_no_more(store: JobStore) -> None:
     async def body() -> None:
         for _ in range(MAX_OPEN):
