@@ -18,6 +18,7 @@ import pytest
 
 from fakes.failing_proxy import in_front_of
 from fakes.followed import PROD, follower, meant, three_versions, wait_until
+from fakes.processes import stand_still
 from fakes.registries import NAME, objects
 from registry.client import Registry
 from registry.errors import NetworkError, Revoked
@@ -141,7 +142,7 @@ def test_promotions_go_live_in_time_and_a_dead_server_stops_nothing(
         wait_until(lambda: number(found) == 2)
         print(f"rollback: {time.monotonic() - signed:.2f} s after it was signed ({signed - began:.2f} s)")
 
-        os.kill(s3.pid, signal.SIGSTOP)  # it takes connections and never answers
+        stand_still(s3.pid)  # it takes connections and never answers
         try:
             answered = callers.answers
             told = wait_until(lambda: found.statuses()[0].problem is not None)
