@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,7 @@ def recipe(stack: prefect.Stack, repository: Path) -> Path:
 def picture(page: chromium.Page, name: str, height: int = TALL) -> None:
     """Takes a picture for the documents, if somebody wants it."""
     if folder := os.environ.get("PICTURES"):
+        time.sleep(5)  # the page's transitions and its chart, a canvas, tell nobody when they are done
         page.picture(Path(folder) / f"prefect-{name}.png", height)
 
 

@@ -295,14 +295,43 @@ def test_a_dropped_a_pasted_and_a_chosen_picture_are_edited(tab: Open) -> None:
     seen = {one.pixels()}
     for seed, way in [(21, "drop"), (22, "paste"), (23, "file")]:
         png = _png(render(identity(seed, "human"), one_hot("neutral"), 96, pose(seed)))
+        last = one.page.url
         give(one.page, way, f"{way}.png", png)
         one.page.locator(f'#samples [aria-label="Your picture: {way}.png"][aria-pressed="true"]').wait_for()
-        one.page.wait_for_url(re.compile(r"#picture=sha256:"))
+        one.page.wait_for_url(lambda url, last=last: "#picture=sha256:" in url and url != last)
         one.settled()
         wait_until(lambda: one.pixels() not in seen)
         seen.add(one.pixels())
-    give(one.page, "drop", "letter.txt", b"not a picture")
-    one.page.locator("#alert", has_text="not a picture that this browser can read").wait_for()
+
+
+def test_what_is_said_of_a_picture_outlasts_an_edit_of_another(tab: Open) -> None:
+    one = tab()
+    one.open()
+    alert = one.page.locator("#alert")
+    unknown = f"#picture=sha256:{'0' * 64}&adapter={PROD}&e=sad:0.5&seed=1"
+    for words, left, made, then in (
+        (
+            "a picture that this browser can read",
+            lambda: give(one.page, "drop", "a.txt", b"no"),
+            "shy 0.05",
+            "shy 0.1",
+        ),
+        (
+            "is not in this browser",
+            lambda: one.page.evaluate("to => { location.hash = to; }", unknown),
+            "sad 0.5",
+            "shy 0.05",
+        ),
+    ):
+        slider(one.page, "shy").focus()
+        one.press("ArrowRight")
+        left()
+        alert.get_by_text(words).wait_for()
+        one.settled(re.compile(f"{made}$", re.IGNORECASE))
+        assert alert.is_visible()
+        one.press("ArrowRight")
+        alert.wait_for(state="hidden")
+        one.settled(re.compile(f"{then}$", re.IGNORECASE))
 
 
 def give(page: Any, way: str, name: str, data: bytes) -> None:
