@@ -304,11 +304,12 @@ def test_a_dropped_a_pasted_and_a_chosen_picture_are_edited(tab: Open) -> None:
         seen.add(one.pixels())
 
 
-def test_what_is_said_of_a_picture_outlasts_an_edit_of_another(tab: Open) -> None:
+def test_an_edit_that_is_on_its_way_takes_no_message_away(tab: Open) -> None:
     one = tab()
     one.open()
     alert = one.page.locator("#alert")
     unknown = f"#picture=sha256:{'0' * 64}&adapter={PROD}&e=sad:0.5&seed=1"
+    unserved = "#picture=human-1&adapter=nobody@prod&e=sad:0.5&seed=1"
     for words, left, made, then in (
         (
             "a picture that this browser can read",
@@ -322,6 +323,12 @@ def test_what_is_said_of_a_picture_outlasts_an_edit_of_another(tab: Open) -> Non
             "sad 0.5",
             "shy 0.05",
         ),
+        (
+            "Not served here",
+            lambda: one.page.evaluate("to => { location.hash = to; }", unserved),
+            "shy 0.1",
+            "shy 0.15",
+        ),
     ):
         slider(one.page, "shy").focus()
         one.press("ArrowRight")
@@ -332,6 +339,29 @@ def test_what_is_said_of_a_picture_outlasts_an_edit_of_another(tab: Open) -> Non
         one.press("ArrowRight")
         alert.wait_for(state="hidden")
         one.settled(re.compile(f"{then}$", re.IGNORECASE))
+    assert one.forgive("404")
+
+
+def test_nothing_is_said_of_an_edit_that_fails_while_a_newer_change_waits(
+    drawing: Drawing, tab: Open
+) -> None:
+    one = tab(url=drawing.url)
+    one.page.clock.install()
+    one.open()
+    drawing.backend.go.clear()
+    slider(one.page, "sad").focus()
+    one.press("ArrowRight")
+    wait_until(lambda: drawing.backend.running == 1)
+    one.page.clock.pause_at(one.page.evaluate("Date.now() + 1000"))
+    one.press("ArrowRight")
+    drawing.backend.failure = Revoked("it was withdrawn while it ran", "take another")
+    drawing.backend.go.set()
+    wait_until(lambda: drawing.backend.running == 0)
+    one.page.evaluate("fetch('v2/health/live').then(answer => answer.text())")  # the page has the failure now
+    drawing.backend.failure = None
+    one.page.clock.resume()
+    one.settled(re.compile("sad 0.1$", re.IGNORECASE))
+    assert one.page.locator("#alert").is_hidden()
 
 
 def give(page: Any, way: str, name: str, data: bytes) -> None:

@@ -5,9 +5,8 @@ import { $, h } from "./dom.js";
 
 let ticking;
 
-/** Takes the message away; an edit that starts (`edit`) leaves one about a picture that it does not make. */
-export function clear(edit = false) {
-  if (edit && $("#alert").dataset.about === "picture") return;
+/** Takes the message away. */
+export function clear() {
   clearInterval(ticking);
   $("#alert").hidden = true;
 }
@@ -22,7 +21,6 @@ export function explain(error, again, quietly = false) {
     : error.status === 410 ? act("Choose another", "quiet", otherVersion)
     : act("Try again", "quiet", () => { clear(); again(); });
   const place = $("#alert");
-  place.dataset.about = error.about ?? "";
   place.className = `alert ${error.status === 410 ? "bad" : "warn"}`;
   place.replaceChildren(
     h("div", {}, h("strong", {}, headline(error)), h("p", {}, [error.message, error.mend].filter(Boolean).map(sentence).join(" ")), wait !== null && left), button);

@@ -30,7 +30,7 @@ const pad = new Pad($("#pad"), (x, y) => express({ [$("#blend-x").value]: x, [$(
 const strip = new Strip({ request: (rows) => request(rows.map((row) => ({ ...state.expressions, ...row }))), pick: (name, value) => express({ [name]: value }), failed: explain });
 const past = new History((link) => { if (link === location.hash) open(link); else location.hash = link; });
 const live = new Live(async () => { const body = await request([state.expressions]); return body && { ...body, previews: state.steps === null || state.steps > 2 ? PREVIEWS : 0 }; }, {
-  started() { clear(true); $("#compare").classList.add("busy"); $("#progress").value = 0; },
+  started() { $("#compare").classList.add("busy"); $("#progress").value = 0; },
   stepped(step, steps, picture) { $("#progress").value = step / steps; if (picture) compare.edited(picture); },
   answered, failed(error) { idle(); explain(error, () => live.now()); },
 });
@@ -44,7 +44,7 @@ const adapters = new Adapters({
   },
   failed(error, quietly) { if (!quietly || error.status === 401) explain(error, start, quietly); },
 });
-const portraits = new Portraits(take, (message) => explain(Object.assign(new Error(message), { status: 400, about: "picture" }), () => $("#file").click()));
+const portraits = new Portraits(take, (message) => explain(Object.assign(new Error(message), { status: 400 }), () => $("#file").click()));
 
 /** The body of a request for these rows, or null where a part of it is not there yet. */
 async function request(rows) {
@@ -72,7 +72,7 @@ function express(values) {
   changed();
 }
 
-/** Something decides other pixels now. */
+/** Something decides other pixels now; what was said before is over. An edit that starts later takes no message away. */
 function changed() {
   clear();
   clearTimeout(settling);
@@ -188,7 +188,7 @@ async function open(fragment) {
   Object.assign(state, { expressions, strength, seed, steps, stacked });
   paint();
   if (!(await portraits.byKey(asked.picture))) {
-    explain(Object.assign(new Error("This link was made with a picture that is not in this browser."), { status: 404, about: "picture", mend: "Drop the same picture to make it again." }), () => $("#file").click());
+    explain(Object.assign(new Error("This link was made with a picture that is not in this browser."), { status: 404, mend: "Drop the same picture to make it again." }), () => $("#file").click());
     return false;
   }
   wanted = asked.pixels;

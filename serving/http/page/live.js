@@ -48,7 +48,8 @@ export class Live {
         }
       }
     } catch (error) {
-      if (error.name !== "AbortError" && !mine.signal.aborted) this.listener.failed(error);
+      // While a newer change waits, this edit is of no interest any more.
+      if (error.name !== "AbortError" && !mine.signal.aborted && this.timer === null) this.listener.failed(error);
     } finally {
       if (this.running === mine) this.running = null;
     }
