@@ -20,7 +20,6 @@ from registry.manifest import canonical_json
 from serving.pipelines.base import Size
 from trainer.data.buckets import crop
 from trainer.data.dataset import Dataset
-from trainer.data.share import encode_in_processes
 from trainer.data.tensors import TensorCache
 from trainer.data.view import Needs, View, encoder_digest, numbers, pooled_key, tree_digest
 from trainer.errors import CacheError
@@ -93,6 +92,9 @@ def cache_dataset(
             cache.refresh()
             missing = cache.missing(needs.keys)  # while this one waited for room, another may have encoded
             if missing and alone and granted > 1:
+                # Not above: a process of it is that module itself, and would find it imported already.
+                from trainer.data.share import encode_in_processes
+
                 load.pipeline = None
                 encode_in_processes(recipe, dataset, base_path, out, progress, granted)
                 cache.refresh()

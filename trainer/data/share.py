@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,34 +38,38 @@ def encode_in_processes(
         "out": str(out),
     }
     command = [sys.executable, "-m", "trainer.data.share", json.dumps(job)]
-    started = []
-    try:
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-            words = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-            started.append(subprocess.Popen(command, env={**os.environ, **place}, stdout=words, text=True))
-        for line in started[0].stdout or ():
-            with suppress(ValueError, TypeError):
-                progress(*json.loads(line))
-        _wait(started)
-    finally:
+    started: list[subprocess.Popen[str]] = []
+    failed: list[int] = []
+
+    def end_all() -> None:
         for process in started:
-            if process.poll() is None:
-                process.terminate()
-            process.wait()
+            process.terminate()
 
+    def watch(rank: int) -> None:
+        if started[rank].wait():
+            failed.append(rank)
+            end_all()  # those that remain would wait for its share
 
-def _wait(started: list[subprocess.Popen[str]]) -> None:
-    """Wait for all; do not wait for the others when one has failed."""
-    while any(process.poll() is None for process in started):
-        if any(process.poll() for process in started):
-            break
-        with suppress(subprocess.TimeoutExpired):
-            next(process for process in started if process.poll() is None).wait(0.5)
-    failed = [number for number, process in enumerate(started) if process.poll()]
+    with ThreadPoolExecutor(processes) as watchers:
+        try:
+            for rank in range(processes):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                words = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+                started.append(
+                    subprocess.Popen(command, env={**os.environ, **place}, stdout=words, text=True)
+                )
+            watched = [watchers.submit(watch, rank) for rank in range(processes)]
+            for line in started[0].stdout or ():
+                with suppress(ValueError, TypeError):
+                    progress(*json.loads(line))
+            wait(watched)
+        finally:
+            end_all()
+            for process in started:
+                process.wait()
     if failed:
         raise CacheError(
-            f"the encoding process {failed[0]} of {len(started)} ended with status "
+            f"the encoding process {failed[0]} of {processes} ended with status "
             f"{started[failed[0]].returncode}",
             "look at its message above, then run the same command again; what was encoded is kept",
         )

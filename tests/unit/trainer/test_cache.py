@@ -8,18 +8,22 @@ import multiprocessing
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
 
 from fakes.averaging_base import AveragingBase, fill_cache
 from fakes.datasets import small_dataset
+from fakes.followed import wait_until
 from trainer.data import Dataset, cache_dataset
 from trainer.data.cache import Needs, TensorCache, View, pooled_key
+from trainer.data.share import encode_in_processes
 from trainer.errors import CacheError
 from trainer.recipe import Recipe
 
@@ -274,12 +278,27 @@ def test_several_gpus_are_given_a_process_each(
 def test_a_process_that_fails_ends_the_others(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
-    from trainer.data.share import encode_in_processes
+    """The first one, that tells the progress, would wait half an hour for the share of the second."""
 
-    with pytest.raises(CacheError, match=r"the encoding process \d of 2 ended with status 1"):
-        encode_in_processes(
-            tiny_recipe, tmp_path / "nothing", tiny_base, tmp_path / "cache", lambda *_: None, 2
-        )
+    def encoding() -> dict[str, psutil.Process]:
+        found = {}
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):  # one of another test that ends meanwhile
+                found[child.environ().get("RANK", "")] = child
+        return found
+
+    def kill_the_second() -> None:
+        wait_until(lambda: "1" in encoding())
+        encoding()["1"].kill()
+
+    with ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill_the_second)
+        with pytest.raises(CacheError, match="the encoding process 1 of 2 ended with status -9"):
+            encode_in_processes(
+                tiny_recipe, tiny_run / "dataset", tiny_base, tmp_path / "cache", lambda *_: None, 2
+            )
+        killed.result()
+    assert not {"0", "1"} & encoding().keys()
 
 
 def test_ranks_are_found_in_the_environment(
