@@ -14,9 +14,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,13 +51,14 @@ class Outbox:
     """What a run still has to get.
 
     Attributes:
-        client, run_id: whom it is for.
+        connect: gives the client; a database that is away makes none.
+        run_id: whose figures they are.
         out: folder of the training, where `keep` leaves what waits.
         status: to be told, or None.
         away: the last try failed.
     """
 
-    client: MlflowClient
+    connect: Callable[[], MlflowClient]
     run_id: str
     out: Path
     status: str | None = None
@@ -92,6 +94,11 @@ class Outbox:
         with self._lock:
             self._pictures.append((file, image))
 
+    def tell(self, status: str) -> None:
+        """Take how the run is by now; of an older one nothing is told any more."""
+        with self._lock:
+            self.status = status
+
     def send(self) -> None:
         """Send everything that waits; what has arrived does not wait any more, whatever fails after it.
 
@@ -100,17 +107,17 @@ class Outbox:
         """
         from mlflow.entities import Metric
 
+        client = self.connect()
         while figures := self._next():
-            self.client.log_batch(self.run_id, metrics=[Metric(*one) for one in figures])
+            client.log_batch(self.run_id, metrics=[Metric(*one) for one in figures])
             with self._lock:
                 self._sending = []
         if (status := self.status) is not None:
-            self.client.set_terminated(self.run_id, status)
-            self.status = None if self.status == status else self.status
-        (self.out / WAITING_NAME).unlink(missing_ok=True)
+            client.set_terminated(self.run_id, status)
+        self._arrived(status)
         while self._pictures:
             file, image = self._pictures[0]
-            self.client.log_image(self.run_id, image, artifact_file=file)
+            client.log_image(self.run_id, image, artifact_file=file)
             with self._lock:
                 if self._pictures[0][1] is image:  # or so many have come that it was dropped
                     self._pictures.popleft()
@@ -133,20 +140,31 @@ class Outbox:
 
     def keep(self) -> None:
         """Leave what still waits in the training's folder, but for pictures, which are there."""
-        with self._lock:
+        with self._lock:  # over the writing, too: a thread that still sends removes the file, see `_arrived`
             figures = [*self._sending, *self._figures]
-        if not figures and self.status is None:
-            return
-        value = {"run": self.run_id, "status": self.status, "figures": figures}
-        try:
-            write_atomically(self.out / WAITING_NAME, json.dumps(value).encode())
-        except OSError as error:
-            _LOG.warning("%d figures for MLflow are lost: %s", len(figures), error)
-            return
+            if not figures and self.status is None:
+                return
+            value = {"run": self.run_id, "status": self.status, "figures": figures}
+            try:
+                write_atomically(self.out / WAITING_NAME, json.dumps(value).encode())
+            except OSError as error:
+                _LOG.warning("%d figures for MLflow are lost: %s", len(figures), error)
+                return
         _LOG.warning(
             "%d figures wait for MLflow in %s: the same command sends them, or the evaluation in a flow.",
             len(figures), self.out / WAITING_NAME,
         )  # fmt: skip
+
+    def _arrived(self, status: str | None) -> None:
+        """Note that MLflow has all figures and this status, unless more came meanwhile.
+
+        A try may take minutes, and what came since may lie in the file by now: it goes when nothing waits.
+        """
+        with self._lock:
+            if self.status == status:
+                self.status = None
+            if not self._sending and not self._figures and self.status is None:
+                (self.out / WAITING_NAME).unlink(missing_ok=True)
 
     def _next(self) -> list[Figure]:
         """Return the figures of the next request; the same again until they have arrived."""
@@ -180,10 +198,11 @@ class MlflowRun:
         pictures = (folder / "mlruns").as_uri() if place.tracking_uri.startswith("sqlite:///") else None
         if pictures is not None:
             folder.mkdir(parents=True, exist_ok=True)
-        client = MlflowClient(place.tracking_uri)
-        before = _before(client, out)
+        # A client of a database connects when it is made: one that cannot be made is tried for again later.
+        connect = cache(partial(MlflowClient, place.tracking_uri))
+        before = _before(connect, out)
         try:
-            self.run_id = before or _begun(client, name, parameters, recipe, pictures)
+            self.run_id = before or _begun(connect(), name, parameters, recipe, pictures)
         except Exception as error:
             raise NetworkError(
                 f"MLflow at {masked(place.tracking_uri)} takes no run of this training: {brief(error)}",
@@ -192,7 +211,7 @@ class MlflowRun:
             ) from error
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / RUN_NAME, self.run_id.encode())
-        self._outbox = Outbox(client=client, run_id=self.run_id, out=out)
+        self._outbox = Outbox(connect=connect, run_id=self.run_id, out=out)
         self._outbox.status = "RUNNING" if before else None
         self._changed, self._closing, self._left = threading.Condition(), False, False
         self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
@@ -208,7 +227,7 @@ class MlflowRun:
 
     def close(self, status: str) -> None:
         """Tell how the training ended, and wait a while until everything has arrived."""
-        self._outbox.status = status
+        self._outbox.tell(status)
         self._closing = True
         self._look()
         self._thread.join(_LAST_SECONDS.get(status, _LAST_SECONDS_OF_OTHERS))
@@ -231,7 +250,7 @@ class MlflowRun:
             self._outbox.try_to_send()
 
 
-def _before(client: MlflowClient, out: Path) -> str | None:
+def _before(connect: Callable[[], MlflowClient], out: Path) -> str | None:
     """Return the run that an earlier part of this training began, if it is still there.
 
     While MLflow does not answer it is: a second one would have half of the curve each.
@@ -243,7 +262,7 @@ def _before(client: MlflowClient, out: Path) -> str | None:
     except OSError:
         return None
     try:
-        stage = client.get_run(run_id).info.lifecycle_stage if run_id else None
+        stage = connect().get_run(run_id).info.lifecycle_stage if run_id else None
     except Exception as error:
         if isinstance(error, MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
@@ -289,7 +308,7 @@ def send_waiting(out: Path) -> None:
 
         try:
             run = (out / RUN_NAME).read_text("utf-8").strip()
-            Outbox(client=MlflowClient(layout().tracking_uri), run_id=run, out=out).send()
+            Outbox(connect=partial(MlflowClient, layout().tracking_uri), run_id=run, out=out).send()
         except Exception as error:  # of HTTP and databases: the training is done, whatever MLflow has of it
             _LOG.warning(
                 "MLflow does not take what waits for it in %s: %s. The same command tries again.",

@@ -134,7 +134,7 @@ def log_evaluation(training: Path, evaluated: StageResult) -> str | None:
     now = int(time.time() * 1000)
     try:
         client = MlflowClient(layout().tracking_uri)  # looks for a database by then
-        Outbox(client=client, run_id=run, out=training).send()
+        Outbox(connect=lambda: client, run_id=run, out=training).send()
         if client.get_run(run).data.tags.get(_EVALUATION_TAG) == str(evaluated.digest):
             return None
         figures = [

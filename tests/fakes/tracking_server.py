@@ -24,7 +24,8 @@ class TrackingServer(ThreadingHTTPServer):
         figures: of all runs: id, name, value, step and time; those that came twice are there once.
         away: connections are closed without an answer.
         failing: requests whose path has this word get a 500.
-        asked: requests while it was away or failing.
+        holding: requests whose path has this word are answered once `let_go` is set.
+        asked: requests while it was away, failing or holding.
     """
 
     daemon_threads = True
@@ -34,7 +35,8 @@ class TrackingServer(ThreadingHTTPServer):
         self.artifacts = artifacts
         self.runs: dict[str, str] = {}
         self.figures: set[tuple[str, str, float, int, int]] = set()
-        self.away, self.failing = False, ""
+        self.away, self.failing, self.holding = False, "", ""
+        self.let_go = threading.Event()
         self.asked = threading.Semaphore(0)
 
     @property
@@ -82,6 +84,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         parts = urlsplit(self.path)
         body = json.loads(data) if data else {key: one[0] for key, one in parse_qs(parts.query).items()}
+        if self.server.holding and self.server.holding in parts.path:
+            self.server.asked.release()
+            self.server.let_go.wait(600)
         code, value = self.server.answer(parts.path.partition("/mlflow/")[2], body)
         if self.server.failing and self.server.failing in parts.path:
             self.server.asked.release()
@@ -108,6 +113,7 @@ def tracking_server(artifacts: Path) -> Iterator[TrackingServer]:
     try:
         yield server
     finally:
+        server.let_go.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from registry.digest import digest_bytes
 from registry.errors import NetworkError
 from trainer.errors import Interrupted
 from trainer.launch import train
-from trainer.outbox import RUN_NAME, WAITING_NAME
+from trainer.outbox import RUN_NAME, WAITING_NAME, send_waiting
 from trainer.recipe import Recipe
 from trainer.stage import StageResult
 from trainer.tracking import Tracker, log_evaluation
@@ -131,6 +132,69 @@ def test_a_training_does_not_begin_without_mlflow(server: TrackingServer, tmp_pa
         begin(tmp_path)
     assert server.url in caught.value.message
     assert "MLFLOW_TRACKING_URI" in caught.value.mend
+
+
+def test_an_answer_that_comes_after_the_end_takes_nothing_away_that_was_left_for_the_next_start(
+    server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.outbox._LAST_SECONDS_OF_OTHERS", 0.1)
+    begin(tmp_path).close("FAILED")
+    server.holding = "runs/update"
+    second = begin(tmp_path)
+    assert server.asked.acquire(timeout=_GENEROUS), "it is asked to take that the training runs again"
+    second.metrics(5, {"loss": 1.0})
+    second.close("KILLED")
+    left = (tmp_path / WAITING_NAME).read_bytes()
+    server.holding = ""
+    server.let_go.set()
+    for thread in threading.enumerate():
+        if thread.name == "mlflow":
+            thread.join(_GENEROUS)
+    assert (tmp_path / WAITING_NAME).read_bytes() == left
+    third = begin(tmp_path)
+    third.close("FINISHED")
+    assert server.steps(str(third.run_id), "loss") == [5]
+    assert server.runs == {third.run_id: "FINISHED"}
+    assert not (tmp_path / WAITING_NAME).exists()
+
+
+#: A disk that is not there, an address that is none.
+NOWHERE = ["sqlite:////dev/null/mlflow.db", "databricks-uc://trainer:hidden@nowhere"]
+
+
+@pytest.mark.parametrize("address", NOWHERE)
+def test_a_training_that_mlflow_does_not_know_yet_does_not_begin_with_an_address_that_leads_nowhere(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(NetworkError, match="takes no run") as caught:
+        begin(tmp_path)
+    assert "MLFLOW_TRACKING_URI" in caught.value.mend
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", NOWHERE)
+def test_one_that_mlflow_knows_goes_on_and_its_figures_wait_for_an_address_that_leads_somewhere(
+    address: str,
+    server: TrackingServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("ADAPTER_FOUNDRY_HOME", str(tmp_path / "home"))
+    begin(tmp_path).close("KILLED")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    second = begin(tmp_path)
+    second.metrics(5, {"loss": 1.0})
+    second.close("FINISHED")
+    said = told(caplog)
+    assert len(said) == 2
+    assert not any("hidden" in one for one in said)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    send_waiting(tmp_path)
+    assert server.steps(str(second.run_id), "loss") == [5]
+    assert server.runs == {second.run_id: "FINISHED"}
 
 
 def test_a_training_is_stopped_and_goes_on_while_mlflow_is_away(
