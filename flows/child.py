@@ -37,8 +37,8 @@ def run(
 ) -> int:
     """Run a program until none of its processes is left, and hand on what they say.
 
-    An exception in this process (a cancelled run, Ctrl-C) asks them to stop, and is raised again when they
-    have.
+    An exception in this process (a cancelled run, Ctrl-C, one of ``heard``) asks them to stop, and is raised
+    again when they have; a second Ctrl-C kills them.
 
     Args:
         command: the program and its arguments.
@@ -67,7 +67,8 @@ def run(
     except BaseException:
         keeper.terminate()
         for stream, line in _lines(keeper, seconds, asked=True):  # their last words
-            heard(stream, line)
+            with suppress(Exception):  # who cannot hear them still lets them save
+                heard(stream, line)
         raise
     finally:
         _leave_nobody(keeper)

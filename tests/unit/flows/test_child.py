@@ -110,6 +110,35 @@ def test_an_interrupted_flow_asks_every_generation_to_save_and_waits(
     assert [one for one in alive if one.is_running()] == [], "nobody may be left when the exception arrives"
 
 
+def test_a_listener_that_hears_no_more_lets_the_program_save_and_a_second_ctrl_c_does_not(
+    tmp_path: Path,
+) -> None:
+    saves = (
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    print('saving', flush=True)\n"
+        "    time.sleep(float(sys.argv[2]))\n"
+        "    pathlib.Path(sys.argv[1]).touch()\n"
+        "    sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('at work', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+
+    def deaf(stream: str, line: str) -> None:
+        raise BrokenPipeError(32, line)
+
+    def hurried(stream: str, line: str) -> None:
+        raise KeyboardInterrupt(line)
+
+    with pytest.raises(BrokenPipeError, match="at work"):
+        run([sys.executable, "-c", saves, str(tmp_path / "saved"), "1"], deaf, grace=120)
+    assert (tmp_path / "saved").exists()
+    with pytest.raises(KeyboardInterrupt, match="saving"):
+        run([sys.executable, "-c", saves, str(tmp_path / "never"), "600"], hurried, grace=120)
+    assert not (tmp_path / "never").exists()
+
+
 def test_who_does_not_stop_is_killed_when_the_time_is_over(
     family: Callable[[str], list[str]], tmp_path: Path
 ) -> None:
