@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from trainer.errors import CacheError
+from trainer.parent import end_with_parent
 from trainer.progress import Progress
 from trainer.recipe import Recipe
 
@@ -22,6 +24,8 @@ def encode_in_processes(
     recipe: Recipe, dataset: Path, base_path: Path, out: Path, progress: Progress, processes: int
 ) -> None:
     """Fill a cache in ``processes`` processes; process r computes on GPU r.
+
+    They end when this process does, however that ends.
 
     Args:
         recipe, dataset, base_path, out: as in `trainer.data.cache_dataset`.
@@ -32,6 +36,7 @@ def encode_in_processes(
         CacheError: one of them failed; the others are ended, and what they had encoded is kept.
     """
     job = {
+        "parent": os.getpid(),
         "recipe": recipe.model_dump(mode="json"),
         "dataset": str(dataset),
         "base_path": str(base_path),
@@ -77,6 +82,9 @@ def encode_in_processes(
 
 def _worker(job: dict[str, object]) -> None:
     """Be one of the processes; its number is in the environment."""
+    end_with_parent()  # the thread that started this one waits for it
+    if os.getppid() != job["parent"]:  # it ended while this one was still importing
+        sys.exit(128 + signal.SIGTERM)
     from trainer.data.cache import cache_dataset
 
     def tell(stage: str, done: int, total: int, note: str = "") -> None:

@@ -147,10 +147,10 @@ class TensorCache:
         return raw.view(getattr(torch, entry.dtype)).reshape(entry.shape)
 
     def _learn(self, path: Path) -> None:
-        """Index a file, unless it is not whole."""
-        entries = _entries(path)
-        self._files[path.name] = tuple(entries)
-        self._entries.update(entries)
+        """Index a file, unless it is not whole: a whole one may come under its name."""
+        if entries := _entries(path):
+            self._files[path.name] = tuple(entries)
+            self._entries.update(entries)
 
     def _forget(self, name: str) -> None:
         for key in self._files.pop(name, ()):

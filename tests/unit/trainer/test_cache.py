@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,18 @@ def test_a_file_that_is_half_written_is_not_looked_at(
     assert len(TensorCache(tmp_path)) == count
 
 
+def test_a_file_that_was_not_whole_is_looked_at_again(tmp_path: Path) -> None:
+    """Two ranks find what a power cut left; one writes the same tensors anew, under the same name."""
+    tensors = {"a": torch.ones(3), "b": torch.ones(2)}
+    TensorCache(tmp_path).add(tensors)
+    cut(next(tmp_path.glob("tensors-*")))
+    waiting, writing = TensorCache(tmp_path), TensorCache(tmp_path)
+    assert writing.missing(tensors) == waiting.missing(tensors) == ["a", "b"]
+    writing.add(tensors)
+    waiting.refresh()
+    assert torch.equal(waiting.get(["a"])[0], tensors["a"])
+
+
 def in_processes(recipe: Recipe, run: Path, base: Path, out: Path, shares: list[dict]) -> list[dict]:
     logs = [out.parent / f"log-{number}" for number in range(len(shares))]
     jobs = [(recipe.model_dump(mode="json"), run, base, out, log, share)
@@ -275,30 +288,83 @@ def test_several_gpus_are_given_a_process_each(
     assert cache_dataset(tiny_recipe, tiny_run / "dataset", tiny_base, tmp_path / "cache").reused
 
 
+def encoding(parent: psutil.Process) -> dict[str, psutil.Process]:
+    """The encoding processes of a process, by their numbers."""
+    found = {}
+    for child in parent.children():
+        with suppress(psutil.Error):  # one of another test that ends meanwhile
+            found[child.environ().get("RANK", "")] = child
+    return found
+
+
+def both_encoding(parent: psutil.Process) -> dict[str, psutil.Process]:
+    seen: dict[str, psutil.Process] = {}
+
+    def there() -> bool:
+        seen.update(encoding(parent))
+        return {"0", "1"} <= seen.keys()
+
+    wait_until(there)
+    return seen
+
+
 def test_a_process_that_fails_ends_the_others(
     tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     """The first one, that tells the progress, would wait half an hour for the share of the second."""
-
-    def encoding() -> dict[str, psutil.Process]:
-        found = {}
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):  # one of another test that ends meanwhile
-                found[child.environ().get("RANK", "")] = child
-        return found
-
-    def kill_the_second() -> None:
-        wait_until(lambda: "1" in encoding())
-        encoding()["1"].kill()
-
     with ThreadPoolExecutor(1) as killer:
-        killed = killer.submit(kill_the_second)
+        killed = killer.submit(lambda: both_encoding(psutil.Process())["1"].kill())
         with pytest.raises(CacheError, match="the encoding process 1 of 2 ended with status -9"):
             encode_in_processes(
                 tiny_recipe, tiny_run / "dataset", tiny_base, tmp_path / "cache", lambda *_: None, 2
             )
         killed.result()
-    assert not {"0", "1"} & encoding().keys()
+    assert not {"0", "1"} & encoding(psutil.Process()).keys()
+
+
+def working(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+ENCODE = """
+import sys
+from pathlib import Path
+from trainer.data.share import encode_in_processes
+from trainer.recipe import Recipe
+recipe = Recipe.model_validate_json(sys.argv[1])
+encode_in_processes(recipe, *map(Path, sys.argv[2:]), lambda *_: None, 2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["they start", "they encode"])
+def test_a_process_that_is_killed_leaves_none_that_encodes(
+    tiny_recipe: Recipe, tiny_run: Path, tiny_base: Path, tmp_path: Path, when: str
+) -> None:
+    """Who only computes would wait half an hour for the share of the one that can tell nobody any more."""
+    cache = tmp_path / "cache"
+    places = [str(place) for place in (tiny_run / "dataset", tiny_base, cache)]
+    parent = psutil.Popen([sys.executable, "-c", ENCODE, tiny_recipe.model_dump_json(), *places])
+    started: dict[str, psutil.Process] = {}
+    try:
+        started = both_encoding(parent)
+        if when == "they encode":
+            started["0"].suspend()  # so that it is the other one that has encoded, and waits for this one
+            wait_until(lambda: any(cache.glob("tensors-*")))
+    finally:
+        parent.kill()
+        parent.wait()
+        for process in started.values():
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+    try:
+        wait_until(lambda: not any(map(working, started.values())))
+    finally:
+        for process in started.values():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def test_ranks_are_found_in_the_environment(
