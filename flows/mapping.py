@@ -42,6 +42,7 @@ from trainer.parts import Mapper, Part, PartFunction, here
 
 if TYPE_CHECKING:
     from prefect import State, Task
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.futures import PrefectFuture
     from prefect.task_runners import TaskRunner
 
@@ -206,7 +207,7 @@ class PartMapper:
         with get_client(sync_client=True) as client:
             for run, state in lost.items():
                 if run not in known:
-                    client.create_task_run(part, flow.flow_run.id, dynamic_key=run, id=UUID(run), name=run)
+                    _put_on_record(client, flow.flow_run.id, run)
                 client.set_task_run_state(UUID(run), state, force=True)
 
     def _start(self) -> tuple[TaskRunner[Any], int]:
@@ -266,6 +267,23 @@ def part_mapper(home: Path, runner: Runner, settings: FlowSettings, runs: list[s
             mapper.close()
         raise
     mapper.close()
+
+
+def _put_on_record(client: SyncPrefectClient, flow: UUID, run: str) -> None:
+    """Have a task run on record.
+
+    Raises:
+        PrefectHTTPStatusError: the server refuses it, and has not put it there by itself, as one that is
+            merely behind does.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        client.create_task_run(part, flow, dynamic_key=run, id=UUID(run), name=run)
+    except PrefectHTTPStatusError:
+        if run not in task_runs(PREFECT_API_URL.value(), [run]):
+            raise
 
 
 def _gpus() -> int:

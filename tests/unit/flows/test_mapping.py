@@ -9,15 +9,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
 from prefect import flow
+from prefect.context import SyncClientContext
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 
+from fakes.failing_proxy import FailingProxy, in_front_of
 from fakes.followed import wait_until
+from flows import server as server_module
 from flows.errors import StageFailed
 from flows.job import running
-from flows.mapping import part_mapper
+from flows.mapping import PartMapper, part_mapper
 from flows.parameters import RecipeChoice
 from flows.server import Server, attached, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings
@@ -220,6 +227,41 @@ def test_once_a_run_ends_early_its_parts_ask_nothing_new_and_keep_what_is_under_
     }
 
 
+def closed(home: Path, proxy: FailingProxy, run: str) -> None:
+    """End a flow whose one part ended well on a cluster, and is not on record; the proxy is its server."""
+
+    @flow(name="closed")
+    def parts() -> None:
+        mapper = PartMapper(home=home, runner="ray", settings=SETTINGS, runs=[run])
+        mapper._states[run] = Completed()
+        there = temporary_settings({PREFECT_API_URL: f"{proxy.url}/api"})
+        with there, SyncClientContext(httpx_settings={}):  # not the client that the flow has already
+            mapper.close()
+
+    parts()
+
+
+def test_a_part_that_the_server_records_late_is_no_failure_and_one_that_it_refuses_is(
+    server: Server, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.mapping._TELLING", 0.0)
+    late, refused = str(uuid4()), str(uuid4())
+
+    def record() -> None:
+        """As the server does it once it comes to it: with a key of its own."""
+        row = {"id": late, "task_key": "part", "dynamic_key": "0", "state": {"type": "RUNNING"}}
+        server_module.ask(f"{server.url}/task_runs/", {**row, "flow_run_id": None, "name": "late"})
+
+    with in_front_of(server.url) as proxy:
+        proxy.before(CREATION, 1, record)
+        closed(data_folder, proxy, late)
+        assert task_runs(server.url, [late]) == {late: "COMPLETED"}
+        proxy.refuse(CREATION)
+        with pytest.raises(PrefectHTTPStatusError, match="403"):
+            closed(data_folder, proxy, refused)
+
+
+CREATION = r"^POST /api/task_runs/$"
 PARALLEL = 3
 
 
