@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 #: Ray gives its processes 15 s to start, which a busy machine does not always keep.
@@ -41,10 +42,10 @@ def kept_here(folder: Path) -> Iterator[dict[str, str]]:
     """
     token = folder / "token"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "ray_bootstrap_config.yaml").write_text(_CLUSTER)
+    _put(folder / "ray_bootstrap_config.yaml", _CLUSTER, os.replace)
     if not token.exists():
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
+        with suppress(FileExistsError):  # of two that start at once the first one's counts for both
+            _put(token, secrets.token_hex(32), os.link)
     # Despite its name it counts on every system: without a "cluster" Ray stays on the loopback.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -58,6 +59,17 @@ def kept_here(folder: Path) -> Iterator[dict[str, str]]:
             del os.environ["HOME"]
         else:
             os.environ["HOME"] = before
+
+
+def _put(path: Path, text: str, name: Callable[[Path, Path], None]) -> None:
+    """Write a private file; ``name`` gives it its name when it is complete, whoever is killed meanwhile."""
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        whole = Path(folder) / path.name
+        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        name(whole, path)
 
 
 def connect(address: str | None, options: Mapping[str, Any]) -> None:
