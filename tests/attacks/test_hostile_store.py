@@ -130,7 +130,7 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
 def test_what_passes_is_tried_again(server: http.HostileS3, fault: http.Fault) -> None:
     # What never answers is waited for to the end, twice; everything else may take its time.
-    patience = replace(PATIENCE, answer=5.0) if fault is http.hang else PATIENCE
+    patience = replace(PATIENCE, answer=15.0) if fault is http.hang else PATIENCE
     store = S3Objects("s3://bucket", patience=patience)
     entry = serve(server, DATA)
     server.misbehave(fault, times=2)

@@ -90,7 +90,7 @@ def test_what_is_waited_for_may_come_with_another_document(
     page.wait("byText('Go', 'button') && true")
     host, port = page.socket.remote_address
     assert page.socket.request is not None
-    with connect(f"ws://{host}:{port}{page.socket.request.path}", max_size=None) as other:
+    with connect(f"ws://{host}:{port}{page.socket.request.path}", max_size=None, ping_interval=None) as other:
         leaving = threading.Timer(1, chromium.Page(socket=other).open, [there])
         leaving.start()
         # The document is left while this is evaluated.

@@ -123,7 +123,7 @@ def steps_of_all(client: httpx.Client) -> float:
 
     def heard() -> bool:
         now.update(told_by(client))
-        return all(now[ingress] != steps for ingress, steps in before.items())
+        return all(now.get(ingress, steps) != steps for ingress, steps in before.items())
 
     wait_until(heard)
     return max(now.values())

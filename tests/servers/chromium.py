@@ -173,7 +173,14 @@ def running(browser: str, width: int = 1280, height: int = 1000) -> Iterator[Pag
             stderr=subprocess.DEVNULL,
         )
         try:
-            with connect(_tab(Path(profile), process), max_size=None, compression=None) as socket:
+            # A browser that is busy for long has not gone, so it is not pinged.
+            with connect(
+                _tab(Path(profile), process),
+                max_size=None,
+                compression=None,
+                open_timeout=_START_SECONDS,
+                ping_interval=None,
+            ) as socket:
                 page = Page(socket=socket)
                 size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
                 page.send("Emulation.setDeviceMetricsOverride", **size)

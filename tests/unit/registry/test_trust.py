@@ -28,7 +28,7 @@ from registry.signing import edition
 from registry.signing.authority import Authority
 from registry.signing.refresh import TrustClient
 from registry.signing.signers import ROLES, KeyRing
-from registry.signing.trust import bin_role
+from registry.signing.trust import TOP, ExpiredTrust, TrustState, bin_role
 from registry.storage.base import read
 from registry.storage.local import LocalObjects
 
@@ -186,6 +186,56 @@ def test_expired_freshness_is_renewed_where_the_online_key_is(
     assert state.expires("timestamp") > datetime.now(UTC) + timedelta(hours=20)
 
 
+@pytest.mark.parametrize("where", ["home", "elsewhere"], ids=["this machine", "another machine"])
+def test_who_is_late_to_renew_takes_what_another_has_renewed(
+    authority: Authority, store: LocalObjects, keys: KeyRing, home: Path, tmp_path: Path, where: str
+) -> None:
+    """Both found the metadata expired; one was faster. That is no attack, and needs no third edition."""
+    resign(home, {"timestamp": expire})
+    for role in ("timestamp", "snapshot"):
+        shutil.copy(newest(home, role), home / "trust/metadata" / f"{role}.json")
+    shutil.copytree(home / "trust", tmp_path / "elsewhere" / "trust")
+    renewed: list[int] = []
+
+    class Late(TrustClient):
+        def current(self) -> TrustState:
+            try:
+                return super().current()
+            except ExpiredTrust:
+                renewed.append(authority.state().version("timestamp"))
+                raise
+
+    folder = {"home": home, "elsewhere": tmp_path / "elsewhere"}[where] / "trust"
+    state = Authority(store, keys, Late(store, folder)).state()
+    assert [state.version("timestamp")] == renewed
+
+
+def test_a_memory_that_is_replaced_while_it_is_read_is_of_one_edition(
+    authority: Authority, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process publishes and refreshes after each of the reads in turn."""
+    client = TrustClient(authority.store, home / "trust", max_age=3600)
+    read_bytes, reads, turn = Path.read_bytes, 1, 0
+
+    def reading(path: Path) -> bytes:
+        nonlocal reads
+        data, reads = read_bytes(path), reads + 1
+        if reads == turn:
+            authority.revoke(ONE, f"reason {turn}")
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    while reads >= turn:
+        reads, turn = 0, turn + 1
+        state = client.current()
+        snapshot = state.signed("timestamp")["meta"]["snapshot.json"]["version"]
+        assert snapshot == state.version("snapshot"), turn
+        for role in ("targets", "names"):
+            assert state.signed("snapshot")["meta"][f"{role}.json"]["version"] == state.version(role), turn
+    assert turn > len(TOP)
+    assert authority.state().is_revoked(ONE) == f"reason {turn - 1}"
+
+
 def test_freshness_is_renewed_before_it_ends(authority: Authority, home: Path) -> None:
     def soon(signed: Any) -> None:
         signed.expires = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
@@ -240,14 +290,17 @@ def test_a_bin_that_nobody_asks_for_is_renewed_along(
 def test_what_expires_soon_is_told(
     authority: Authority, keys: KeyRing, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not caplog.records
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if record.name.startswith("registry.")]
+
+    assert not told()
     monkeypatch.setitem(edition.LIFETIMES, "targets", timedelta(days=10))
     authority.revoke(ONE, "gone")
     with caplog.at_level(logging.WARNING):
         authority.state()
-    (record,) = caplog.records
-    assert "targets expires on" in record.message
-    assert "approver key" in record.message
+    (message,) = told()
+    assert "targets expires on" in message
+    assert "approver key" in message
 
 
 def test_a_key_that_readers_would_refuse_signs_nothing(
