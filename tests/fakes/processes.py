@@ -17,13 +17,22 @@ def stand_still(pid: int, seconds: float = 120.0) -> None:
     """
     os.kill(pid, signal.SIGSTOP)
     end = time.monotonic() + seconds
-    while not _stands(pid):
+    while not _all(pid, "T"):
         assert time.monotonic() < end, f"process {pid} does not stop"
         time.sleep(0.01)
 
 
-def _stands(pid: int) -> bool:
+def kill(pid: int, seconds: float = 120.0) -> None:
+    """Kill a process, and wait until it has ended with all its threads; who started it still asks how."""
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists() and not _all(pid, "Z"):
+        assert time.monotonic() < end, f"process {pid} does not end"
+        time.sleep(0.01)
+
+
+def _all(pid: int, state: str) -> bool:
     with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends meanwhile
         threads = Path(f"/proc/{pid}/task").glob("*/status")
-        return all("\nState:\tT" in one.read_text() for one in threads)
+        return all(f"\nState:\t{state}" in one.read_text() for one in threads)
     return False

@@ -18,7 +18,7 @@ import pytest
 
 from fakes.failing_proxy import in_front_of
 from fakes.followed import PROD, follower, meant, three_versions, wait_until
-from fakes.processes import stand_still
+from fakes.processes import kill, stand_still
 from fakes.registries import NAME, objects
 from registry.client import Registry
 from registry.errors import NetworkError, Revoked
@@ -205,13 +205,13 @@ def test_a_restart_while_the_server_is_dead_serves_from_the_cache(
     before.poll()
     assert meant(before, f"{NAME}:2").number == 2
     _count_requests(make, s3, monkeypatch)
-    for how in (signal.SIGSTOP, signal.SIGKILL):
-        os.kill(s3.pid, how)
+    for how in (stand_still, kill):
+        how(s3.pid)
         found = make()
         began = time.monotonic()
         found.poll()
         seconds = time.monotonic() - began
-        print(f"restarted without a registry ({how.name}): served after {seconds:.1f} s")
+        print(f"restarted without a registry ({how.__name__}): served after {seconds:.1f} s")
         _is_served_from_the_cache(found)
     with pytest.raises(NetworkError):
         meant(found, f"{NAME}:3")  # never fetched
