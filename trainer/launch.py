@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,7 @@ def train(
         return done
     _divided(recipe, count)
     encoders.require(recipe.losses)
-    _launch(job, count, progress, key)
-    result = finished(out, key)
-    assert result is not None
-    return result
+    return _launch(job, count, progress, key)
 
 
 def found(job: Job) -> StageResult | None:
@@ -242,8 +240,8 @@ def _tracked(recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
-    """Train in several processes of this module and follow what they tell."""
+def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> StageResult:
+    """Train in several processes of this module, follow what they tell, and return what they made."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--module", "trainer.launch", str(job.write()), TELL]
     # When it is told to stop, torch's launcher gives its processes half a minute unless it is told otherwise.
@@ -264,8 +262,8 @@ def _launch(job: Job, processes: int, progress: Progress, key: Digest) -> None:
         except BaseException:
             process.terminate()
             raise
-    if finished(job.out, key):
-        return
+    if done := finished(job.out, key):
+        return replace(done, reused=False)
     if problems:
         raise first_cause(problems)
     if stop.received:

@@ -73,10 +73,11 @@ def together(
 ) -> Path:
     """What two processes train that nobody disturbs."""
     out, told = tmp_path_factory.mktemp("together"), []
-    train(
+    made = train(
         recipe, tiny_run / "dataset", tiny_run / "cache", tiny_base, out,
         lambda stage, done, total, note="": told.append((done, note)), processes=2, track=False,
     )  # fmt: skip
+    assert (made.folder, made.reused) == (out, False)
     assert [done for done, _ in told] == list(range(1, STEPS + 1))
     assert all("loss" in note and "samples/s" in note for _, note in told)
     return out
