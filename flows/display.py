@@ -74,6 +74,9 @@ class Display:
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` pieces of the stage that was announced, or of a part of it."""
+        if not total:
+            self.say(f"      {self._stage}: {note}")  # at once: there may be no other news for long
+            return
         if self._task is not None:
             label = self._stage if stage == self._stage else f"{self._stage}: {stage}"
             self._bar.update(self._task, description=label, completed=done, total=total, note=note)

@@ -1,7 +1,8 @@
 """How stages tell how far they are.
 
-A stage calls ``progress(stage, done, total, note)`` now and then. The flow turns that into its own display;
-`ConsoleProgress` prints it for the command line, `silent` drops it.
+A stage calls ``progress(stage, done, total, note)`` now and then; a total of 0 says that it waits, and the
+note what for. The flow turns that into its own display; `ConsoleProgress` prints it for the command line,
+`silent` drops it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Protocol, TextIO
 
 
 class Progress(Protocol):
-    """Takes notice of ``done`` of ``total`` pieces of ``stage``."""
+    """Takes notice of ``done`` of ``total`` pieces of ``stage``; of 0 while it waits for others."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
 
@@ -70,6 +71,10 @@ class ConsoleProgress:
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show ``done`` of ``total`` pieces of ``stage``."""
         now = time.monotonic()
+        if not total:
+            self._stage, self._heard = "", now  # nothing is known of the speed yet
+            self._write(f"{stage:<12} {note}", ends=True)
+            return
         if stage != self._stage:
             # A stage begins where the one before it ended, not with its first news.
             self._stage, self._started, self._shown = stage, self._heard, 0.0
@@ -82,9 +87,11 @@ class ConsoleProgress:
         # What was done before, as in a training that goes on, says nothing about the speed of this one.
         begun, before = (self._started, 0) if finished else self._first
         left = eta(now - begun, done - before, total - before)
-        line = f"{stage:<12} {done}/{total}  {left}  {note}".rstrip()
+        self._write(f"{stage:<12} {done}/{total}  {left}  {note}".rstrip(), ends=finished)
+
+    def _write(self, line: str, *, ends: bool) -> None:
         if self._live:
-            self._stream.write("\r\x1b[2K" + line + ("\n" if finished else ""))
+            self._stream.write("\r\x1b[2K" + line + ("\n" if ends else ""))
         else:
             self._stream.write(line + "\n")
         self._stream.flush()

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from registry.digest import Digest, digest_bytes
 from registry.manifest import canonical_json
+from trainer.progress import Progress
 
 STAGE_NAME = "stage.json"
 #: Tells apart the processes of pods that share a data folder: their numbers are often equal.
@@ -187,6 +188,27 @@ def alone(folder: Path, busy: Callable[[], object]) -> Iterator[None]:
             busy()
             fcntl.flock(stream, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def making(stage: str, out: Path, key: Digest, progress: Progress) -> Iterator[StageResult | None]:
+    """Let one run at a time make a stage's output; a second one waits and takes what the first has made.
+
+    Args:
+        stage: its name.
+        out: folder of the output.
+        key: of the output.
+        progress: is told that another run is at it.
+
+    Yields:
+        what lies in ``out``, or None where it has still to be made.
+    """
+    if done := finished(out, key):
+        yield done
+        return
+    busy = "another run is at the same stage: waiting for what it makes"
+    with alone(out, lambda: progress(stage, 0, 0, busy)):
+        yield finished(out, key)
 
 
 def _lock(folder: Path) -> IO[bytes]:

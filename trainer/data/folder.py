@@ -38,7 +38,7 @@ from trainer.data.writing import provenance
 from trainer.errors import DataError
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import StageResult, making, new_folder, stage_key, write_result
 
 LICENSE_NAME = "license.txt"
 _LONGEST_LICENSE = 4096
@@ -79,22 +79,25 @@ def read_folder(
     listing, encoder = asked.listing, asked.encoder
     if wanted is not None and asked.key != wanted:
         raise _changed(listing.folder)
-    if done := finished(out, asked.key):
-        return done
-    read = _read(asked, progress)
-    choice = choose(recipe, read.seen, read.wishes, lambda _: read.measures, encoder=encoder, scored=False)
-    _require_splits(choice, listing)
-    with new_folder(out) as new:
-        digest = write(
-            new, choice, recipe, _rows(read, listing.folder), lambda row: _file(listing, read, row),
-            lambda about: _provenance(listing.folder, about, asked.looked_through),
-        )  # fmt: skip
-        license = combined(asked.licenses.values())
-        pictures = len({row for one in choice.kept for row in one.rows})
-        told = {**counts(choice.kept), **facts(choice), "pictures": pictures, "license": license}
-        result = StageResult(stage="triplets", folder=out, key=asked.key, digest=digest, facts=told)
-        write_result(new, result)
-    return result
+    with making("triplets", out, asked.key, progress) as done:
+        if done:
+            return done
+        read = _read(asked, progress)
+        choice = choose(
+            recipe, read.seen, read.wishes, lambda _: read.measures, encoder=encoder, scored=False
+        )
+        _require_splits(choice, listing)
+        with new_folder(out) as new:
+            digest = write(
+                new, choice, recipe, _rows(read, listing.folder), lambda row: _file(listing, read, row),
+                lambda about: _provenance(listing.folder, about, asked.looked_through),
+            )  # fmt: skip
+            license = combined(asked.licenses.values())
+            pictures = len({row for one in choice.kept for row in one.rows})
+            told = {**counts(choice.kept), **facts(choice), "pictures": pictures, "license": license}
+            result = StageResult(stage="triplets", folder=out, key=asked.key, digest=digest, facts=told)
+            write_result(new, result)
+        return result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -31,7 +31,7 @@ from trainer.data.provenance import scorers, together
 from trainer.parts import Mapper, forget, here, in_parts
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import StageResult, making, new_folder, stage_key, write_result
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -87,37 +87,38 @@ def build_triplets(
         pairing=recipe.data.pairing,
         seed=recipe.seed if recipe.data.pairing == "random" else None,
     )
-    if done := finished(out, key):
-        return done
-    seen = candidates(made, judged, expressions)
+    with making("triplets", out, key, progress) as done:
+        if done:
+            return done
+        seen = candidates(made, judged, expressions)
 
-    cut = stage_key("triplets parts", key=key, batch=recipe.running.batch)  # other pieces are other parts
+        cut = stage_key("triplets parts", key=key, batch=recipe.running.batch)  # other pieces are other parts
 
-    def measure(rows: list[int]) -> measuring.Measures:
-        found = measuring.Measures.empty(len(seen))
-        asked = measuring.parts(images, seen, rows, encoder, recipe.running.batch)
-        _, answers = in_parts("triplets", out, cut, measuring.measure, asked, mapper, progress)
-        done = 0
-        for part, answer in zip(asked, answers, strict=True):
-            found.take(rows[done : done + len(part["pictures"])], answer)
-            done += len(part["pictures"])
-        return found
+        def measure(rows: list[int]) -> measuring.Measures:
+            found = measuring.Measures.empty(len(seen))
+            asked = measuring.parts(images, seen, rows, encoder, recipe.running.batch)
+            _, answers = in_parts("triplets", out, cut, measuring.measure, asked, mapper, progress)
+            done = 0
+            for part, answer in zip(asked, answers, strict=True):
+                found.take(rows[done : done + len(part["pictures"])], answer)
+                done += len(part["pictures"])
+            return found
 
-    choice = choose(recipe, seen, _wishes(recipe, seen), measure, encoder=encoder)
-    require_some(choice)
-    with new_folder(out) as folder:
-        digest = write(
-            folder,
-            choice,
-            recipe,
-            _rows(made, judged, expressions),
-            Blobs(images / BLOBS_NAME),
-            lambda about: together(recipe, about, scored, looked_through),
-        )
-        told = {**counts(choice.kept), **facts(choice)}
-        result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
-        write_result(folder, result)
-    forget(out, cut)
+        choice = choose(recipe, seen, _wishes(recipe, seen), measure, encoder=encoder)
+        require_some(choice)
+        with new_folder(out) as folder:
+            digest = write(
+                folder,
+                choice,
+                recipe,
+                _rows(made, judged, expressions),
+                Blobs(images / BLOBS_NAME),
+                lambda about: together(recipe, about, scored, looked_through),
+            )
+            told = {**counts(choice.kept), **facts(choice)}
+            result = StageResult(stage="triplets", folder=out, key=key, digest=digest, facts=told)
+            write_result(folder, result)
+        forget(out, cut)
     total = len(choice.kept) + len(choice.missed)
     progress("triplets", total, total, f"{len(choice.kept)} kept")
     return result

@@ -24,7 +24,7 @@ from trainer.scoring.decisions import Decision, Decisions, digest_of
 from trainer.scoring.scorer import Picture, Scorer
 from trainer.scoring.table import agreement, digest, joined, pictures_of, table_of
 from trainer.sections import ApiSection, ScoringSection
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_result
+from trainer.stage import StageResult, making, new_folder, stage_key, write_result
 
 FORMAT = 1
 SCORES_NAME = "scores.parquet"
@@ -80,30 +80,31 @@ def score(
     named = [judge.ingredient.model_dump(mode="json")] if judge.ingredient else []
     # Other terms make another result, and ask nobody again.
     key = stage_key("score", asked=asked, decisions=digest_of(decided), ingredients=named)
-    if done := finished(out, key):
-        return done
-    parts = _parts(recipe, images, [image for _, image in pictures], place)
-    work = score_part if scorer is None else partial(score_part, scorer=scorer)
-    cut = stage_key("score parts", asked=asked, batch=recipe.running.batch)  # other pieces are other parts
-    folder, answers = in_parts("score", out, cut, work, parts, mapper, progress)
-    with new_folder(out) as new:
-        table = joined([folder / f"{answer['name']}.parquet" for answer in answers], pictures, decided)
-        pq.write_table(table, new / SCORES_NAME)
-        _write_review(new / REVIEW_NAME, folder, answers, decided)
-        states = table["status"].to_pylist()
-        facts = {
-            "images": len(pictures),
-            "pictures": str(images.absolute()),
-            "scorer": judge.name,
-            **{status: states.count(status) for status in ("scored", "review", "quarantined")},
-            "decided": len(decided),
-            "agreement": agreement(images, table, expressions),
-            "ingredients": named,
-        }
-        result = StageResult(stage="score", folder=out, key=key, digest=digest(table), facts=facts)
-        write_result(new, result)
-    forget(out, cut)
-    return result
+    with making("score", out, key, progress) as done:
+        if done:
+            return done
+        parts = _parts(recipe, images, [image for _, image in pictures], place)
+        work = score_part if scorer is None else partial(score_part, scorer=scorer)
+        cut = stage_key("score parts", asked=asked, batch=recipe.running.batch)  # other pieces, other parts
+        folder, answers = in_parts("score", out, cut, work, parts, mapper, progress)
+        with new_folder(out) as new:
+            table = joined([folder / f"{answer['name']}.parquet" for answer in answers], pictures, decided)
+            pq.write_table(table, new / SCORES_NAME)
+            _write_review(new / REVIEW_NAME, folder, answers, decided)
+            states = table["status"].to_pylist()
+            facts = {
+                "images": len(pictures),
+                "pictures": str(images.absolute()),
+                "scorer": judge.name,
+                **{status: states.count(status) for status in ("scored", "review", "quarantined")},
+                "decided": len(decided),
+                "agreement": agreement(images, table, expressions),
+                "ingredients": named,
+            }
+            result = StageResult(stage="score", folder=out, key=key, digest=digest(table), facts=facts)
+            write_result(new, result)
+        forget(out, cut)
+        return result
 
 
 def _parts(recipe: Recipe, images: Path, digests: Sequence[str], data_folder: Path) -> list[dict[str, Any]]:

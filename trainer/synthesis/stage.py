@@ -23,7 +23,7 @@ from trainer.errors import BudgetSpent
 from trainer.parts import Mapper, forget, here, in_parts, portions, processes
 from trainer.progress import Progress, silent
 from trainer.recipe import Recipe
-from trainer.stage import StageResult, finished, new_folder, stage_key, write_atomically, write_result
+from trainer.stage import StageResult, making, new_folder, stage_key, write_atomically, write_result
 from trainer.synthesis.editing import EditingApi
 from trainer.synthesis.renderer import PortraitRenderer
 from trainer.synthesis.source import Generator, Made, PortraitRequest
@@ -61,36 +61,38 @@ def synthesise(
     place = data_folder or home()
     source = generator_of(recipe, place, progress)
     key = stage_key("synthesise", format=FORMAT, **source.inputs())
-    if done := finished(out, key):
-        return done
-    requests = source.plan()
-    # What waits for others is slow: in smaller parts one sees how far it is.
-    size = recipe.running.batch if source.parallel == 1 else min(recipe.running.batch, 8 * source.parallel)
-    told = recipe.model_dump(mode="json", exclude_unset=True)  # some rules ask whether a field was given
-    parts = [
-        {
-            "recipe": told,
-            "data_folder": str(place),
-            "begin": begin,
-            "requests": [asdict(request) for request in requests[begin:end]],
-        }
-        for begin, end in portions(len(requests), size)
-    ]
-    if mapper is None:
-        many = recipe.synthesis is None and len(requests) >= _WORTH_PROCESSES
-        mapper = processes(min(4, os.cpu_count() or 1)) if many else here
-    cut = stage_key("synthesise parts", key=key, size=size)  # other pieces are other parts
-    try:
-        folder, answers = in_parts("synthesise", out, cut, make_part, parts, mapper, progress)
-    except BudgetSpent as error:
-        raise _with_the_rest(error, source, requests) from None
-    with new_folder(out) as new:
-        digest = _put_together(folder, [answer["rows"] for answer in answers], new)
-        facts = _facts(source, requests, answers)
-        result = StageResult(stage="synthesise", folder=out, key=key, digest=digest, facts=facts)
-        write_result(new, result)
-    forget(out, cut)
-    return result
+    with making("synthesise", out, key, progress) as done:
+        if done:
+            return done
+        requests = source.plan()
+        # What waits for others is slow: in smaller parts one sees how far it is.
+        most, at_once = recipe.running.batch, source.parallel
+        size = most if at_once == 1 else min(most, 8 * at_once)
+        told = recipe.model_dump(mode="json", exclude_unset=True)  # some rules ask whether a field was given
+        parts = [
+            {
+                "recipe": told,
+                "data_folder": str(place),
+                "begin": begin,
+                "requests": [asdict(request) for request in requests[begin:end]],
+            }
+            for begin, end in portions(len(requests), size)
+        ]
+        if mapper is None:
+            many = recipe.synthesis is None and len(requests) >= _WORTH_PROCESSES
+            mapper = processes(min(4, os.cpu_count() or 1)) if many else here
+        cut = stage_key("synthesise parts", key=key, size=size)  # other pieces are other parts
+        try:
+            folder, answers = in_parts("synthesise", out, cut, make_part, parts, mapper, progress)
+        except BudgetSpent as error:
+            raise _with_the_rest(error, source, requests) from None
+        with new_folder(out) as new:
+            digest = _put_together(folder, [answer["rows"] for answer in answers], new)
+            facts = _facts(source, requests, answers)
+            result = StageResult(stage="synthesise", folder=out, key=key, digest=digest, facts=facts)
+            write_result(new, result)
+        forget(out, cut)
+        return result
 
 
 def inputs(recipe: Recipe, data_folder: Path | None = None) -> dict[str, Any]:

@@ -38,6 +38,15 @@ def test_lines_come_no_more_often_than_asked() -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
+def test_who_waits_says_so_at_once() -> None:
+    stream, log = io.StringIO(), []
+    display = Display(1, stream, seconds=3600, log=log.append)
+    with display.stage("score", "judged"):
+        display("score", 0, 0, "another run is at it")
+    assert stream.getvalue().splitlines()[1:] == ["      score: another run is at it"]
+    assert log[1:] == ["score: another run is at it"]
+
+
 def test_the_table_names_every_stage_and_where_to_look() -> None:
     text = table(
         [("train", "reused", "steps 450", "/runs/train-1"), ("scan", "0.1 s", "pass", "/runs/a")],

@@ -34,6 +34,16 @@ def test_lines_are_few_where_nobody_watches_and_the_end_is_always_told() -> None
     assert lines[-1].endswith("loss 0.5")
 
 
+def test_who_waits_says_so_at_once_and_has_no_time_to_go() -> None:
+    stream = io.StringIO()
+    progress = ConsoleProgress(stream, seconds=3600)
+    progress("score", 0, 0, "another run is at it")
+    progress("score", 1, 4)
+    waits, begins = stream.getvalue().splitlines()
+    assert waits == "score        another run is at it"
+    assert begins.split() == ["score", "1/4", "starting"], "the wait says nothing about the speed"
+
+
 def test_what_was_done_before_says_nothing_about_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training resumed at 900 of 1000 that does 10 in 10 s has 90 s to go."""
     clock = iter([0.0, 100.0, 110.0, 200.0])

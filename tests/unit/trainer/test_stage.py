@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from trainer.stage import new_folder
+import pytest
+
+from fakes.followed import wait_until
+from trainer.data import build_triplets
+from trainer.progress import Progress
+from trainer.recipe import Recipe
+from trainer.scoring import score
+from trainer.stage import StageResult, new_folder
+from trainer.synthesis import synthesise
 
 _TIMES = 300
 
@@ -59,3 +69,46 @@ def test_a_folder_takes_the_place_of_what_was_there(tmp_path: Path) -> None:
             (folder / "new").write_text(str(number))
         assert [path.name for path in out.iterdir()] == ["new"]
     assert (tmp_path / "full" / "new").read_text() == "2"
+
+
+def synthesised(recipe: Recipe, run: Path, out: Path, progress: Progress) -> StageResult:
+    return synthesise(recipe, out, progress, data_folder=out.parent)
+
+
+def scored(recipe: Recipe, run: Path, out: Path, progress: Progress) -> StageResult:
+    return score(recipe, run / "images", out, progress, data_folder=out.parent)
+
+
+def chosen(recipe: Recipe, run: Path, out: Path, progress: Progress) -> StageResult:
+    return build_triplets(recipe, run / "images", run / "scored", out, progress)
+
+
+@pytest.mark.parametrize("stage", [synthesised, scored, chosen])
+def test_two_runs_of_a_stage_make_it_once(
+    tiny_recipe: Recipe, tiny_run: Path, tmp_path: Path, stage: Callable[..., StageResult]
+) -> None:
+    """The first one has done its last part when the second one comes; that one must leave the parts there."""
+    recipe = tiny_recipe.model_copy(update={"running": tiny_recipe.running.model_copy(update={"batch": 8})})
+    at_the_end, go_on, told = threading.Event(), threading.Event(), []
+
+    def held(stage: str, done: int, total: int, note: str = "") -> None:
+        if done == total:
+            at_the_end.set()
+            go_on.wait(120)
+
+    with ThreadPoolExecutor(2) as runs:
+        first = runs.submit(stage, recipe, tiny_run, tmp_path / "out", held)
+        try:
+            wait_until(lambda: at_the_end.is_set() or first.done())
+            second = runs.submit(stage, recipe, tiny_run, tmp_path / "out", lambda *news: told.append(news))
+            wait_until(lambda: bool(told) or second.done())
+            assert not second.done(), "it waits"
+        finally:
+            go_on.set()
+        made, taken = first.result(), second.result()
+    assert (made.reused, taken.reused) == (False, True)
+    assert taken.digest == made.digest
+    assert [news[1:] for news in told] == [
+        (0, 0, "another run is at the same stage: waiting for what it makes")
+    ]
+    assert not list(tmp_path.glob(".*.parts"))
