@@ -62,11 +62,12 @@ class Watch:
     @property
     def problem(self) -> str | None:
         """Why the last round brought nothing, in words; None is well."""
-        if self.error is None:
+        error = self.error  # once: a round may end meanwhile, and take it away
+        if error is None:
             return None
-        if isinstance(self.error, NetworkError):
-            return f"the registry does not answer: {said(self.error)}"
-        return f"the registry cannot be believed: {said(self.error)}"
+        if isinstance(error, NetworkError):
+            return f"the registry does not answer: {said(error)}"
+        return f"the registry cannot be believed: {said(error)}"
 
     @property
     def place(self) -> Layout:
@@ -109,11 +110,12 @@ class Watch:
             NotFound: nothing of that name is signed.
             RegistryError: the registry was never reached, or has signed names that cannot be read.
         """
-        if self.state is None:
-            if self.error is not None:
-                raise bare(self.error)
-            raise NotServed("the registry was not asked yet", "try again in a moment")
-        return self.state.resolve(reference)
+        error, state = self.error, self.state  # once and in this order: a round may end meanwhile
+        if state is not None:
+            return state.resolve(reference)
+        if error is not None:
+            raise bare(error)
+        raise NotServed("the registry was not asked yet", "try again in a moment")
 
     def about(self, reference: Reference) -> VersionView:
         """Return the keys that count for statements about what a reference means; raises as `resolve`."""

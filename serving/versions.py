@@ -159,8 +159,9 @@ class Entry:
             told = [f"it waits until {self.reference} is promoted"]
         if version is not None and self.doubt is not None:
             told.append(f"{version} would not be admitted today: {said(self.doubt)}")
-        if watch.problem is not None and not any(text in watch.problem for text in told):
-            told.append(watch.problem)
+        problem = watch.problem  # once: another thread's round may take it away
+        if problem is not None and not any(text in problem for text in told):
+            told.append(problem)
         number = digest = None
         if version is not None:
             number, digest = version.number, version.digest

@@ -20,13 +20,15 @@ from fakes.registries import NAME, expire, newest, objects, resign
 from registry.admission import VerifiedAdapter
 from registry.client import Registry
 from registry.digest import Digest
-from registry.errors import NotFound, Revoked, StaleTrust, UsageError
+from registry.errors import Explained, NetworkError, NotFound, Revoked, StaleTrust, UsageError
 from registry.manifest import WEIGHTS_NAME
+from registry.reference import Reference
 from serving import following, judging
 from serving.errors import AdapterMismatch, NotServed, Overloaded
 from serving.following import Follower
 from serving.metrics import Metrics
-from serving.versions import Version
+from serving.trust import Watch
+from serving.versions import Entry, Version
 
 Make = Callable[..., Follower]
 
@@ -509,6 +511,41 @@ def test_a_store_that_is_gone_stops_nothing_and_comes_back(
     assert version(found) == 2
     assert found.statuses()[0].problem is None
     assert value(metrics, "registry_up") == 1
+
+
+@pytest.mark.parametrize("looks", range(5))
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (NetworkError("it is down", "wait"), "the registry does not answer: it is down"),
+        (StaleTrust("it is old", "ask"), "the registry cannot be believed: it is old"),
+    ],
+)
+def test_a_round_may_end_well_between_any_two_looks_at_what_the_last_one_met(
+    registry: Registry, error: Explained, words: str, looks: int
+) -> None:
+    """The round is another thread's: what is told is told as before it or as after it, and never fails."""
+
+    class Recovering(Watch):
+        """A watch whose error is gone after so many looks at it."""
+
+        def __init__(self) -> None:
+            self.left = looks
+            super().__init__(registry.place)
+
+        @property
+        def error(self) -> Explained | None:
+            self.left -= 1
+            return error if self.left >= 0 else None
+
+        @error.setter
+        def error(self, value: Explained | None) -> None: ...
+
+    assert Recovering().problem in (words, None)
+    entry = Entry(reference=Reference.parse(PROD), followed=True, error=NotServed("it is new", "wait"))
+    assert entry.status(Recovering()).problem in (f"it is new; {words}", "it is new")
+    with pytest.raises((NotServed, type(error)), match=r"^(it is down|it is old|the registry was not asked)"):
+        Recovering().resolve(entry.reference)
 
 
 def test_expired_trust_metadata_stop_nothing(make: Make, registry: Registry, home: Path) -> None:
