@@ -273,8 +273,9 @@ class LocalBackend:
                     # One that does not fit or was withdrawn just now is nobody else's matter.
                     with suppress(Explained):
                         adapter = self._follower.resolve(one.reference)
-                        device.engine.hold(adapter)
-                        self._held[adapter.digest] = adapter
+                        if adapter.digest not in self._held:  # it may mean another since, held already
+                            device.engine.hold(adapter)
+                            self._held[adapter.digest] = adapter
 
     def _release_all(self, device: _Device) -> None:
         with self._loading:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from fakes.adapters import clean_adapter
 from fakes.followed import PROD, three_versions
+from fakes.followed import wait_until as stand_until
 from fakes.registries import NAME, PASSING, objects
 from registry.admission import VerifiedAdapter
 from registry.client import Registry
@@ -28,7 +29,7 @@ from registry.manifest import CARD_NAME, BaseModelRef
 from registry.reference import Reference
 from servers.served import local_client
 from serving import local
-from serving.backend import Progress
+from serving.backend import AdapterStatus, Progress
 from serving.bases import register
 from serving.engine import EditEngine
 from serving.errors import (
@@ -40,6 +41,7 @@ from serving.errors import (
     UsageError,
     WrongBase,
 )
+from serving.following import Follower
 from serving.http.app import service_app
 from serving.images import TEXT_KEY, png_bytes
 from serving.local import LocalBackend
@@ -258,29 +260,75 @@ def test_a_revocation_stops_requests_that_run_and_that_wait(
     asyncio.run(run())
 
 
+def _resident(metrics: Metrics) -> int:
+    text = metrics.exposition()[0].decode()
+    return int(float(text.rpartition("foundry_serving_adapter_memory_bytes ")[2].split()[0]))
+
+
 def test_followed_adapters_stay_on_the_device_when_others_need_room(
     registry: Registry, portrait: Image.Image
 ) -> None:
     async def run() -> None:
         metrics = Metrics()
-
-        def resident() -> int:
-            text = metrics.exposition()[0].decode()
-            return int(float(text.rpartition("foundry_serving_adapter_memory_bytes ")[2].split()[0]))
-
-        async with serving(registry, metrics) as backend:
-            size = resident()
+        async with serving(registry, metrics):
+            size = _resident(metrics)
         async with serving(registry, metrics, adapter_memory=size * 5 // 2) as backend:
             for number in (2, 3, 2):
                 result = await answer(backend, ask(portrait, adapter=f"{NAME}:{number}"))
                 assert result.adapter == f"{NAME}:{number}"
-                assert resident() <= size * 5 // 2
+                assert _resident(metrics) <= size * 5 // 2
         # Where there is room for one only, a new version takes that of the old one.
         async with serving(registry, metrics, adapter_memory=size * 3 // 2) as backend:
             assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:1"
             await asyncio.to_thread(registry.promote, f"{NAME}:3", "prod")
             await wait_until(lambda: _serves(backend, 3))
             assert (await answer(backend, ask(portrait))).adapter == f"{NAME}:3"
+
+    asyncio.run(run())
+
+
+def test_what_a_reference_moves_to_while_the_adapters_of_all_are_held_is_not_held_twice(
+    registry: Registry, portrait: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for one version. Held twice and released once, it would be the last that has it."""
+    promoted, moves, goes = threading.Event(), threading.Event(), threading.Event()
+    trial, statuses, metrics = local.trial, Follower.statuses, Metrics()
+
+    def last_step_of_a_move(adapter: VerifiedAdapter) -> Any:
+        if promoted.is_set() and not goes.is_set():
+            moves.set()
+            assert goes.wait(SOON)
+        return trial(adapter)
+
+    def overtaken(found: Follower) -> list[AdapterStatus]:
+        seen = statuses(found)
+        if moves.is_set() and not goes.is_set():
+            goes.set()
+            stand_until(lambda: found.resolve(PROD).digest == found.resolve(f"{NAME}@staging").digest, SOON)
+        return seen
+
+    async def settled(backend: LocalBackend) -> bool:
+        status = await backend.adapter(PROD)
+        return status.version == 3 or status.problem is not None
+
+    monkeypatch.setattr(local, "trial", last_step_of_a_move)
+    monkeypatch.setattr(Follower, "statuses", overtaken)
+
+    async def run() -> None:
+        async with serving(registry, metrics):
+            room = _resident(metrics) * 3 // 2
+        await asyncio.to_thread(registry.promote, f"{NAME}:2", "staging")
+        async with serving(registry, adapters=(f"{NAME}@staging", PROD), adapter_memory=room) as backend:
+            promoted.set()
+            await asyncio.to_thread(registry.promote, f"{NAME}:2", "prod")
+            assert await asyncio.to_thread(moves.wait, SOON)
+            with pytest.raises(UnknownExpression):  # it had the adapters held before it was refused
+                await answer(backend, ask(portrait, {"haughty": 1.0}, adapter=PROD))
+            assert goes.is_set(), "the request had nothing held"
+            await asyncio.to_thread(registry.promote, f"{NAME}:3", "prod")
+            await wait_until(lambda: settled(backend))
+            status = await backend.adapter(PROD)
+            assert (status.version, status.problem) == (3, None)
 
     asyncio.run(run())
 
