@@ -234,6 +234,8 @@ class JobTable:
         with self._writing() as connection:
             before = self._clock() - seconds
             stale = select(jobs).where(jobs.c.state == "queued", jobs.c.created < before).limit(1000)
+            # Whom another process claims, cancels or fails just now is its matter.
+            stale = stale.with_for_update(skip_locked=True)
             for row in connection.execute(stale).all():
                 self._end(connection, read_job(row), "failed", error=EXPIRED)
             old = select(jobs.c.id).where(jobs.c.ended < before).limit(1000)

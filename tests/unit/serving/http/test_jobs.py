@@ -6,6 +6,7 @@ import asyncio
 import base64
 import dataclasses
 import io
+import itertools
 import multiprocessing
 import os
 import signal
@@ -625,3 +626,32 @@ def test_postgresql_holds_jobs_alike(postgres: Postgres, clock: Clock, tmp_path:
         assert store.table.counts()["succeeded"] >= 1
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize("act", ["claims it", "removes it"])
+def test_what_expired_is_ended_by_one_process_whatever_another_does_meanwhile(
+    postgres: Postgres, clock: Clock, tmp_path: Path, act: str
+) -> None:
+    """The other has its turn when the one has found the job, and asks for the time to note its end."""
+    uri, keys = postgres.database(), Keys.open(tmp_path)
+    keys.add("studio", ["edit"])
+    other, asked, claimed = JobTable(uri, clock), itertools.count(), []
+
+    def meanwhile() -> float:
+        if clock.now > before + 3600 and next(asked) == 1:
+            if act == "claims it":
+                claimed.append(other.claim("somebody"))
+            else:
+                other.remove_old(3600)
+        return clock.now
+
+    before = clock.now
+    store = JobStore(JobTable(uri, meanwhile), Sender(keys, loopback=True), keep_seconds=3600, clock=clock)
+    job = asyncio.run(accepted(store, webhook=Webhook(url="http://127.0.0.1:9/told")))
+    clock.now += 3601
+    store.remove_old()
+    assert next(asked) >= 2, "the other had no turn"
+    assert claimed == ([None] if act == "claims it" else [])
+    assert now(store, job).state == "failed"
+    owed = [other.due(60) for _ in range(3)]
+    assert sum(one is not None for one in owed) == 1, "its end is told once"
