@@ -114,7 +114,8 @@ class AdapterSlots:
     @property
     def memory(self) -> int:
         """Bytes that the resident adapters take."""
-        return sum(resident.nbytes for resident in self._residents.values())
+        # A copy: metrics ask for it while others load.
+        return sum(resident.nbytes for resident in tuple(self._residents.values()))
 
     def pins(self) -> Mapping[Digest, int]:
         """How many uses keep each of the resident adapters."""

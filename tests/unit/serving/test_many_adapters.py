@@ -302,6 +302,22 @@ def test_the_least_recently_used_make_room_and_pinned_ones_stay(pipeline: Any, m
     assert not layers.found(pipeline.transformer)
 
 
+def test_the_memory_of_adapters_is_told_while_another_arrives(pipeline: Any, make_adapter: Make) -> None:
+    slots = AdapterSlots(pipeline)
+
+    class Size(int):
+        """A size that is added up at the very moment at which a loader installs another adapter."""
+
+        def __radd__(self, other: int) -> int:
+            slots.install(second)
+            return other + int(self)
+
+    first, second = (slots.prepare(make_adapter(seed)) for seed in range(2))
+    slots.install(replace(first, nbytes=Size(first.nbytes)))
+    assert slots.memory == first.nbytes
+    assert slots.memory == first.nbytes + second.nbytes
+
+
 def test_edits_join_and_leave_at_any_step(
     engine: EditEngine, make_adapter: Make, portrait: Image.Image
 ) -> None:
