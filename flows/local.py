@@ -13,23 +13,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from flows.errors import ServerError
 from flows.server import Server, ask, attached, exclusive, healthy, managed_server
 from flows.settings import FlowSettings, prefect_environment, prefect_home, prepare
+from flows.worker import MODULE, children, end_runs
 from registry import command
 from registry.settings import home as default_home
-
-if TYPE_CHECKING:
-    import psutil
 
 PORT = 4200
 DEPLOYMENTS = "prefect.yaml"
@@ -38,7 +36,6 @@ _SERVER_ONLY = "PREFECT_SERVER_DATABASE_"
 _LOG_LINES = 15
 #: What a run needs to end, beside the saving of a checkpoint.
 _STOP_SECONDS = 15.0
-_REPORT_SECONDS = 3.0
 _WATCH_SECONDS = 2.0
 _DEAF_SECONDS = 60.0
 
@@ -132,7 +129,7 @@ def deploy(server: Server, home: Path) -> tuple[str, ...]:
     names = [name for name, pool in deployments(file.read_text("utf-8")) if pool == LOCAL]
     words = ["--no-prompt", "deploy", "--prefect-file", str(file)]
     done = subprocess.run(
-        [*_prefect(*words), *(word for name in names for word in ("--name", name))],
+        [*_python("prefect", *words), *(word for name in names for word in ("--name", name))],
         env=_environment(server, home),
         cwd=prefect_home(home),
         capture_output=True,
@@ -193,7 +190,7 @@ def worker_command(name: str) -> list[str]:
     from flows.pools import LOCAL
 
     words = ["worker", "start", "--pool", LOCAL, "--type", "process", "--install-policy", "never"]
-    return _prefect(*words, "--name", name)
+    return _python(MODULE, *words, "--name", name)
 
 
 def online(url: str, pool: str) -> set[str]:
@@ -209,7 +206,7 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
     """Stop a worker and the runs in its hands: asked first, made to after a while; nothing stays behind."""
     import psutil
 
-    family = _children(keeper.pid, recursive=True)
+    family = children(keeper.pid, recursive=True)
     end_runs(keeper.pid, seconds)
     keeper.terminate()
     try:
@@ -217,48 +214,14 @@ def _stop(keeper: subprocess.Popen[bytes], seconds: float) -> None:
     except subprocess.TimeoutExpired:
         keeper.kill()
         keeper.wait()
-    _end_all(family, psutil.Process.kill)
-
-
-def end_runs(keeper: int, seconds: float) -> None:
-    """Ask the runs in the hands of a worker to end, and wait until they have, and the worker has said so.
-
-    The runs go before their worker, which says how each of them ended: a worker that is asked to stop ends
-    its runs at once, and Prefect would show them as running for ever.
-
-    Args:
-        keeper: process id of the worker's keeper.
-        seconds: that the runs have.
-    """
-    import psutil
-
-    workers = _children(keeper)
-    runs = [run for worker in workers for run in _children(worker.pid)]
-    _end_all(runs, psutil.Process.terminate)
-    psutil.wait_procs(runs, timeout=seconds)
-    if runs:
-        psutil.wait_procs(workers, timeout=_REPORT_SECONDS)
-
-
-def _children(pid: int, recursive: bool = False) -> list[psutil.Process]:
-    import psutil
-
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive)
-    return []
-
-
-def _end_all(processes: list[psutil.Process], how: Callable[[psutil.Process], None]) -> None:
-    import psutil
-
-    for process in processes:
+    for process in family:
         with suppress(psutil.NoSuchProcess):
-            how(process)
+            process.kill()
 
 
-def _prefect(*words: str) -> list[str]:
+def _python(module: str, *words: str) -> list[str]:
     # -P: the working directory must not shadow Prefect.
-    return [sys.executable, "-P", "-m", "prefect", *words]
+    return [sys.executable, "-P", "-m", module, *words]
 
 
 def _environment(server: Server, home: Path) -> dict[str, str]:

@@ -13,9 +13,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flows.errors import ServerError
-from flows.local import end_runs
 from flows.server import exclusive
 from flows.settings import FlowSettings
+from flows.worker import end_runs
 from infra.local import health, leftovers, mlflow, place, postgres, prefect, s3, serving, stack
 from infra.local.errors import CannotStart, NotRunning, PlatformError
 from infra.local.passwords import keep, passwords, renewed

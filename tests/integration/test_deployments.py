@@ -41,7 +41,9 @@ DATA_STAGES = {"synthesise", "score", "triplets"}
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[prefect.Stack]:
-    with prefect.running(tmp_path_factory.mktemp("deployments")) as found:
+    # Every second: at the end a worker that still takes runs would have taken one.
+    often = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    with prefect.running(tmp_path_factory.mktemp("deployments"), **often) as found:
         yield found
 
 
@@ -220,10 +222,14 @@ def test_a_data_folder_has_one_stack_and_a_pool_one_data_folder(stack: prefect.S
 def test_stopping_ends_runs_and_leaves_no_process(stack: prefect.Stack, recipe: Path) -> None:
     """The last test of this module: it stops the stack."""
     long = {"recipe": str(recipe), "changes": {"name": "long", "optimiser.steps": 50_000}}
-    run = stack.start("training", recipe=long)
+    run, end = stack.start("training", recipe=long), time.monotonic() + prefect.RUN_SECONDS
     while not any("trainer.launch" in words(process) for process in family_of(stack)):
-        assert stack.ask(f"/flow_runs/{run}")["state_type"] not in {"FAILED", "CRASHED"}
+        state = stack.ask(f"/flow_runs/{run}")["state_type"]
+        assert state not in {"FAILED", "CRASHED"}
+        assert time.monotonic() < end, f"still {state}\n{stack.log('worker')}"
         time.sleep(0.3)
+    prefect.change(f"{stack.facts['api']}/work_pools/local", "PATCH", {"concurrency_limit": 1})
+    waiting = stack.start("dataset", recipe={"recipe": str(recipe), "changes": {"seed": 5}})
     family = family_of(stack)
     stack.process.send_signal(signal.SIGINT)
     assert stack.process.wait(prefect.STOP_SECONDS) == 0
@@ -231,7 +237,9 @@ def test_stopping_ends_runs_and_leaves_no_process(stack: prefect.Stack, recipe: 
     assert not alive
     with sqlite3.connect(stack.home / "prefect" / "prefect.db") as database:
         rows = database.execute("SELECT id, state_type FROM flow_run").fetchall()
-    assert {state for id_, state in rows if uuid.UUID(id_) == uuid.UUID(run)} == {"CRASHED"}
+    states = {uuid.UUID(id_): state for id_, state in rows}
+    assert states[uuid.UUID(run)] == "CRASHED"
+    assert states[uuid.UUID(waiting)] == "SCHEDULED", "it waits for the next start"
 
 
 def family_of(stack: prefect.Stack) -> list[psutil.Process]:
