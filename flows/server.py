@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import logging
 import os
 import signal
 import socket
@@ -22,7 +23,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -40,8 +41,10 @@ FINAL_STATES = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 PAGE = 200
 _THIS_MACHINE = frozenset({HOST, "localhost", "::1"})
 _STOP_SECONDS = 30.0
+_LOOK_SECONDS = 0.2
 _BUSY_SECONDS = 60.0  # a server that others run; one that is away refuses at once
 _LOG_LINES = 15
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -337,12 +340,13 @@ def _start(data_folder: Path, settings: FlowSettings, port: int | None) -> Serve
                 cwd=folder,
                 pass_fds=[place.fileno()],
             )
-    (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
     url = f"http://{HOST}:{port}/api"
     try:
+        (folder / "server.json").write_text(json.dumps({"pid": process.pid, "port": port}))
         _wait(process, url, log, settings.server_timeout)
-    except BaseException:  # also Ctrl-C: nobody else knows of it yet
-        _stop(folder)
+    except BaseException:  # also Ctrl-C and a full disk: nobody else knows of it yet
+        _end(process)
+        (folder / "server.json").unlink(missing_ok=True)
         raise
     return Server(url=url, pid=process.pid, reused=False)
 
@@ -395,17 +399,38 @@ def _claimed(port: int | None) -> socket.socket:
     return found
 
 
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server that is just starting: asked first, made to after half a minute."""
+    for ask_it in (process.terminate, process.kill):
+        ask_it()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(_STOP_SECONDS)
+
+
 def _stop(folder: Path) -> None:
-    """Stop the server that the state file names: asked first, made to after half a minute."""
+    """Stop the server that the state file names: asked first, made to after half a minute.
+
+    One that lives on is told of and stays known. That raises nothing: why the run ends matters more.
+    """
     import psutil
 
     state = _state(folder)
-    if state is not None and _is_ours(state["pid"], state["port"]):
-        process = psutil.Process(state["pid"])
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(_STOP_SECONDS)
-        except psutil.TimeoutExpired:
-            process.kill()
-            process.wait(_STOP_SECONDS)
-    (folder / "server.json").unlink(missing_ok=True)
+    if state is None:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(psutil.Error):  # it may end by itself at any moment
+            process = psutil.Process(state["pid"])
+            end = time.monotonic() + _STOP_SECONDS
+            if _is_ours(**state):
+                process.send_signal(number)
+            # One that nobody reaps has ended, too: it has no command any more.
+            while _is_ours(**state) and time.monotonic() < end:
+                with suppress(psutil.TimeoutExpired):
+                    process.wait(_LOOK_SECONDS)
+    if _is_ours(**state):
+        _LOG.warning(
+            "The local Prefect server, process %d, does not end. Look what holds it; the next run finds it.",
+            state["pid"],
+        )
+    else:
+        (folder / "server.json").unlink(missing_ok=True)

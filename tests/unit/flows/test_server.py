@@ -10,18 +10,21 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
 
+import psutil
 import pytest
 
 from fakes.certificates import self_signed
 from fakes.processes import stand_still
 from flows import server as module
 from flows.errors import ServerError
+from flows.prefect_app import MODULE
 from flows.server import HOST, ask, healthy, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import UsageError
@@ -113,6 +116,81 @@ def test_nobody_can_take_the_port_of_a_server_that_has_not_come_to_it(
         assert server.url == f"http://{HOST}:{refused[0]}/api"
         with pytest.raises(ServerError, match="in use"), managed_server(home, port=refused[0]):
             pass
+
+
+#: A server that answers as long as nobody asks it to end; words are its port.
+ANSWERS = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"true")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+"""
+
+
+@contextmanager
+def left_behind(home: Path) -> Iterator[psutil.Process]:
+    """A server that the state file names, and whose parent does not reap it."""
+    with socket.socket() as one:
+        one.bind((HOST, 0))
+        port = one.getsockname()[1]
+    parent = (
+        f"import subprocess, sys, time; words = [sys.executable, '-c', {ANSWERS!r}, {MODULE!r}, '{port}']\n"
+        "print(subprocess.Popen(words).pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        server = psutil.Process(int(process.stdout.readline()))
+        try:
+            while MODULE not in server.cmdline():
+                time.sleep(0.01)
+            prefect_home(home).mkdir(parents=True)
+            (prefect_home(home) / "server.json").write_text(json.dumps({"pid": server.pid, "port": port}))
+            yield server
+        finally:
+            with suppress(psutil.NoSuchProcess):
+                server.kill()
+            process.kill()
+
+
+def test_a_server_that_has_ended_is_not_waited_for_because_nobody_reaps_it(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STOP_SECONDS", 5.0)
+    with left_behind(home) as process:
+        with managed_server(home) as server:
+            assert server.pid == process.pid
+        assert process.status() == psutil.STATUS_ZOMBIE
+    assert not (prefect_home(home) / "server.json").exists()
+
+
+def test_a_server_that_ends_while_it_is_looked_at_hides_no_error_of_the_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(process: psutil.Process, number: int) -> None:
+        process.kill()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        raise psutil.NoSuchProcess(process.pid)
+
+    monkeypatch.setattr(psutil.Process, "send_signal", too_late)
+    with left_behind(home), pytest.raises(KeyError, match="the run's own"), managed_server(home):
+        raise KeyError("the run's own")
+    assert not (prefect_home(home) / "server.json").exists()
+
+
+def test_a_server_whose_state_cannot_be_written_is_stopped(home: Path) -> None:
+    prefect_home(home).mkdir(parents=True)
+    state = prefect_home(home) / "server.json"
+    state.symlink_to(home / "nowhere" / "server.json")
+    with pytest.raises(FileNotFoundError), managed_server(home):
+        pass
+    assert not state.is_symlink()
+    for one in psutil.Process().children():
+        with suppress(psutil.Error):
+            assert one.cwd() != str(prefect_home(home)), one.cmdline()
 
 
 def test_an_unknown_task_run_is_missed(data_folder: Path) -> None:
