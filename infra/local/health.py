@@ -87,11 +87,15 @@ class Watcher:
 
     def look(self) -> None:
         """Ask every service once, and restart whom it takes."""
+        before = self._supervisor.states()
         found = problems(self._probes, self._settings.probe_timeout)
         states, now = self._supervisor.states(), time.time()
         for name, problem in found.items():
             state = states[name]
-            if problem is None:
+            if state["pid"] != before[name]["pid"]:
+                # Another process than the one that was asked: it has neither answered nor failed yet.
+                self._failed[name] = 0
+            elif problem is None:
                 self._failed[name], self._answered[name] = 0, state["pid"]
             elif state["statename"] in ("FATAL", "EXITED"):
                 self._bring_back(name, now)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import configparser
 import dataclasses
+import http.server
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import subprocess
@@ -21,7 +23,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from infra.local import backups, leftovers, place, ports, postgres, s3, stack, steps
+from infra.local import backups, health, leftovers, place, ports, postgres, s3, stack, steps
 from infra.local import passwords as secret
 from infra.local.__main__ import cli, exports
 from infra.local.errors import CannotStart, Missing, NotRunning, PlatformError, PortTaken, WrongFolder
@@ -570,6 +572,75 @@ def test_a_service_that_is_being_stopped_is_waited_for_and_started_again(
     after = supervisor.states()["slow"]
     assert after["statename"] == "RUNNING"
     assert after["pid"] != before
+
+
+class Answers(http.server.BaseHTTPRequestHandler):
+    """Answers as the server's ``status`` says, in the place of a service whose process only sleeps."""
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status())  # type: ignore[attr-defined]
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def watched(where: Place) -> Iterator[Callable[..., http.server.HTTPServer]]:
+    """Starts supervisord with serving, and what answers in the place of serving."""
+    servers: list[http.server.HTTPServer] = []
+
+    def start(**settings: object) -> http.server.HTTPServer:
+        found = stack.build(where, PlatformSettings(database="sqlite", probe_timeout=600, **settings))
+        sleeps = Service(name="serving", command=["sleep", "3600"], folder=where.home)
+        services = [sleeps if one.name == sleeps.name else one for one in found.services]
+        for one in services:
+            prepare(one, where)
+        Supervisor(where).start(configuration(services, where, 1 << 20))
+        Supervisor(where).run(sleeps.name)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", found.ports[sleeps.name]), Answers)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for one in servers:
+        one.shutdown()
+        one.server_close()
+    Supervisor(where).shut_down(30)
+    leftovers.end_all(where, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "start_timeout"), [pytest.param(200, 3600.0, id="works"), pytest.param(503, 0.001, id="fails")]
+)
+def test_what_a_process_answered_is_not_said_of_the_one_that_came_after_it(
+    where: Place, watched: Callable[..., http.server.HTTPServer], answer: int, start_timeout: float
+) -> None:
+    """One that answers gives the next no worse a start, and one that fails does not have the next killed."""
+    server = watched(start_timeout=start_timeout, probe_failures=1)
+
+    def pid() -> int:
+        state = Supervisor(where).states()["serving"]
+        return int(state["pid"]) if state["statename"] == "RUNNING" else 0
+
+    def ends_as_it_is_asked() -> int:
+        before = pid()
+        os.kill(before, signal.SIGKILL)
+        until(lambda: pid() not in (0, before))
+        return answer
+
+    until(lambda: pid() != 0)
+    watcher, first = health.Watcher(where.home), pid()
+    server.status = ends_as_it_is_asked  # type: ignore[attr-defined]
+    watcher.look()
+    second = pid()
+    assert second not in (0, first)
+    if answer == 200:  # the second takes its time to start
+        server.status = lambda: 503  # type: ignore[attr-defined]
+        watcher.look()
+    assert json.loads(health.report_file(where).read_text("utf-8"))["restarts"] == {}
+    assert pid() == second
 
 
 # -- backups --
