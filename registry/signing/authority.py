@@ -116,13 +116,13 @@ class Authority:
             if not self.keys.holds(ONLINE):
                 raise
             try:
-                self._renew(self.client.last_trusted)
+                self._renew()
             except UsageError as error:
                 raise ExpiredTrust(expired.message, f"it was to be renewed, but {error}") from error
             state = self.client.refresh()
         if state.renewal_due(datetime.now(UTC)) and self.keys.holds(ONLINE):
             try:
-                self._renew(self.client.refresh)
+                self._renew()
                 state = self.client.refresh()
             except RegistryError as error:
                 # What was verified is still valid; only its renewal has to wait.
@@ -296,12 +296,15 @@ class Authority:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
-    def _renew(self, newest: Callable[[], TrustState]) -> None:
+    def _renew(self) -> None:
+        """Signs snapshot and timestamp anew, unless somebody else did while this one came to it."""
         with self.exclusive():
             tag = editions.tag_of(self.store)
-            # Conflict: somebody else has just renewed it.
-            with contextlib.suppress(Conflict):
-                self._publish(Edition(newest()), tag, None)
+            state = self.signing_state()
+            if state.renewal_due(datetime.now(UTC)):
+                # Conflict: another machine has just renewed it.
+                with contextlib.suppress(Conflict):
+                    self._publish(Edition(state), tag, None)
 
     def _publish(self, edition: Edition, tag: str | None, signers: editions.SignersOf | None) -> None:
         def own(role: str) -> Sequence[Signer]:

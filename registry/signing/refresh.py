@@ -256,7 +256,7 @@ class TrustClient:
             data = kept.read_bytes()
         except FileNotFoundError:
             data = b""
-        if hashlib.sha256(data).hexdigest() != meta.get("hashes", {}).get("sha256"):
+        if _digest(data) != meta.get("hashes", {}).get("sha256"):
             name = f"{meta['version']}.{role}.json"
             try:
                 data = read(self._store, PREFIX + name)
@@ -274,7 +274,7 @@ class TrustClient:
         meta = state.signed("snapshot")["meta"]
         for kept in self._metadata.glob("versions-*.json"):
             known = meta.get(kept.name, {}).get("hashes", {}).get("sha256")
-            if known is not None and known != hashlib.sha256(kept.read_bytes()).hexdigest():
+            if known is not None and known != _digest(kept.read_bytes()):
                 # Who asks for the bin hears what is wrong with it; nobody has asked yet.
                 with contextlib.suppress(RegistryError):
                     self._bin(kept.stem, state.documents, expired=True)
@@ -283,29 +283,29 @@ class TrustClient:
 
     def _remember(self) -> None:
         """Notes which files belong together and when the store was asked; called after a whole refresh."""
-        digests = {role: self._digest(role) for role in TOP}
+        digests = {role: _digest(self._kept(role)) for role in TOP}
         _write(self._metadata / _MEMORY, json.dumps({"checked": time.time(), "sha256": digests}).encode())
 
     def _recalled(self, max_age: float | None) -> TrustState | None:
         """What was verified last, read from this machine alone; None if it is too old, expired or not whole.
 
         The folder is private and holds only what was verified, so nothing is verified again; the digests
-        make sure that the files are those of one refresh.
+        make sure that the files are those of one refresh. Each is read once, because another process may
+        refresh meanwhile.
         """
         try:
             memory: Any = json.loads((self._metadata / _MEMORY).read_bytes())
             age = time.time() - memory["checked"]
-            whole = self.pinned.exists() and all(self._digest(role) == memory["sha256"][role] for role in TOP)
-            documents = {role: json.loads(self._kept(role)) for role in TOP}
+            kept = {role: self._kept(role) for role in TOP}
+            same = all(_digest(kept[role]) == memory["sha256"][role] for role in TOP)
+            whole = same and self.pinned.exists()
+            documents = {role: json.loads(kept[role]) for role in TOP}
         except (OSError, ValueError, KeyError, TypeError):
             return None
         state = replace(self._state(documents), remembered=True)
         now = datetime.now(UTC)
         fresh = max_age is None or 0 <= age <= max_age
         return state if whole and fresh and all(state.expires(role) > now for role in TOP) else None
-
-    def _digest(self, role: str) -> str:
-        return hashlib.sha256(self._kept(role)).hexdigest()
 
     def _kept(self, role: str) -> bytes:
         return (self._metadata / f"{role}.json").read_bytes()
@@ -330,6 +330,10 @@ def verify_bin(role: str, data: bytes, documents: Mapping[str, Document]) -> Non
         delegator.verify_delegate(role, found.signed_bytes, found.signatures)
         if found.signed.type != Targets.type or found.signed.version != meta.version:
             raise RepositoryError(f"{role} is not the metadata that the snapshot names")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _exact(data: bytes) -> bool:
