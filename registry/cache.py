@@ -99,27 +99,38 @@ class AdapterCache:
         Raises:
             RegistryError: the folder cannot be made, or somebody else could write to it.
         """
-        folder = self._folder / "incoming" / digest.hex
+        folder = self._incoming(digest)
         try:
-            for made in (self._folder, folder.parent, folder):
-                made.mkdir(mode=0o700, parents=made is self._folder, exist_ok=True)
-            self._check_folders("incoming", digest)
-            lock = os.open(folder.with_suffix(".lock"), _LOCK_FLAGS, 0o600)
+            for made in (self._folder, folder.parent):
+                made.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._check_folders("incoming")
+            lock = os.open(self._lock(digest), _LOCK_FLAGS | os.O_CREAT, 0o600)
         except OSError as error:
             raise _cannot(folder, error) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # The one who held the lock before may have moved the folder into its place.
-            folder.mkdir(mode=0o700, exist_ok=True)
-            yield folder
-        except RegistryError as error:
-            # A plain RegistryError is a full disk or the like; its more exact kinds are refusals.
-            if not isinstance(error, NetworkError) and type(error) is not RegistryError:
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
+            # Not before: whoever held the lock until now has moved the folder into its place or removed it.
+            with self._made(digest):
+                yield folder
         finally:
-            with contextlib.suppress(OSError):  # left empty, or moved
-                folder.rmdir()
+            os.close(lock)
+
+    @contextlib.contextmanager
+    def unless_pulled(self, digest: Digest) -> Iterator[bool]:
+        """Keeps others from pulling an adapter meanwhile; False if somebody is at it."""
+        try:
+            lock = os.open(self._lock(digest), _LOCK_FLAGS)
+        except OSError:
+            yield True  # nobody has ever locked it, or it is no lock that a pull would take
+            return
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        except BlockingIOError:
+            free = False
+        try:
+            yield free
+        finally:
             os.close(lock)
 
     def commit(self, digest: Digest, manifest: bytes) -> Path:
@@ -135,7 +146,7 @@ class AdapterCache:
         Raises:
             RegistryError: the folder cannot be written.
         """
-        folder, target = self._folder / "incoming" / digest.hex, self.path(digest)
+        folder, target = self._incoming(digest), self.path(digest)
         try:
             _write(folder / MANIFEST_NAME, manifest)
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -151,13 +162,21 @@ class AdapterCache:
         return target
 
     def drop(self, digest: Digest) -> None:
-        """Forgets an adapter, and what a pull has begun to fetch of it."""
+        """Forgets an adapter that was refused, and what a pull has begun to fetch of it.
+
+        What another pull fetches at this moment stays: that one judges it itself, perhaps by a gate that lets
+        it pass, and removes it if it refuses it, too.
+        """
+        self.forget(digest)
+        with self.unless_pulled(digest) as free:
+            if free:
+                _remove(self._incoming(digest))
+
+    def forget(self, digest: Digest) -> None:
+        """Removes an adapter from its place, and not what a pull has begun to fetch of it."""
         self._receipt(digest).unlink(missing_ok=True)
         self._statements(digest).unlink(missing_ok=True)
-        for folder in (self.path(digest), self._folder / "incoming" / digest.hex):
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                folder.unlink()  # rmtree leaves a symbolic link alone
+        _remove(self.path(digest))
 
     def link(self, digest: Digest, output: Path) -> None:
         """Puts the files of a cached adapter into a folder, as hard links or, across disks, as copies.
@@ -243,6 +262,32 @@ class AdapterCache:
         except (OSError, RegistryError, ValueError, TypeError, RecursionError):
             return None
 
+    def _incoming(self, digest: Digest) -> Path:
+        return self._folder / "incoming" / digest.hex
+
+    def _lock(self, digest: Digest) -> Path:
+        return self._incoming(digest).with_suffix(".lock")
+
+    @contextlib.contextmanager
+    def _made(self, digest: Digest) -> Iterator[None]:
+        """Makes the folder of a pull that holds the lock, and removes it if it is empty or was refused."""
+        folder = self._incoming(digest)
+        try:
+            try:
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self._check_folders("incoming", digest)
+            except OSError as error:
+                raise _cannot(folder, error) from error
+            yield
+        except RegistryError as error:
+            # A plain RegistryError is a full disk or the like; its more exact kinds are refusals.
+            if not isinstance(error, NetworkError) and type(error) is not RegistryError:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            with contextlib.suppress(OSError):  # left empty, or moved
+                folder.rmdir()
+
     def _statements(self, digest: Digest) -> Path:
         return self._folder / "receipts" / f"{digest.hex}.statements.json"
 
@@ -284,7 +329,13 @@ class AdapterCache:
                 )
 
 
-_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.unlink()  # rmtree leaves a symbolic link alone
 
 
 def _write(path: Path, data: bytes) -> None:

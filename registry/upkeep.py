@@ -15,9 +15,9 @@ says so, and the same push again heals the version.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -292,7 +292,7 @@ def prune(
     state, folder = registry.authority.state(), registry.place.cache
     cache, before = AdapterCache(folder), datetime.now(UTC) - grace
     named = {target.digest for target in (*state.versions().values(), *state.aliases().values())}
-    sizes = {digest: _bytes(cache.path(digest)) for digest in cached(folder / "sha256")}
+    sizes = {digest: _looked_at(cache.path(digest))[0] for digest in cached(folder / "sha256")}
     gone = {digest: size for digest, size in sizes.items() if digest not in named or state.is_revoked(digest)}
     left = {digest: size for digest, size in sizes.items() if digest not in gone}
     for digest in sorted(left, key=lambda found: _last_verified(folder, found)):
@@ -300,13 +300,19 @@ def prune(
             gone[digest] = left.pop(digest)
     removed = {}
     for digest, size in gone.items():
-        if dry_run or _drop(folder, cache, digest):
-            removed[str(digest)] = size
+        with cache.unless_pulled(digest) as free:
+            if free:
+                removed[str(digest)] = size
+                if not dry_run:
+                    cache.forget(digest)
     for digest in cached(folder / "incoming"):
         path = folder / "incoming" / digest.hex
-        size = _bytes(path)
-        if _newest(path) < before.timestamp() and (dry_run or _drop_incoming(folder, path)):
-            removed[f"incoming {digest}"] = size
+        with cache.unless_pulled(digest) as free:
+            size, newest = _looked_at(path) if free else (0, None)
+            if newest is not None and newest < before.timestamp():
+                removed[f"incoming {digest}"] = size
+                if not dry_run:
+                    shutil.rmtree(path, ignore_errors=True)
     return Pruned(removed=removed, kept=sum(left.values()), dry_run=dry_run)
 
 
@@ -323,12 +329,21 @@ def cached(folder: Path) -> Iterator[Digest]:
             yield Digest(f"sha256:{name}")
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.glob("*") if path.is_file())
+def _looked_at(folder: Path) -> tuple[int, float | None]:
+    """Bytes of the files in a folder, and when something of it was touched last; None if it is gone.
 
-
-def _newest(folder: Path) -> float:
-    return max((path.lstat().st_mtime for path in (folder, *folder.glob("*"))), default=0.0)
+    A pull may move or remove any of it meanwhile.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    found = []
+    for path in (folder, *(folder / name for name in names)):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.lstat())
+    size = sum(status.st_size for status in found if stat.S_ISREG(status.st_mode))
+    return size, max((status.st_mtime for status in found), default=None)
 
 
 def _last_verified(folder: Path, digest: Digest) -> tuple[float, str]:
@@ -337,37 +352,3 @@ def _last_verified(folder: Path, digest: Digest) -> tuple[float, str]:
         return (folder / "receipts" / f"{digest.hex}.json").lstat().st_mtime, digest
     except OSError:
         return 0.0, digest
-
-
-def _drop(folder: Path, cache: AdapterCache, digest: Digest) -> bool:
-    with _unless_pulled(folder, digest.hex) as free:
-        if free:
-            cache.drop(digest)
-    return free
-
-
-def _drop_incoming(folder: Path, path: Path) -> bool:
-    with _unless_pulled(folder, path.name) as free:
-        if free:
-            shutil.rmtree(path, ignore_errors=True)
-    return free
-
-
-@contextlib.contextmanager
-def _unless_pulled(folder: Path, name: str) -> Iterator[bool]:
-    """Keep others from pulling an adapter meanwhile; False if somebody is at it."""
-    lock = folder / "incoming" / f"{name}.lock"
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        yield True  # nobody has ever locked it, or it is no lock that a pull would take
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        free = True
-    except BlockingIOError:
-        free = False
-    try:
-        yield free
-    finally:
-        os.close(descriptor)

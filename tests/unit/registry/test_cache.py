@@ -128,6 +128,53 @@ def test_a_second_pull_waits_and_finds_it_done(cache: AdapterCache) -> None:
     assert cache.read_documents(DIGEST) is not None, "the second pull's empty folder took its place"
 
 
+def test_pulls_that_begin_while_others_end_get_the_folder(cache: AdapterCache) -> None:
+    """Whoever ends moves or removes the folder, which must not be what another has just made."""
+    refused: list[BaseException] = []
+
+    def pulling() -> None:
+        try:
+            for _ in range(200):
+                with cache.incoming(DIGEST) as folder:
+                    assert not list(folder.iterdir())
+        except (RegistryError, OSError) as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=pulling) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not refused
+
+
+def test_a_refusal_leaves_what_another_pull_fetches(cache: AdapterCache, tmp_path: Path) -> None:
+    with cache.incoming(DIGEST) as folder:
+        (folder / WEIGHTS_NAME).write_bytes(FILES[WEIGHTS_NAME])
+        AdapterCache(tmp_path / "cache").drop(DIGEST)
+        (folder / CARD_NAME).write_bytes(FILES[CARD_NAME])
+        cache.commit(DIGEST, MANIFEST)
+    assert {path.name for path in files_of(cache.path(DIGEST))} == set(FILE_NAMES)
+
+
+def test_a_refusal_removes_what_was_fetched_by_a_pull_that_ended(cache: AdapterCache, tmp_path: Path) -> None:
+    with cache.incoming(DIGEST) as folder:
+        (folder / "x.part").write_bytes(b"half")
+    assert files_of(tmp_path)
+    cache.drop(DIGEST)
+    assert not files_of(tmp_path)
+
+
+def test_a_refusal_removes_a_whole_adapter_even_while_somebody_pulls_it(
+    kept: AdapterCache, tmp_path: Path
+) -> None:
+    kept.write_receipt(DIGEST, FACTS)
+    kept.write_statements(DIGEST, [b"{}"])
+    with kept.incoming(DIGEST):
+        kept.drop(DIGEST)
+        assert not files_of(tmp_path)
+
+
 # -- attacks through links and permissions --
 
 

@@ -39,6 +39,11 @@ min = 0.5
 require = ["training", "scan", "licence"]
 approvals = 0
 """
+PROBED = """
+[gates.prod]
+require = ["training", "scan", "licence", "behaviour"]
+approvals = 0
+"""
 
 
 @pytest.fixture
@@ -59,6 +64,22 @@ def with_policy(home: Path, text: str = POLICY) -> Registry:
 
 def outcomes(registry: Registry, reference: str, alias: str = "prod") -> dict[str, str]:
     return {check.name: check.outcome for check in registry.gates(reference, alias).checks}
+
+
+def test_a_refusal_by_one_gate_leaves_what_is_fetched_for_another(registry: Registry, home: Path) -> None:
+    registry = with_policy(home, PROBED)
+    refused: list[str] = []
+
+    def refuse(stage: str = "", done: int = 1, total: int = 1) -> None:
+        if done and stage not in refused:
+            refused.append(stage)
+            with pytest.raises(Unsigned, match="behaviour"):
+                Registry.open(home).pull(PROD)
+
+    refuse()
+    assert registry.pull(f"{NAME}:1", progress=refuse).fetched_bytes > 0
+    assert refused == ["", "download"]
+    assert registry.pull(f"{NAME}:1").fetched_bytes == 0
 
 
 def test_all_gates_of_a_good_version_pass(registry: Registry) -> None:

@@ -405,6 +405,36 @@ def test_leftovers_of_pulls_go_unless_somebody_is_pulling(registry: Registry, ho
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("when", ["before it is looked at", "after it was looked at"])
+@pytest.mark.parametrize("place", ["incoming", "sha256"])
+def test_what_a_pull_moves_away_meanwhile_is_no_trouble(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch, place: str, when: str, what: str
+) -> None:
+    folder = home / "cache" / place / ("0" * 64)
+    folder.mkdir(parents=True)
+    file = folder / WEIGHTS_NAME
+    file.write_bytes(b"12345")
+
+    def moving(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def moved(path: object, *options: Any, **more: Any) -> os.stat_result:
+            gone = path == str(file) or path == file
+            if gone and when == "before it is looked at":
+                shutil.rmtree(folder) if what == "folder" else file.unlink()
+            found = look(path, *options, **more)
+            if gone and when == "after it was looked at":
+                shutil.rmtree(folder) if what == "folder" else file.unlink()
+            return found
+
+        return moved
+
+    monkeypatch.setattr(os, "lstat", moving(os.lstat))
+    monkeypatch.setattr(os, "stat", moving(os.stat))
+    upkeep.prune(registry)
+    monkeypatch.undo()
+    assert not file.exists()
+
+
 def test_a_mirror_of_some_versions_is_cleaned_up_on_demand(
     registry: Registry, home: Path, tmp_path: Path
 ) -> None:
