@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,17 @@ def run(recipe: RecipeChoice, home: Path, approval: Approval = "automatic") -> d
 
 
 def peak_memory(server: Server) -> dict[str, int]:
-    """Return the highest resident memory so far in MB: this process, its largest child, and the server."""
+    """Return the highest resident memory so far in MB: this process, its largest child, and the server.
+
+    A server that has ended, or that somebody else runs, is left out.
+    """
     kilobytes = {
         "run": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "largest_child": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
     }
-    status = Path(f"/proc/{server.pid}/status")
-    if server.pid is not None and status.exists():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    with suppress(OSError, KeyError):  # of one that has ended there is no file, or none of its memory in it
+        status = Path(f"/proc/{server.pid}/status").read_text()
+        lines = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
         kilobytes["server"] = int(lines["VmHWM"].split()[0])
     return {name: value * 1024 // 1_000_000 for name, value in kilobytes.items()}
 
