@@ -7,7 +7,7 @@ goes on with the parts that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,6 +35,9 @@ from trainer.stage import StageResult, making, new_folder, stage_key, write_resu
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from registry.digest import Digest
+    from registry.manifest import Ingredient
 
 __all__ = ["Dataset", "Member", "Triplet", "build_triplets", "pairs_of"]
 
@@ -74,19 +77,7 @@ def build_triplets(
     made = read_images(images)
     judged = read_scores(scored, expressions, made)
     looked_through = () if encoder is None else faces(encoder).ingredients
-    key = stage_key(
-        "triplets",
-        format=FORMAT,
-        images=file_digest(images / IMAGES_NAME),
-        scores=file_digest(scored / SCORES_NAME),
-        filters=recipe.data.filters.model_dump(mode="json"),
-        ingredients=[one.model_dump(mode="json") for one in (*scorers(scored), *looked_through)],
-        expressions=expressions,
-        intensities=recipe.data.intensities,
-        pairs=pairs_of(recipe),
-        pairing=recipe.data.pairing,
-        seed=recipe.seed if recipe.data.pairing == "random" else None,
-    )
+    key = _key(recipe, images, scored, looked_through)
     with making("triplets", out, key, progress) as done:
         if done:
             return done
@@ -122,6 +113,23 @@ def build_triplets(
     total = len(choice.kept) + len(choice.missed)
     progress("triplets", total, total, f"{len(choice.kept)} kept")
     return result
+
+
+def _key(recipe: Recipe, images: Path, scored: Path, looked_through: Sequence[Ingredient]) -> Digest:
+    """Return the digest of all that decides the triplets."""
+    return stage_key(
+        "triplets",
+        format=FORMAT,
+        images=file_digest(images / IMAGES_NAME),
+        scores=file_digest(scored / SCORES_NAME),
+        filters=recipe.data.filters.model_dump(mode="json"),
+        ingredients=[one.model_dump(mode="json") for one in (*scorers(scored), *looked_through)],
+        expressions=recipe.conditioning.expressions,
+        intensities=recipe.data.intensities,
+        pairs=pairs_of(recipe),
+        pairing=recipe.data.pairing,
+        seed=recipe.seed if recipe.data.pairing == "random" else None,
+    )
 
 
 def pairs_of(recipe: Recipe) -> list[tuple[str, str]]:
