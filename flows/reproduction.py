@@ -2,7 +2,7 @@
 
 Dataset and training are done in a folder of their own, so nothing of the first time is used; the outcome is
 signed by the evaluator. A reproduction that was killed, or whose outcome could not be signed, goes on where
-it stopped; a complete one starts anew.
+it stopped; a complete one starts anew, after the end of another run that is at the same adapter.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 
 from flows.dataset import make_dataset
 from flows.job import base_folder, running
@@ -30,7 +30,7 @@ from trainer.evaluation import REPORT_NAME, EvaluationReport
 from trainer.progress import Progress
 from trainer.recipe import Recipe, change
 from trainer.reproduction import Recorded, identical, recorded, take_threads
-from trainer.stage import StageResult, stage_key, write_atomically
+from trainer.stage import StageResult, alone, stage_key, write_atomically
 
 OUTCOME_NAME = "outcome.json"
 #: Lies beside the stages when nothing is left to do.
@@ -70,8 +70,19 @@ def reproduce(
     if sign:
         registry.keys.signer(ROLE_OF["reproduction"])  # hours before it is needed
     root = place / "reproductions" / f"{known.reference.replace(':', '-')}-{known.manifest.digest.hex[:12]}"
-    if (root / COMPLETE_NAME).exists():
-        _discard(root)
+    log = get_run_logger().info
+    # The lock of `root` itself is that of its stages.
+    whole = root.with_name(f"{root.name}-whole")
+    with alone(whole, lambda: log("another run makes the same adapter again: waiting for its end")):
+        if (root / COMPLETE_NAME).exists():
+            _discard(root)
+        return _reproduced(known, place, root, runner, reuse_dataset=reuse_dataset, pay=pay, sign=sign)
+
+
+def _reproduced(
+    known: Recorded, place: Path, root: Path, runner: Runner, *, reuse_dataset: bool, pay: bool, sign: bool
+) -> dict[str, Any]:
+    """Do all stages that are not done yet, and return the summary of the flow; see `reproduce`."""
     recipe = known.recipe if pay or not known.asks_apis else change(known.recipe, {"running.api.requests": 0})
     with running("reproduce", recipe, runner, root) as job:
         data, trained, reused = _rebuilt(job, known, recipe, reuse_dataset)

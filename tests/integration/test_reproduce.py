@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,19 @@ def test_what_was_released_comes_out_again_bit_for_bit(
     assert statement.predicate == found
 
 
+def test_two_that_are_started_at_once_do_all_of_it_one_after_the_other(
+    data_folder: Path, again: dict[str, Any]
+) -> None:
+    words = (data_folder, "-m", "flows.reproduce", "pixelsmile:1", "--no-sign", "--json")
+    with ThreadPoolExecutor(2) as pool:
+        both = [one.result() for one in [pool.submit(command, *words) for _ in range(2)]]
+    for done in both:
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
+        assert not any(stage["reused"] for stage in made["stages"])
+        assert made["reproduction"]["outcome"] == "identical"
+
+
 def test_an_adapter_that_its_recipe_does_not_make_is_found_out(
     data_folder: Path, released: Path, again: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -94,7 +108,7 @@ def test_an_adapter_that_its_recipe_does_not_make_is_found_out(
     registry = Registry.open(data_folder)
     digest = registry.push(other, "pixelsmile").digest
     # As a reproduction that was killed before it compared: the training need not be done a third time.
-    first = next(path for path in (data_folder / "reproductions").iterdir() if "pixelsmile-1-" in path.name)
+    (first,) = (data_folder / "reproductions").glob("pixelsmile-1-*")
     copy = data_folder / "reproductions" / f"pixelsmile-2-{digest.hex[:12]}"
     shutil.copytree(first, copy, ignore=shutil.ignore_patterns("outcome.json", "complete"))
     # Nor does it have to be done again because the outcome could not be signed.
