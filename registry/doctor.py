@@ -346,7 +346,7 @@ def _cache(visit: _Visit, check: str) -> None:
         if state is not None and (digest not in named or state.is_revoked(digest)):
             stale.append(digest)
     visit.ok(check, f"{len(digests)} adapters, {size} bytes, in {folder}")
-    left = sum(1 for found in cached(folder / "incoming") if any((folder / "incoming" / found.hex).iterdir()))
+    left = len(list(cached(folder / "incoming")))
     if stale or left:
         detail = f"{len(stale)} adapters that nobody may load any more, {left} pulls that did not end"
         visit.warn(check, detail, "`registry gc --cache` removes them")

@@ -216,6 +216,22 @@ def test_leftovers_are_told_and_gc_removes_them(registry: Registry, home: Path) 
     assert warnings(examine(registry)) == {}
 
 
+def test_a_pull_that_ends_meanwhile_is_no_trouble(
+    registry: Registry, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, listed = home / "cache" / "incoming" / ("0" * 64), os.listdir
+    folder.mkdir(parents=True)
+    (folder / WEIGHTS_NAME).write_bytes(b"half")
+
+    def ending(path: str | os.PathLike[str]) -> list[str]:
+        if Path(path) == folder:
+            shutil.rmtree(folder)
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", ending)
+    assert "1 pulls that did not end" in warnings(examine(registry))["cache"]
+
+
 def test_files_of_a_revoked_version_may_be_gone(registry: Registry, home: Path) -> None:
     registry.revoke(f"{NAME}:1", "it leaks")
     upkeep.clean(registry, timedelta(0), revoked=True)
