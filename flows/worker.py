@@ -17,7 +17,7 @@ from flows.server import ask
 
 if TYPE_CHECKING:
     import psutil
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import WorkerFlowRunResponse
 
 MODULE = "flows.worker"
 #: Tells a worker to take no runs any more.
@@ -113,12 +113,13 @@ def main() -> None:
     from prefect.cli import app
     from prefect.workers.process import ProcessWorker
 
-    take = ProcessWorker.get_and_submit_flow_runs
+    found = ProcessWorker._get_scheduled_flow_runs
 
-    async def unless_told(worker: ProcessWorker) -> list[FlowRun]:
-        return [] if told else await take(worker)
+    async def unless_told(worker: ProcessWorker) -> list[WorkerFlowRunResponse]:
+        # It goes on asking, so that it is not taken for one that hangs.
+        return [one for one in await found(worker) if not told]
 
-    ProcessWorker.get_and_submit_flow_runs = unless_told  # type: ignore[method-assign, assignment]
+    ProcessWorker._get_scheduled_flow_runs = unless_told  # type: ignore[method-assign, assignment]
     app()
 
 
