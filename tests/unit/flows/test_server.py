@@ -28,6 +28,7 @@ from flows.prefect_app import MODULE
 from flows.server import HOST, ask, healthy, managed_server, task_runs, wait_until_recorded
 from flows.settings import FlowSettings, prefect_home
 from registry.errors import UsageError
+from servers.ports import kept_port
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +134,7 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
 @contextmanager
 def left_behind(home: Path) -> Iterator[psutil.Process]:
     """A server that the state file names, and whose parent does not reap it."""
-    with socket.socket() as one:
-        one.bind((HOST, 0))
-        port = one.getsockname()[1]
+    port = kept_port()
     parent = (
         f"import subprocess, sys, time; words = [sys.executable, '-c', {ANSWERS!r}, {MODULE!r}, '{port}']\n"
         "print(subprocess.Popen(words).pid, flush=True); time.sleep(600)"
