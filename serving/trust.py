@@ -99,8 +99,8 @@ class Watch:
                 return False
             if self.error is not None:
                 _logger.info("the registry answers again")
-            self.error, self.checked = None, time.time()
             self._tell(up=True)
+            self.error, self.checked = None, time.time()
             return True
 
     def resolve(self, reference: Reference) -> Target:
@@ -182,6 +182,7 @@ class Watch:
             )
 
     def _failed(self, error: Exception) -> None:
+        self._tell(up=False)  # first: who reads the words finds the figure to them
         before, self.error = self.error, bare(error)
         new = type(before) is not type(self.error)
         if new:
@@ -189,7 +190,6 @@ class Watch:
             _logger.warning("%s; what was verified before goes on", self.problem, exc_info=detail)
             if self._metrics is not None and not isinstance(error, NetworkError):
                 self._metrics.refused(self.error)
-        self._tell(up=False)
 
     def _tell(self, *, up: bool) -> None:
         if self._metrics is not None:

@@ -513,6 +513,28 @@ def test_a_store_that_is_gone_stops_nothing_and_comes_back(
     assert value(metrics, "registry_up") == 1
 
 
+def test_who_reads_that_the_registry_does_not_answer_finds_the_figure_to_it(
+    registry: Registry, home: Path
+) -> None:
+    metrics, seen = Metrics(), list[tuple[bool, float]]()
+
+    class Read(Watch):
+        """A watch that another thread reads whenever it has another error, or none any more."""
+
+        def __setattr__(self, name: str, to: object) -> None:
+            super().__setattr__(name, to)
+            if name == "error":
+                seen.append((to is None, value(metrics, "registry_up")))
+
+    watch = Read(registry.place, metrics)
+    watch.refresh()
+    objects(home).rename(home / "away")
+    watch.refresh()
+    (home / "away").rename(objects(home))
+    watch.refresh()
+    assert seen[1:] == [(True, 1), (False, 0), (True, 1)]
+
+
 @pytest.mark.parametrize("looks", range(5))
 @pytest.mark.parametrize(
     ("error", "words"),
